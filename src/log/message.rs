@@ -1,0 +1,131 @@
+//! What travels: batches of units, as values. Their bytes are `envelope`'s business.
+
+use std::sync::Arc;
+
+use crate::change::Op;
+use crate::format::{Row, Value};
+
+/// Numbers a shard, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+/// A message's sequence number in its stream, from 1; 0 stands for "before the first".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct StreamSeq(pub u64);
+
+/// Where a change was first made: a node, and the life of its state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// The node's id, chosen by its operator or at random.
+    pub node_id: u64,
+    /// Random, made with the state directory: a node that lost its state is a new origin.
+    pub epoch: u64,
+}
+
+/// The shape of a table as its origin had it when the unit was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableShape {
+    /// The table's name.
+    pub name: String,
+    /// Names of the columns that images carry, in their order. Generated columns are left out.
+    pub columns: Vec<String>,
+    /// Indexes into `columns` of the key, in key order; empty when rows are told apart by their rowid.
+    pub key: Vec<u16>,
+}
+
+/// The key of a changed row.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum UnitKey {
+    /// Key values in the order of [`TableShape::key`].
+    Columns(Vec<Value>),
+    /// The rowid: tables without a key, and rows with NULL in it.
+    Rowid(i64),
+}
+
+/// One row change of a unit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitChange {
+    /// Index into [`Unit::tables`].
+    pub table: u16,
+    /// Insert, update or delete.
+    pub op: Op,
+    /// The row's key (after; for deletes before).
+    pub key: UnitKey,
+    /// The full row after, in the order of [`TableShape::columns`]; `None` for deletes.
+    pub image: Option<Row>,
+    /// For updates: which of [`TableShape::columns`] changed. Empty for inserts (all) and deletes.
+    pub mask: Vec<bool>,
+    /// The row before, when the origin was asked to send it.
+    pub before: Option<Row>,
+}
+
+/// The part of one transaction that travels in one shard, or, of a transaction larger than a message, a piece of that part.
+/// The smallest thing that the log orders: its changes are folded together, and it holds at most one change of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unit {
+    /// The transaction's number at its origin.
+    pub tx: u64,
+    /// Counts the units of this transaction in this shard, from 0.
+    pub part: u32,
+    /// Salts of the generation that the transaction was read from.
+    pub salts: [u8; 8],
+    /// Its commit frame; 0 for repaired transactions.
+    pub frame: u32,
+    /// The transaction was found by comparing the database with what the origin last knew.
+    pub repaired: bool,
+    /// The tables that the changes name.
+    pub tables: Vec<Arc<TableShape>>,
+    /// The changes, in the order in which they were captured.
+    pub changes: Vec<UnitChange>,
+}
+
+/// How many messages a round has in a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundPart {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its messages of this round, at least 1.
+    pub message_count: u32,
+}
+
+/// A message's place among all messages: what every receiver needs before it looks at the content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Who sealed it.
+    pub origin: Origin,
+    /// Counts up per origin and shard, from 1. With origin and shard it is the message id: what is not above the last one folded is a
+    /// duplicate, and what skips a number shows that the log lost an acknowledged message.
+    pub batch_no: u64,
+    /// Counts up per origin, from 1.
+    pub round_no: u64,
+    /// Which message of the round this is in its shard, from 0.
+    pub part: u32,
+    /// All shards that have messages of this round.
+    pub round: Vec<RoundPart>,
+}
+
+/// What a message carries.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// Whole units, oldest first.
+    Units(Vec<Unit>),
+    /// A piece of an encoded list of units that is larger than a message; pieces stand one after another in their shard (other origins'
+    /// messages may come between) and are put together before they are decoded.
+    Piece {
+        /// From 0.
+        index: u32,
+        /// At least 2.
+        count: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
+
+/// A sealed message of one shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Its place.
+    pub header: Header,
+    /// Its content.
+    pub body: Body,
+}
