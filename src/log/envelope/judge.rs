@@ -1,0 +1,35 @@
+//! Whether a decoded unit makes sense: later layers rely on it and do not check again.
+
+use super::super::message::{Unit, UnitChange, UnitKey};
+use crate::change::Op;
+
+/// Checks that every change fits the table that it names.
+pub(super) fn judge_unit(unit: &Unit) -> Result<(), String> {
+    for shape in &unit.tables {
+        if shape.key.iter().any(|column| usize::from(*column) >= shape.columns.len()) {
+            return Err(format!("table {} has a key column that is not there", shape.name));
+        }
+    }
+    for (index, change) in unit.changes.iter().enumerate() {
+        judge_change(unit, change).map_err(|what| format!("change {index}: {what}"))?;
+    }
+    Ok(())
+}
+
+fn judge_change(unit: &Unit, change: &UnitChange) -> Result<(), &'static str> {
+    let shape = unit.tables.get(usize::from(change.table)).ok_or("its table is not there")?;
+    if let UnitKey::Columns(values) = &change.key
+        && (values.len() != shape.key.len() || values.is_empty())
+    {
+        return Err("its key does not fit its table");
+    }
+    let fits = |row: &Option<Vec<_>>| row.as_ref().is_none_or(|row| row.len() == shape.columns.len());
+    if !fits(&change.image) || !fits(&change.before) {
+        return Err("a row does not fit its table");
+    }
+    match (change.op, &change.image) {
+        (Op::Delete, Some(_)) => Err("a delete with a row after it"),
+        (Op::Insert | Op::Update, None) => Err("an insert or update without its row"),
+        (Op::Delete, None) | (Op::Insert | Op::Update, Some(_)) => Ok(()),
+    }
+}

@@ -1,0 +1,6 @@
+//! The log: envelope, rounds, cut, and what must hold while servers die.
+
+mod cut;
+mod envelope;
+mod seal;
+mod seeded;
