@@ -83,14 +83,24 @@ impl Cannot {
     #[must_use]
     pub fn remedy(&self) -> String {
         match self {
-            Cannot::NoTable { table } => format!("create table {table} as the other nodes have it; applying resumes by itself"),
-            Cannot::NoColumn { table, column } => format!("add column {column} to table {table}; applying resumes by itself"),
+            Cannot::NoTable { table } => {
+                format!("create table {table} as the other nodes have it; applying resumes by itself")
+            }
+            Cannot::NoColumn { table, column } => {
+                format!("add column {column} to table {table}; applying resumes by itself")
+            }
             Cannot::KeyDiffers { table, theirs, .. } => format!("rebuild table {table} with PRIMARY KEY ({theirs})"),
-            Cannot::RowidHidden { table } => format!("give table {table} a PRIMARY KEY, or exclude it with --exclude-tables"),
+            Cannot::RowidHidden { table } => {
+                format!("give table {table} a PRIMARY KEY, or exclude it with --exclude-tables")
+            }
             Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
-            Cannot::MissingBatch { .. } => "the log lost data: restore this node from a snapshot, and check the NATS servers' storage".to_owned(),
+            Cannot::MissingBatch { .. } => {
+                "the log lost data: restore this node from a snapshot, and check the NATS servers' storage".to_owned()
+            }
             Cannot::BadPiece { .. } => "the log holds a damaged message: restore this node from a snapshot".to_owned(),
-            Cannot::NotOurs { .. } => "give every node its own --node-id and state directory; never copy a state directory".to_owned(),
+            Cannot::NotOurs { .. } => {
+                "give every node its own --node-id and state directory; never copy a state directory".to_owned()
+            }
         }
     }
 }
@@ -161,7 +171,9 @@ impl ApplyError {
         use rusqlite::ErrorCode;
         let about_row = match source.sqlite_error_code() {
             // `Unknown` is plain SQLITE_ERROR: no such collation, no such function, no such column.
-            Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig | ErrorCode::Unknown) => true,
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig | ErrorCode::Unknown) => {
+                true
+            }
             Some(_) | None => false,
         };
         if about_row {

@@ -25,7 +25,8 @@ impl<F: Fn(&str) -> Option<Arc<Table>>> Tables for F {
 /// The shape under which rows of a table travel: the columns that are not generated.
 #[must_use]
 pub fn shape_of(table: &Table) -> TableShape {
-    let written: Vec<usize> = (0..table.columns.len()).filter(|i| table.columns.get(*i).is_some_and(|column| !column.generated)).collect();
+    let written: Vec<usize> =
+        (0..table.columns.len()).filter(|i| table.columns.get(*i).is_some_and(|column| !column.generated)).collect();
     let position = |column: &usize| written.iter().position(|i| i == column).and_then(|i| u16::try_from(i).ok());
     let key = match &table.identity {
         Identity::RowidAlias(column) => position(column).into_iter().collect(),
@@ -41,6 +42,8 @@ pub fn shape_of(table: &Table) -> TableShape {
 pub(super) struct LocalTable {
     pub(super) table: Arc<Table>,
     pub(super) shape: Arc<TableShape>,
+    /// The name in lower case: tables are found under it.
+    pub(super) name_lower: String,
     /// The table's number in `state.db`.
     pub(super) id: i64,
     /// The number of its columns in `state.db`.
@@ -60,9 +63,11 @@ impl LocalTable {
             shape.columns.iter().position(|other| other == name)
         };
         let uniques = table.uniques.iter().map(|index| index.columns.as_ref()?.iter().map(written).collect()).collect();
-        let defaults = table.columns.iter().filter(|column| !column.generated).map(|column| column.default.clone()).collect();
+        let defaults =
+            table.columns.iter().filter(|column| !column.generated).map(|column| column.default.clone()).collect();
         let sql = Sql::new(&table, &shape);
-        LocalTable { table, shape, id, shape_id, uniques, defaults, sql }
+        let name_lower = table.name.to_ascii_lowercase();
+        LocalTable { table, shape, name_lower, id, shape_id, uniques, defaults, sql }
     }
 
     /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
@@ -87,14 +92,18 @@ impl LocalTable {
     pub(super) fn fit(&self, shape: &TableShape, strict: bool) -> Result<Fit, Cannot> {
         let table = || self.table.name.clone();
         let position = |name: &str| shape.columns.iter().position(|other| other.eq_ignore_ascii_case(name));
-        if strict && let Some(column) = shape.columns.iter().find(|name| !self.shape.columns.iter().any(|ours| ours.eq_ignore_ascii_case(name))) {
+        if strict
+            && let Some(column) =
+                shape.columns.iter().find(|name| !self.shape.columns.iter().any(|ours| ours.eq_ignore_ascii_case(name)))
+        {
             return Err(Cannot::NoColumn { table: table(), column: column.clone() });
         }
         let key_names = |shape: &TableShape| -> Vec<String> {
             shape.key.iter().filter_map(|i| shape.columns.get(usize::from(*i)).cloned()).collect()
         };
         let (ours, theirs) = (key_names(&self.shape), key_names(shape));
-        let key: Option<Vec<usize>> = ours.iter().map(|name| theirs.iter().position(|other| other.eq_ignore_ascii_case(name))).collect();
+        let key: Option<Vec<usize>> =
+            ours.iter().map(|name| theirs.iter().position(|other| other.eq_ignore_ascii_case(name))).collect();
         let Some(key) = key.filter(|key| key.len() == theirs.len()) else {
             let shown = |names: Vec<String>| if names.is_empty() { "rowid".to_owned() } else { names.join(", ") };
             return Err(Cannot::KeyDiffers { table: table(), ours: shown(ours), theirs: shown(theirs) });
@@ -123,9 +132,14 @@ impl LocalTable {
         let key = match &change.key {
             UnitKey::Rowid(rowid) => RowKey::Rowid(*rowid),
             UnitKey::Columns(values) if fit.same => RowKey::Columns(values.clone()),
-            UnitKey::Columns(values) => RowKey::Columns(fit.key.iter().filter_map(|i| values.get(*i).cloned()).collect()),
+            UnitKey::Columns(values) => {
+                RowKey::Columns(fit.key.iter().filter_map(|i| values.get(*i).cloned()).collect())
+            }
         };
-        let image = change.image.as_ref().map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) });
+        let image = change
+            .image
+            .as_ref()
+            .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) });
         let carried = |c: &Option<usize>| match (c, merge) {
             (None, _) => false,
             (Some(_), Merge::Row) => true,

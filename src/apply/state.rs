@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::ApplyError;
-use crate::log::{Origin, ShardId, StreamSeq, TableShape};
+use super::shape::{LocalTable, shape_of};
+use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
+use crate::schema::Table;
 
 /// "WDCK": tells our file from any other SQLite database.
 const APPLICATION_ID: i64 = 0x5744_434b;
@@ -29,11 +32,12 @@ CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
   PRIMARY KEY(shard, origin)) WITHOUT ROWID;
 CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX pending_sealed ON pending(shard, batch_no);
+CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
 CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
 CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
 CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
 CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
-  piece_unit INTEGER, piece_index INTEGER NOT NULL DEFAULT 0, piece_count INTEGER NOT NULL DEFAULT 0, acknowledged INTEGER NOT NULL DEFAULT 0,
+  piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(shard, batch_no)) WITHOUT ROWID;
 CREATE TABLE base(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
 CREATE TABLE base_before(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
@@ -43,6 +47,7 @@ CREATE TABLE pieces(shard INTEGER NOT NULL, origin BLOB NOT NULL, piece_index IN
 CREATE TABLE intent(only INTEGER PRIMARY KEY CHECK (only = 1), digest BLOB NOT NULL);
 CREATE TABLE conflicts(id INTEGER PRIMARY KEY AUTOINCREMENT, recorded_at INTEGER NOT NULL, kind TEXT NOT NULL, table_name TEXT NOT NULL, columns BLOB NOT NULL, key BLOB NOT NULL,
   kept BLOB, lost BLOB, kept_origin BLOB, lost_origin BLOB, fresh INTEGER NOT NULL);
+CREATE INDEX conflicts_key ON conflicts(table_name, key);
 ";
 
 /// What is known of one table by number.
@@ -57,23 +62,13 @@ pub(super) struct TableState {
     pub(super) uniques: String,
 }
 
-/// The last message of an origin that was folded in a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Folded {
-    /// Its `batch_no`; 0 for none yet.
-    pub batch_no: u64,
-    /// Its `round_no`; 0 for none yet.
-    pub round_no: u64,
-    /// Its part of the round in this shard.
-    pub part: u32,
-}
-
 /// The state database.
 #[derive(Debug)]
 pub struct State {
     pub(super) db: Connection,
     pub(super) tables: HashMap<String, TableState>,
     shapes: HashMap<Vec<String>, i64>,
+    locals: HashMap<String, Arc<LocalTable>>,
     pub(super) pending_id_next: i64,
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
@@ -111,8 +106,15 @@ impl State {
         }
         let origin: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'origin'", [], |row| row.get(0))?;
         let origin = origin_of(&origin)?;
-        let mut state =
-            State { db, tables: HashMap::new(), shapes: HashMap::new(), pending_id_next: 1, revertible: false, origin };
+        let mut state = State {
+            db,
+            tables: HashMap::new(),
+            shapes: HashMap::new(),
+            locals: HashMap::new(),
+            pending_id_next: 1,
+            revertible: false,
+            origin,
+        };
         state.reload()?;
         Ok(state)
     }
@@ -145,7 +147,8 @@ impl State {
     /// # Errors
     /// When `state.db` fails.
     pub fn folded(&self, shard: ShardId, origin: Origin) -> Result<Folded, ApplyError> {
-        let mut found = self.db.prepare_cached("SELECT batch_no, round_no, part FROM origins WHERE shard = ?1 AND origin = ?2")?;
+        let mut found =
+            self.db.prepare_cached("SELECT batch_no, round_no, part FROM origins WHERE shard = ?1 AND origin = ?2")?;
         let folded = found
             .query_row(params![shard.0, origin_bytes(origin)], |row| {
                 Ok(Folded { batch_no: from_db(row.get(0)?), round_no: from_db(row.get(1)?), part: row.get(2)? })
@@ -159,18 +162,24 @@ impl State {
     /// # Errors
     /// When `state.db` fails.
     pub fn folded_all(&self, shard: ShardId) -> Result<Vec<(Origin, Folded)>, ApplyError> {
-        let mut found = self.db.prepare_cached("SELECT origin, batch_no, round_no, part FROM origins WHERE shard = ?1 AND batch_no > 0")?;
+        let mut found = self
+            .db
+            .prepare_cached("SELECT origin, batch_no, round_no, part FROM origins WHERE shard = ?1 AND batch_no > 0")?;
         let mut rows = found.query([shard.0])?;
         let mut all = Vec::new();
         while let Some(row) = rows.next()? {
             let origin = origin_of(&row.get::<_, Vec<u8>>(0)?)?;
-            all.push((origin, Folded { batch_no: from_db(row.get(1)?), round_no: from_db(row.get(2)?), part: row.get(3)? }));
+            all.push((
+                origin,
+                Folded { batch_no: from_db(row.get(1)?), round_no: from_db(row.get(2)?), part: row.get(3)? },
+            ));
         }
         Ok(all)
     }
 
     pub(super) fn set_position(&self, shard: ShardId, seq: StreamSeq) -> Result<(), ApplyError> {
-        let sql = "INSERT INTO positions(shard, seq) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)";
+        let sql =
+            "INSERT INTO positions(shard, seq) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)";
         self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(seq.0)])?;
         Ok(())
     }
@@ -178,17 +187,24 @@ impl State {
     pub(super) fn set_folded(&self, shard: ShardId, origin: Origin, folded: Folded) -> Result<(), ApplyError> {
         let sql = "INSERT INTO origins(shard, origin, batch_no, round_no, part) VALUES(?1, ?2, ?3, ?4, ?5)
             ON CONFLICT DO UPDATE SET batch_no = excluded.batch_no, round_no = excluded.round_no, part = excluded.part";
-        let values = params![shard.0, origin_bytes(origin), to_db(folded.batch_no), to_db(folded.round_no), folded.part];
+        let values =
+            params![shard.0, origin_bytes(origin), to_db(folded.batch_no), to_db(folded.round_no), folded.part];
         self.db.prepare_cached(sql)?.execute(values)?;
         Ok(())
     }
 
     pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, ApplyError> {
-        Ok(self.db.prepare_cached("SELECT value FROM meta WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()?)
+        Ok(self
+            .db
+            .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?)
     }
 
     pub(super) fn set_meta(&self, name: &str, value: &[u8]) -> Result<(), ApplyError> {
-        self.db.prepare_cached("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)")?.execute(params![name, value])?;
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)")?
+            .execute(params![name, value])?;
         Ok(())
     }
 
@@ -213,12 +229,20 @@ impl State {
     pub(super) fn reload(&mut self) -> Result<(), ApplyError> {
         self.tables.clear();
         self.shapes.clear();
+        self.locals.clear();
         self.revertible = false;
-        let mut found = self.db.prepare("SELECT id, name, dirty, uniques, (SELECT count(*) FROM base WHERE table_id = id) FROM tables")?;
+        let mut found = self
+            .db
+            .prepare("SELECT id, name, dirty, uniques, (SELECT count(*) FROM base WHERE table_id = id) FROM tables")?;
         let mut rows = found.query([])?;
         while let Some(row) = rows.next()? {
             let name: String = row.get(1)?;
-            let table = TableState { id: row.get(0)?, base_rows: from_db(row.get(4)?), dirty: row.get(2)?, uniques: row.get(3)? };
+            let table = TableState {
+                id: row.get(0)?,
+                base_rows: from_db(row.get(4)?),
+                dirty: row.get(2)?,
+                uniques: row.get(3)?,
+            };
             self.tables.insert(name.to_ascii_lowercase(), table);
         }
         drop(rows);
@@ -235,15 +259,36 @@ impl State {
         if !self.tables.contains_key(&lower) {
             self.db.prepare_cached("INSERT INTO tables(name, uniques) VALUES(?1, ?2)")?.execute([name, uniques])?;
             let id = self.db.last_insert_rowid();
-            self.tables.insert(lower.clone(), TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned() });
+            self.tables
+                .insert(lower.clone(), TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned() });
         }
         let table = self.tables.get_mut(&lower).ok_or(ApplyError::Damaged { what: "the list of tables" })?;
         if table.uniques != uniques {
             table.dirty |= table.base_rows > 0;
             uniques.clone_into(&mut table.uniques);
-            self.db.prepare_cached("UPDATE tables SET dirty = ?2, uniques = ?3 WHERE id = ?1")?.execute(params![table.id, table.dirty, uniques])?;
+            self.db.prepare_cached("UPDATE tables SET dirty = ?2, uniques = ?3 WHERE id = ?1")?.execute(params![
+                table.id,
+                table.dirty,
+                uniques
+            ])?;
         }
         Ok(table)
+    }
+
+    /// The table as applying needs it, made anew when its definition has changed.
+    pub(super) fn local_table(&mut self, table: &Arc<Table>) -> Result<Arc<LocalTable>, ApplyError> {
+        if let Some(local) = self.locals.get(&table.name)
+            && (Arc::ptr_eq(&local.table, table) || local.table == *table)
+        {
+            return Ok(Arc::clone(local));
+        }
+        let uniques =
+            table.uniques.iter().map(|index| format!("{}{:?};", index.name, index.columns)).collect::<String>();
+        let id = self.table(&table.name, &uniques)?.id;
+        let shape_id = self.shape_id(&shape_of(table))?;
+        let local = Arc::new(LocalTable::new(Arc::clone(table), id, shape_id));
+        self.locals.insert(table.name.clone(), Arc::clone(&local));
+        Ok(local)
     }
 
     /// The number under which rows with these columns are stored.
@@ -252,7 +297,11 @@ impl State {
             return Ok(*id);
         }
         let columns = names_bytes(&shape.columns);
-        let known = self.db.prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?.query_row([&columns], |row| row.get(0)).optional()?;
+        let known = self
+            .db
+            .prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?
+            .query_row([&columns], |row| row.get(0))
+            .optional()?;
         let id = match known {
             Some(id) => id,
             None => {
@@ -266,8 +315,11 @@ impl State {
 
     /// The column names that were stored under a number.
     pub(super) fn shape_columns(&self, id: i64) -> Result<Vec<String>, ApplyError> {
-        let columns: Option<Vec<u8>> =
-            self.db.prepare_cached("SELECT columns FROM shapes WHERE id = ?1")?.query_row([id], |row| row.get(0)).optional()?;
+        let columns: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT columns FROM shapes WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
         names_of(&columns.ok_or(ApplyError::Damaged { what: "the shape of a stored row" })?)
     }
 }
@@ -276,7 +328,10 @@ fn create(db: &Connection, database: &str, origin: Origin) -> Result<(), ApplyEr
     // One transaction: an interrupted creation leaves an empty file, which is a new one.
     db.execute_batch("BEGIN IMMEDIATE")?;
     db.execute_batch(TABLES)?;
-    db.execute("INSERT INTO meta(name, value) VALUES('database', ?1), ('origin', ?2)", params![database.as_bytes(), origin_bytes(origin)])?;
+    db.execute(
+        "INSERT INTO meta(name, value) VALUES('database', ?1), ('origin', ?2)",
+        params![database.as_bytes(), origin_bytes(origin)],
+    )?;
     db.pragma_update(None, "application_id", APPLICATION_ID)?;
     db.pragma_update(None, "user_version", VERSION)?;
     Ok(db.execute_batch("COMMIT")?)

@@ -68,8 +68,10 @@ impl Sql {
             // The hidden rowid is the key only of rows with NULL in their declared one.
             let nulls = key_names.iter().map(|column| format!("{column} IS NULL")).collect::<Vec<_>>().join(" OR ");
             by_rowid = format!("{by_rowid} AND ({nulls})");
-            move_rowid =
-                format!("UPDATE OR ABORT {name} SET {rowid} = (SELECT max({rowid}) + 1 FROM {name}) WHERE {rowid} = ?{} AND NOT ({nulls})", count + 1);
+            move_rowid = format!(
+                "UPDATE OR ABORT {name} SET {rowid} = (SELECT max({rowid}) + 1 FROM {name}) WHERE {rowid} = ?{} AND NOT ({nulls})",
+                count + 1
+            );
         }
         Sql { name, columns, insert, insert_rowid, returning, select, by_key, by_rowid, move_rowid }
     }
@@ -107,7 +109,10 @@ pub(super) struct Rows<'c> {
 impl<'c> Rows<'c> {
     pub(super) fn new(conn: &'c Connection) -> Result<Rows<'c>, ApplyError> {
         let doing = |source| ApplyError::Database { doing: "reading its encoding", source };
-        let name: String = conn.prepare_cached("PRAGMA encoding").and_then(|mut found| found.query_row([], |row| row.get(0))).map_err(doing)?;
+        let name: String = conn
+            .prepare_cached("PRAGMA encoding")
+            .and_then(|mut found| found.query_row([], |row| row.get(0)))
+            .map_err(doing)?;
         let encoding = match name.as_str() {
             "UTF-16le" => TextEncoding::Utf16Le,
             "UTF-16be" => TextEncoding::Utf16Be,
@@ -123,7 +128,10 @@ impl<'c> Rows<'c> {
             let mut found = self.prepare(&sql, &[], table.sql.columns.len(), key)?;
             let mut rows = found.raw_query();
             let Some(row) = rows.next()? else { return Ok(None) };
-            (0..table.sql.columns.len()).map(|i| row.get_ref(i).map(value_of)).collect::<rusqlite::Result<Row>>().map(Some)
+            (0..table.sql.columns.len())
+                .map(|i| row.get_ref(i).map(value_of))
+                .collect::<rusqlite::Result<Row>>()
+                .map(Some)
         };
         read().map_err(|source| ApplyError::row(&table.table.name, source))
     }
@@ -144,10 +152,18 @@ impl<'c> Rows<'c> {
     }
 
     /// Writes the columns of `mask`.
-    pub(super) fn update(&self, table: &LocalTable, key: &RowKey, row: &[Value], mask: &[bool]) -> Result<Written, ApplyError> {
+    pub(super) fn update(
+        &self,
+        table: &LocalTable,
+        key: &RowKey,
+        row: &[Value],
+        mask: &[bool],
+    ) -> Result<Written, ApplyError> {
         let mut sql = format!("UPDATE OR ABORT {} SET ", table.sql.name);
         let mut values = Vec::with_capacity(row.len());
-        for ((i, column), (value, _)) in table.sql.columns.iter().enumerate().zip(row.iter().zip(mask)).filter(|(_, (_, changed))| **changed) {
+        for ((i, column), (value, _)) in
+            table.sql.columns.iter().enumerate().zip(row.iter().zip(mask)).filter(|(_, (_, changed))| **changed)
+        {
             let comma = if values.is_empty() { "" } else { ", " };
             let _ = write!(sql, "{comma}{column} = ?{}", i + 1);
             values.push((i, value));
@@ -176,7 +192,12 @@ impl<'c> Rows<'c> {
     ///
     /// SQLite itself says which row it is: an upsert that changes nothing returns it. So expression indexes, partial ones and collations
     /// count exactly as they do for everybody else.
-    pub(super) fn insert_or_meet(&self, table: &LocalTable, key: &RowKey, row: &[Value]) -> Result<Option<(RowKey, Row)>, ApplyError> {
+    pub(super) fn insert_or_meet(
+        &self,
+        table: &LocalTable,
+        key: &RowKey,
+        row: &[Value],
+    ) -> Result<Option<(RowKey, Row)>, ApplyError> {
         match self.insert(table, key, row)? {
             Written::Done => return Ok(None),
             Written::InTheWay | Written::NoRow => {}
@@ -209,7 +230,14 @@ impl<'c> Rows<'c> {
         Ok(self.write(table, &table.sql.move_rowid, &[], table.sql.columns.len(), Some(key))? == Written::Done)
     }
 
-    fn write(&self, table: &LocalTable, sql: &str, row: &[&Value], count: usize, key: Option<&RowKey>) -> Result<Written, ApplyError> {
+    fn write(
+        &self,
+        table: &LocalTable,
+        sql: &str,
+        row: &[&Value],
+        count: usize,
+        key: Option<&RowKey>,
+    ) -> Result<Written, ApplyError> {
         match self.prepare_with(sql, row, count, key).and_then(|mut statement| statement.raw_execute()) {
             Ok(0) => Ok(Written::NoRow),
             Ok(_) => Ok(Written::Done),
@@ -224,7 +252,13 @@ impl<'c> Rows<'c> {
 
     /// Prepares and binds: the row from parameter 1, the key behind the table's columns. Parameters that the statement does not name are
     /// left out.
-    fn prepare_with(&self, sql: &str, row: &[&Value], count: usize, key: Option<&RowKey>) -> rusqlite::Result<CachedStatement<'c>> {
+    fn prepare_with(
+        &self,
+        sql: &str,
+        row: &[&Value],
+        count: usize,
+        key: Option<&RowKey>,
+    ) -> rusqlite::Result<CachedStatement<'c>> {
         let rowid;
         let key_values: &[Value] = match key {
             None => &[],
@@ -234,8 +268,14 @@ impl<'c> Rows<'c> {
                 &rowid
             }
         };
-        let all = || row.iter().copied().enumerate().chain(key_values.iter().enumerate().map(|(i, value)| (count + i, value)));
-        let raw: Vec<usize> = if self.encoding == TextEncoding::Utf8 { Vec::new() } else { all().filter(|(_, v)| is_broken_text(v)).map(|(i, _)| i).collect() };
+        let all = || {
+            row.iter().copied().enumerate().chain(key_values.iter().enumerate().map(|(i, value)| (count + i, value)))
+        };
+        let raw: Vec<usize> = if self.encoding == TextEncoding::Utf8 {
+            Vec::new()
+        } else {
+            all().filter(|(_, v)| is_broken_text(v)).map(|(i, _)| i).collect()
+        };
         let sql = if raw.is_empty() { Cow::Borrowed(sql) } else { Cow::Owned(with_casts(sql, &raw)) };
         let mut statement = self.conn.prepare_cached(&sql)?;
         let parameters = statement.parameter_count();
@@ -261,7 +301,10 @@ impl<'c> Rows<'c> {
         while !rest.is_empty() {
             let valid = match std::str::from_utf8(rest) {
                 Ok(text) => text,
-                Err(error) => rest.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default(),
+                Err(error) => rest
+                    .get(..error.valid_up_to())
+                    .and_then(|valid| std::str::from_utf8(valid).ok())
+                    .unwrap_or_default(),
             };
             valid.encode_utf16().for_each(&mut push);
             rest = rest.get(valid.len()..).unwrap_or_default();
@@ -311,7 +354,8 @@ fn with_casts(sql: &str, raw: &[usize]) -> String {
 fn is_in_the_way(error: &rusqlite::Error) -> bool {
     let Some(code) = error.sqlite_error() else { return false };
     code.code == ErrorCode::ConstraintViolation
-        && [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID].contains(&code.extended_code)
+        && [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID]
+            .contains(&code.extended_code)
 }
 
 #[cfg(test)]
@@ -320,6 +364,9 @@ mod tests {
 
     #[test]
     fn casts_reach_parameters_and_leave_names_alone() {
-        assert_eq!(with_casts("UPDATE \"a?1\" SET b = ?1, c = ?12", &[0]), "UPDATE \"a?1\" SET b = CAST(?1 AS TEXT), c = ?12");
+        assert_eq!(
+            with_casts("UPDATE \"a?1\" SET b = ?1, c = ?12", &[0]),
+            "UPDATE \"a?1\" SET b = CAST(?1 AS TEXT), c = ?12"
+        );
     }
 }
