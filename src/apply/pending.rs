@@ -36,6 +36,22 @@ impl State {
         })?)
     }
 
+    /// Hands out every pending unit with its shard, oldest first.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged, and whatever `each` returns.
+    pub fn each_pending(
+        &self,
+        mut each: impl FnMut(ShardId, &Unit) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT id, shard FROM pending WHERE folded = 0 ORDER BY id")?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            each(ShardId(row.get(1)?), &self.pending_unit(row.get(0)?)?)?;
+        }
+        Ok(())
+    }
+
     /// Reserves the number of a unit. Numbers of a transaction are above those of the ones before it.
     pub(super) fn pending_id(&mut self) -> i64 {
         let id = self.pending_id_next;

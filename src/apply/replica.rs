@@ -16,6 +16,8 @@ use super::seal::{InFlight, SealLimits};
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
+use crate::change::RowKey;
+use crate::format::Row;
 use crate::log::{Batch, Body, Folded, Origin, SealedMessage, Sequence, ShardId, StreamSeq, Unit, decode_units};
 use crate::schema::Table;
 
@@ -311,6 +313,27 @@ impl Replica {
         self.state.write_intent(&net)?;
         self.state.commit()?;
         self.phase = Phase::Recovering(net);
+        Ok(())
+    }
+
+    /// Hands out every row of base: put in place of the visible ones they give the fold, which is what a snapshot holds. The row has the
+    /// columns that are not generated, in declared order; `None` stands for no row.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged, and whatever `each` returns.
+    pub fn each_base_row(
+        &mut self,
+        tables: &dyn Tables,
+        mut each: impl FnMut(&Table, &RowKey, Option<&Row>) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let names: Vec<String> =
+            self.state.tables.iter().filter(|(_, state)| state.base_rows > 0).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            // A table that is gone shows no row, and the fold's are gone with it.
+            let Some(table) = tables.table(&name) else { continue };
+            let local = self.state.local_table(&table)?;
+            self.state.each_base(&local, |_, base| each(&table, &base.key, base.row.as_ref()))?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,4 @@
+//! What several test modules need.
+
+pub(crate) mod model;
+pub(crate) mod rng;
