@@ -13,7 +13,7 @@ use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, decode, shar
 use woodchuck::schema::Table;
 
 use crate::support::model::{Db, Key, ModelTable, Schema, ShardLog, fold_unit};
-use crate::support::rng::Rng;
+use crate::support::random::Random;
 
 /// Runs in the ordinary test; `WOODCHUCK_SEEDS` asks for more.
 const SEEDS: u64 = 250;
@@ -41,7 +41,7 @@ struct Cluster {
     shards: u16,
     logs: Vec<ShardLog>,
     nodes: Vec<Node>,
-    rng: Rng,
+    rng: Random,
     limits: SealLimits,
     tag: i64,
     sent: Vec<(usize, usize)>,
@@ -80,7 +80,7 @@ fn row_key(key: &Key) -> RowKey {
 
 impl Cluster {
     fn new(seed: u64) -> Cluster {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random::new(seed);
         let dir = tempfile::tempdir().unwrap();
         let opaque = rng.chance(25);
         let plain = ModelTable { name: "f", columns: vec!["a", "b", "c"], uniques: vec![], opaque };
@@ -241,7 +241,11 @@ impl Cluster {
         for shard in 1..=self.shards {
             let log = &self.logs[usize::from(shard - 1)];
             let from = self.nodes[no].replica().state().position(ShardId(shard)).unwrap().0 as usize;
-            let to = if whole { log.messages.len() } else { from + self.rng.below(log.messages.len() - from + 1) };
+            let to = if whole {
+                log.messages.len()
+            } else {
+                from + self.rng.below((log.messages.len() - from + 1) as u64) as usize
+            };
             let of_shard = (from..to).map(|i| Arrived {
                 shard: ShardId(shard),
                 seq: StreamSeq(i as u64 + 1),
@@ -251,7 +255,7 @@ impl Cluster {
         }
         let mut mixed = Vec::new();
         while arrived.iter().any(|queue| !queue.is_empty()) {
-            let shard = self.rng.below(arrived.len());
+            let shard = self.rng.below(arrived.len() as u64) as usize;
             mixed.extend(arrived[shard].pop_front());
         }
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
@@ -448,7 +452,7 @@ fn feed(sink: &mut LocalSink<'_>, span: &TxSpan, tables: &[Arc<Table>], before: 
     sink.commit(span, changes).unwrap();
 }
 
-fn new_row(rng: &mut Rng, table: &ModelTable, tag: i64) -> Row {
+fn new_row(rng: &mut Random, table: &ModelTable, tag: i64) -> Row {
     let is_unique = |column: usize| table.uniques.iter().flatten().any(|c| *c == column);
     (0..table.columns.len())
         .map(|column| match (is_unique(column), rng.pick(&[1, 1, 2, 2, 3, 4, 0])) {
@@ -475,14 +479,14 @@ fn insert(conn: &Connection, how: &str, key: &Key, row: &Row) -> rusqlite::Resul
 }
 
 /// One random statement; whether SQLite took it.
-fn statement(conn: &Connection, rng: &mut Rng, schema: &Schema, tag: i64) -> bool {
+fn statement(conn: &Connection, rng: &mut Random, schema: &Schema, tag: i64) -> bool {
     let table = rng.pick(&schema.0);
     let name = table.name;
-    let key = |rng: &mut Rng| (name.to_owned(), format!("k{}", rng.below(4)));
+    let key = |rng: &mut Random| (name.to_owned(), format!("k{}", rng.below(4)));
     let (k, k2) = (key(rng), key(rng));
     let row = new_row(rng, table, tag);
-    let column = rng.below(table.columns.len());
-    let second = rng.below(table.columns.len());
+    let column = rng.below(table.columns.len() as u64) as usize;
+    let second = rng.below(table.columns.len() as u64) as usize;
     let columns = if rng.chance(25) && second != column { vec![column, second] } else { vec![column] };
     let update = |how: &str| {
         let set = columns.iter().map(|c| format!("{} = ?", table.columns[*c])).collect::<Vec<_>>().join(", ");
@@ -516,8 +520,8 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     let mut cluster = Cluster::new(seed);
     let steps = *cluster.rng.pick(&[15, 40, 40, 100]);
     for _ in 0..steps {
-        let no = cluster.rng.below(cluster.nodes.len());
-        let shard = 1 + cluster.rng.below(usize::from(cluster.shards)) as u16;
+        let no = cluster.rng.below(cluster.nodes.len() as u64) as usize;
+        let shard = 1 + cluster.rng.below(u64::from(cluster.shards)) as u16;
         let event = cluster.rng.below(100);
         if cluster.nodes[no].replica.is_none() && (event >= 30 || cluster.rng.chance(50)) {
             cluster.restart(no);

@@ -10,7 +10,7 @@ use super::shape::LocalTable;
 use super::state::State;
 use crate::format::{Row, Value};
 
-/// The claim of everything: an index whose values cannot be computed here (an expression, a WHERE clause).
+/// The claim of everything: an index whose values cannot be computed here (an expression, a WHERE clause, an application's collation).
 const EVERYTHING: i64 = 0;
 
 impl State {
@@ -84,8 +84,8 @@ fn hashes(table: &LocalTable, row: &[Value]) -> Vec<i64> {
     out
 }
 
-/// Feeds the same bytes for any two values that some collation or affinity calls equal. An index's collation is not known here, so text
-/// counts without case and trailing spaces, and text in a custom collation could be equal to any other: all text is one value then.
+/// Feeds the same bytes for any two values that some collation or affinity calls equal. Text counts without
+/// case and trailing spaces; indexes with an application's own collation claim everything.
 fn widen(hasher: &mut blake3::Hasher, value: &Value) {
     match value {
         Value::Null => hasher.update(b"n"),

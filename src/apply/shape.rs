@@ -8,7 +8,7 @@ use super::statements::Sql;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
 use crate::log::{TableShape, UnitChange, UnitKey};
-use crate::schema::{Identity, Table};
+use crate::schema::{Collation, Identity, KeyColumn, Table};
 
 /// Knows the tables of the user's database.
 pub trait Tables {
@@ -58,9 +58,10 @@ pub(super) struct LocalTable {
 impl LocalTable {
     pub(super) fn new(table: Arc<Table>, id: i64, shape_id: i64) -> LocalTable {
         let shape = Arc::new(shape_of(&table));
-        let written = |column: &usize| {
-            let name = &table.columns.get(*column)?.name;
-            shape.columns.iter().position(|other| other == name)
+        let written = |key: &KeyColumn| {
+            let name = &table.columns.get(key.column)?.name;
+            let known = !matches!(key.collation, Collation::Custom(_));
+            shape.columns.iter().position(|other| other == name).filter(|_| known)
         };
         let uniques = table.uniques.iter().map(|index| index.columns.as_ref()?.iter().map(written).collect()).collect();
         let defaults =

@@ -1,4 +1,6 @@
-//! What several test modules need.
+//! What several tests need.
 
-pub(crate) mod model;
-pub(crate) mod rng;
+pub mod model;
+pub mod oracle;
+pub mod pages;
+pub mod random;

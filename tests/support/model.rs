@@ -9,23 +9,23 @@ use woodchuck::log::{Batch, Body, Origin, Unit, UnitKey, decode_units};
 use woodchuck::schema::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
 
 /// Table and key; every table has one TEXT key column `k` before the others.
-pub(crate) type Key = (String, String);
+pub type Key = (String, String);
 /// The columns behind the key.
-pub(crate) type Db = BTreeMap<Key, Row>;
+pub type Db = BTreeMap<Key, Row>;
 
 /// A table of the simulation.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelTable {
-    pub(crate) name: &'static str,
-    pub(crate) columns: Vec<&'static str>,
+pub struct ModelTable {
+    pub name: &'static str,
+    pub columns: Vec<&'static str>,
     /// Indexes into `columns`.
-    pub(crate) uniques: Vec<Vec<usize>>,
+    pub uniques: Vec<Vec<usize>>,
     /// The UNIQUE constraints are expression and partial indexes, whose values nobody but SQLite can compute.
-    pub(crate) opaque: bool,
+    pub opaque: bool,
 }
 
 impl ModelTable {
-    pub(crate) fn sql(&self) -> String {
+    pub fn sql(&self) -> String {
         let name = self.name;
         let mut sql = format!("CREATE TABLE {name}(k TEXT PRIMARY KEY, {});", self.columns.join(", "));
         for (i, unique) in self.uniques.iter().enumerate() {
@@ -43,7 +43,7 @@ impl ModelTable {
         sql
     }
 
-    pub(crate) fn table(&self) -> Arc<Table> {
+    pub fn table(&self) -> Arc<Table> {
         let column = |name: &str, affinity| Column {
             name: name.to_owned(),
             declared_type: String::new(),
@@ -55,7 +55,8 @@ impl ModelTable {
         columns.extend(self.columns.iter().map(|name| column(name, Affinity::None)));
         let unique = |(i, columns): (usize, &Vec<usize>)| UniqueIndex {
             name: format!("{}_{i}", self.name),
-            columns: (!self.opaque).then(|| columns.iter().map(|c| c + 1).collect()),
+            columns: (!self.opaque)
+                .then(|| columns.iter().map(|c| KeyColumn { column: c + 1, collation: Collation::Binary }).collect()),
         };
         Arc::new(Table {
             name: self.name.to_owned(),
@@ -74,15 +75,15 @@ impl ModelTable {
 
 /// The tables, and the rule for UNIQUE.
 #[derive(Clone, Debug)]
-pub(crate) struct Schema(pub Vec<ModelTable>);
+pub struct Schema(pub Vec<ModelTable>);
 
 impl Schema {
-    pub(crate) fn get(&self, name: &str) -> &ModelTable {
+    pub fn get(&self, name: &str) -> &ModelTable {
         self.0.iter().find(|table| table.name == name).unwrap()
     }
 
     /// Rows other than `key` that hold a UNIQUE value of `row`. NULLs never collide.
-    pub(crate) fn holders(&self, db: &Db, key: &Key, row: &Row) -> Vec<Key> {
+    pub fn holders(&self, db: &Db, key: &Key, row: &Row) -> Vec<Key> {
         let mut out: Vec<Key> = Vec::new();
         for unique in &self.get(&key.0).uniques {
             if unique.iter().any(|c| row[*c].is_null()) {
@@ -122,7 +123,7 @@ fn changes_of(unit: &Unit) -> Vec<Change> {
 }
 
 /// Folds one unit: rows of tables with UNIQUE are taken out together, then put in, in order; the later change wins.
-pub(crate) fn fold_unit(db: &mut Db, unit: &Unit, schema: &Schema) {
+pub fn fold_unit(db: &mut Db, unit: &Unit, schema: &Schema) {
     let mut taken = Vec::new();
     for change in changes_of(unit) {
         let old = db.get(&change.key);
@@ -151,18 +152,18 @@ pub(crate) fn fold_unit(db: &mut Db, unit: &Unit, schema: &Schema) {
 }
 
 /// One shard's log, with the fold after every message.
-pub(crate) struct ShardLog {
-    pub(crate) messages: Vec<Batch>,
+pub struct ShardLog {
+    pub messages: Vec<Batch>,
     folds: Vec<(Db, HashMap<Origin, u64>, HashMap<Origin, Vec<u8>>)>,
 }
 
 impl ShardLog {
     /// `genesis` holds the shard's rows before the first message.
-    pub(crate) fn new(genesis: Db) -> ShardLog {
+    pub fn new(genesis: Db) -> ShardLog {
         ShardLog { messages: Vec::new(), folds: vec![(genesis, HashMap::new(), HashMap::new())] }
     }
 
-    pub(crate) fn push(&mut self, batch: Batch, schema: &Schema) {
+    pub fn push(&mut self, batch: Batch, schema: &Schema) {
         let (mut db, mut seen, mut pieces) = self.folds.last().unwrap().clone();
         let (origin, batch_no) = (batch.header.origin, batch.header.batch_no);
         if seen.get(&origin).copied().unwrap_or(0) < batch_no {
@@ -185,7 +186,7 @@ impl ShardLog {
     }
 
     /// The fold of the first `count` messages.
-    pub(crate) fn fold(&self, count: usize) -> &Db {
+    pub fn fold(&self, count: usize) -> &Db {
         &self.folds[count].0
     }
 }
