@@ -15,13 +15,33 @@ use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
+use crate::change::Op;
 use crate::format::Row;
 use crate::log::{Origin, TableShape, Unit};
 
 /// A plain row whose base row moved under pending.
 struct Redo {
     table: Arc<LocalTable>,
+    /// Who made the last foreign change of it.
     origin: Origin,
+    /// The row that this change made.
+    theirs: Option<Row>,
+    /// The columns that it wrote; empty for all.
+    mask: Vec<bool>,
+}
+
+impl Redo {
+    /// Whether pending overrides what the foreign change wrote. Columns that it did not write are no conflict.
+    fn is_overridden(&self, visible: Option<&Row>) -> bool {
+        match (&self.theirs, visible) {
+            (None, None) => false,
+            (Some(theirs), Some(visible)) => {
+                let differs = |i: usize| theirs.get(i) != visible.get(i);
+                (0..theirs.len()).any(|i| differs(i) && self.mask.get(i).copied().unwrap_or(true))
+            }
+            (None, Some(_)) | (Some(_), None) => true,
+        }
+    }
 }
 
 /// A fit that was worked out, with what it was worked out of.
@@ -97,7 +117,11 @@ impl<'a, 'c> Call<'a, 'c> {
         };
         base.row = change.step(base.row.as_ref());
         self.state.set_base(table, &change.canonical, &base)?;
-        self.redo.insert((table.id, change.canonical.clone()), Redo { table: Arc::clone(table), origin });
+        let mask = if change.op == Op::Update { change.mask.clone() } else { Vec::new() };
+        self.redo.insert(
+            (table.id, change.canonical.clone()),
+            Redo { table: Arc::clone(table), origin, theirs: base.row, mask },
+        );
         Ok(())
     }
 
@@ -255,20 +279,16 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         for ((table_id, canonical), visible) in values {
             let at = (table_id, canonical);
-            let Some(Redo { table, origin }) = redo.get(&at) else { continue };
-            self.show(table, &at.1, visible, *origin)?;
+            if let Some(redo) = redo.get(&at) {
+                self.show(redo, &at.1, visible)?;
+            }
         }
         Ok(())
     }
 
     /// Makes a plain row show pending on top of its base.
-    fn show(
-        &mut self,
-        table: &LocalTable,
-        canonical: &[u8],
-        visible: Option<Row>,
-        origin: Origin,
-    ) -> Result<(), ApplyError> {
+    fn show(&mut self, redo: &Redo, canonical: &[u8], visible: Option<Row>) -> Result<(), ApplyError> {
+        let table = &redo.table;
         let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
         self.folder.counts.rows_redone += 1;
         let now = self.folder.rows.get(table, &base.key)?;
@@ -282,21 +302,17 @@ impl<'a, 'c> Call<'a, 'c> {
             (None, Some(new)) => self.folder.put(self.state, table, &base.key, canonical, new, false)?,
             (None, None) => {}
         }
-        if base.pending.is_empty() {
-            return self.state.remove_base(table, canonical);
-        }
-        if visible != base.row {
-            let ours = Some(self.state.origin());
+        if redo.is_overridden(visible.as_ref()) {
             let met = Met {
                 kind: ConflictKind::SameRow,
                 key: &base.key,
                 kept: visible.as_ref(),
-                lost: base.row.as_ref(),
-                kept_origin: ours,
-                lost_origin: Some(origin),
+                lost: redo.theirs.as_ref(),
+                kept_origin: Some(self.state.origin()),
+                lost_origin: Some(redo.origin),
             };
             self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
         }
-        Ok(())
+        if base.pending.is_empty() { self.state.remove_base(table, canonical) } else { Ok(()) }
     }
 }
