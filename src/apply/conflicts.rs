@@ -126,7 +126,7 @@ impl State {
 
     /// Makes new entries permanent and drops the oldest beyond the bound.
     pub(super) fn keep_conflicts(&self) -> Result<(), ApplyError> {
-        if self.db.prepare_cached("UPDATE conflicts SET fresh = 0 WHERE id > (SELECT coalesce(max(id), 0) FROM conflicts WHERE fresh = 0) AND fresh = 1")?.execute([])? > 0 {
+        if self.db.prepare_cached("UPDATE conflicts SET fresh = 0 WHERE fresh = 1")?.execute([])? > 0 {
             let sql = "DELETE FROM conflicts WHERE id <= (SELECT max(id) FROM conflicts) - ?1";
             self.db.prepare_cached(sql)?.execute([CONFLICTS_MAX])?;
         }

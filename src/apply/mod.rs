@@ -21,8 +21,10 @@ mod pending;
 mod replica;
 mod seal;
 mod shape;
+mod sql;
 mod state;
 mod statements;
+mod text;
 mod undo_redo;
 
 pub use conflicts::{Conflict, ConflictKind};

@@ -117,7 +117,7 @@ impl State {
     /// The message that carries the last unit of the transaction that `id` belongs to in its shard, and the number of that unit; `None` as
     /// message while it is not sealed.
     pub(super) fn transaction_end(&self, id: i64) -> Result<(i64, Option<u64>), ApplyError> {
-        let sql = "SELECT id, batch_no FROM pending WHERE id >= ?1 AND (shard, tx) = (SELECT shard, tx FROM pending WHERE id = ?1) ORDER BY id DESC LIMIT 1";
+        let sql = "SELECT id, batch_no FROM pending WHERE (shard, tx) = (SELECT shard, tx FROM pending WHERE id = ?1) ORDER BY id DESC LIMIT 1";
         Ok(self
             .db
             .prepare_cached(sql)?

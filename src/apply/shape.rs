@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::error::Cannot;
-use super::statements::Sql;
+use super::sql::Sql;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
 use crate::log::{TableShape, UnitChange, UnitKey};

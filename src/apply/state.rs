@@ -32,6 +32,7 @@ CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
   PRIMARY KEY(shard, origin)) WITHOUT ROWID;
 CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX pending_sealed ON pending(shard, batch_no);
+CREATE INDEX pending_transaction ON pending(shard, tx, id);
 CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
 CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
 CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
@@ -42,11 +43,12 @@ CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no 
 CREATE TABLE base(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
 CREATE TABLE base_before(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
 CREATE TABLE claims(table_id INTEGER NOT NULL, hash INTEGER NOT NULL, PRIMARY KEY(table_id, hash)) WITHOUT ROWID;
-CREATE TABLE pieces(shard INTEGER NOT NULL, origin BLOB NOT NULL, piece_index INTEGER NOT NULL, bytes BLOB NOT NULL,
-  fresh INTEGER NOT NULL, spent INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(shard, origin, piece_index));
+CREATE TABLE pieces(shard INTEGER NOT NULL, origin BLOB NOT NULL, piece_index INTEGER NOT NULL,
+  fresh INTEGER NOT NULL, spent INTEGER NOT NULL DEFAULT 0, bytes BLOB NOT NULL, PRIMARY KEY(shard, origin, piece_index));
 CREATE TABLE intent(only INTEGER PRIMARY KEY CHECK (only = 1), digest BLOB NOT NULL);
 CREATE TABLE conflicts(id INTEGER PRIMARY KEY AUTOINCREMENT, recorded_at INTEGER NOT NULL, kind TEXT NOT NULL, table_name TEXT NOT NULL, columns BLOB NOT NULL, key BLOB NOT NULL,
   kept BLOB, lost BLOB, kept_origin BLOB, lost_origin BLOB, fresh INTEGER NOT NULL);
+CREATE INDEX conflicts_fresh ON conflicts(id) WHERE fresh = 1;
 CREATE INDEX conflicts_key ON conflicts(table_name, key);
 ";
 
@@ -278,7 +280,7 @@ impl State {
     /// The table as applying needs it, made anew when its definition has changed.
     pub(super) fn local_table(&mut self, table: &Arc<Table>) -> Result<Arc<LocalTable>, ApplyError> {
         if let Some(local) = self.locals.get(&table.name)
-            && (Arc::ptr_eq(&local.table, table) || local.table == *table)
+            && Arc::ptr_eq(&local.table, table)
         {
             return Ok(Arc::clone(local));
         }

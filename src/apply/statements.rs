@@ -8,85 +8,13 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 use super::connection::{Bound, value_of};
 use super::error::ApplyError;
 use super::shape::LocalTable;
+use super::text::to_utf16;
+use super::text::{from_utf16, is_broken_text, with_casts};
 use crate::change::RowKey;
 use crate::format::{Row, TextEncoding, Value};
-use crate::log::TableShape;
-use crate::schema::{Collation, Identity, Table};
 
 /// Tries at making a hidden rowid free: it is free after the first.
 const ROWID_MOVES_MAX: u32 = 2;
-
-/// The parts of a table's statements. Parameters `?1…?n` are the row, those after it the key.
-#[derive(Debug)]
-pub(super) struct Sql {
-    name: String,
-    columns: Vec<String>,
-    insert: String,
-    insert_rowid: String,
-    returning: String,
-    select: String,
-    by_key: String,
-    by_rowid: String,
-    /// Moves the row with a declared key away from a hidden rowid that another row needs; empty where that cannot be.
-    move_rowid: String,
-}
-
-impl Sql {
-    pub(super) fn new(table: &Table, shape: &TableShape) -> Sql {
-        let name = format!("main.{}", quoted(&table.name));
-        let columns: Vec<String> = shape.columns.iter().map(|column| quoted(column)).collect();
-        let list = columns.join(", ");
-        let count = columns.len();
-        let values = (1..=count).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
-        // OR ABORT: a table may say ON CONFLICT REPLACE for itself, and rows must not vanish unseen.
-        let insert = format!("INSERT OR ABORT INTO {name}({list}) VALUES({values})");
-        let rowid = table.rowid_name.unwrap_or("NULL");
-        let insert_rowid = format!("INSERT OR ABORT INTO {name}({list}, {rowid}) VALUES({values}, ?{})", count + 1);
-        let returning = format!("{list}, {}", if table.without_rowid { "NULL" } else { rowid });
-        let select = format!("SELECT {list} FROM {name} WHERE ");
-        let key_names: Vec<&String> = shape.key.iter().filter_map(|i| columns.get(usize::from(*i))).collect();
-        let mut by_key = String::new();
-        for (i, column) in key_names.iter().enumerate() {
-            let collation = match &table.identity {
-                Identity::Declared(columns) => columns.get(i).map(|key| &key.collation),
-                Identity::RowidAlias(_) | Identity::Rowid => None,
-            };
-            let and = if i > 0 { " AND " } else { "" };
-            let _ = write!(by_key, "{and}{column} = ?{}", count + 1 + i);
-            // The key's collation may be another than its column's.
-            let _ = match collation {
-                None => Ok(()),
-                Some(Collation::Binary) => write!(by_key, " COLLATE BINARY"),
-                Some(Collation::NoCase) => write!(by_key, " COLLATE NOCASE"),
-                Some(Collation::RTrim) => write!(by_key, " COLLATE RTRIM"),
-                Some(Collation::Custom(name)) => write!(by_key, " COLLATE {}", quoted(name)),
-            };
-        }
-        let mut by_rowid = format!("{rowid} = ?{}", count + 1);
-        let mut move_rowid = String::new();
-        if let (Identity::Declared(_), false) = (&table.identity, table.without_rowid) {
-            // The hidden rowid is the key only of rows with NULL in their declared one.
-            let nulls = key_names.iter().map(|column| format!("{column} IS NULL")).collect::<Vec<_>>().join(" OR ");
-            by_rowid = format!("{by_rowid} AND ({nulls})");
-            move_rowid = format!(
-                "UPDATE OR ABORT {name} SET {rowid} = (SELECT max({rowid}) + 1 FROM {name}) WHERE {rowid} = ?{} AND NOT ({nulls})",
-                count + 1
-            );
-        }
-        Sql { name, columns, insert, insert_rowid, returning, select, by_key, by_rowid, move_rowid }
-    }
-
-    fn condition(&self, key: &RowKey) -> &str {
-        match key {
-            RowKey::Columns(_) => &self.by_key,
-            RowKey::Rowid(_) => &self.by_rowid,
-        }
-    }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
 
 /// How a write of a row went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,15 +51,12 @@ impl<'c> Rows<'c> {
 
     /// The row with this key.
     pub(super) fn get(&self, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
-        let sql = format!("{}{}", table.sql.select, table.sql.condition(key));
+        let sql = format!("SELECT {} FROM {} WHERE {}", self.list(table), table.sql.name, table.sql.condition(key));
         let read = || {
             let mut found = self.prepare(&sql, &[], table.sql.columns.len(), key)?;
             let mut rows = found.raw_query();
             let Some(row) = rows.next()? else { return Ok(None) };
-            (0..table.sql.columns.len())
-                .map(|i| row.get_ref(i).map(value_of))
-                .collect::<rusqlite::Result<Row>>()
-                .map(Some)
+            self.row(table, row).map(Some)
         };
         read().map_err(|source| ApplyError::row(&table.table.name, source))
     }
@@ -207,20 +132,42 @@ impl<'c> Rows<'c> {
         let first = table.sql.columns.first().map_or("", String::as_str);
         // OR ABORT is what an upsert does anyway, and must not be written beside it.
         let insert = insert.replacen("INSERT OR ABORT", "INSERT", 1);
-        let sql = format!("{insert} ON CONFLICT DO UPDATE SET {first} = {first} RETURNING {}", table.sql.returning);
+        let sql = format!(
+            "{insert} ON CONFLICT DO UPDATE SET {first} = {first} RETURNING {}, {}",
+            self.list(table),
+            table.sql.rowid
+        );
         let values: Vec<&Value> = row.iter().collect();
         let count = table.sql.columns.len();
         let meet = || {
             let mut met = self.prepare_with(&sql, &values, count, by_rowid.then_some(key))?;
             let mut rows = met.raw_query();
             let Some(found) = rows.next()? else { return Ok(None) };
-            let other: Row = (0..count).map(|i| found.get_ref(i).map(value_of)).collect::<rusqlite::Result<_>>()?;
-            let rowid: Option<i64> = found.get(count)?;
+            let other = self.row(table, found)?;
+            let rowid: Option<i64> = found.get(if self.encoding == TextEncoding::Utf8 { count } else { 2 * count })?;
             // Run to the end: a write counts when its statement is finished.
             while rows.next()?.is_some() {}
             Ok(Some((table.key_of(&other, rowid), other)))
         };
         meet().map_err(|source| ApplyError::row(&table.table.name, source))
+    }
+
+    fn list<'t>(&self, table: &'t LocalTable) -> &'t str {
+        if self.encoding == TextEncoding::Utf8 { &table.sql.list } else { &table.sql.list_raw }
+    }
+
+    /// Reads a row that [`Rows::list`] asked for. SQLite's own way from UTF-16 to UTF-8 joins a lone surrogate with what follows it, so such
+    /// databases hand out the bytes of text.
+    fn row(&self, table: &LocalTable, row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+        let count = table.sql.columns.len();
+        if self.encoding == TextEncoding::Utf8 {
+            return (0..count).map(|i| row.get_ref(i).map(value_of)).collect();
+        }
+        let value = |i: usize| match (value_of(row.get_ref(2 * i)?), row.get::<_, bool>(2 * i + 1)?) {
+            (Value::Blob(bytes), true) => Ok(Value::Text(from_utf16(&bytes, self.encoding))),
+            (value, _) => Ok(value),
+        };
+        (0..count).map(value).collect()
     }
 
     fn free_rowid(&self, table: &LocalTable, key: &RowKey) -> Result<bool, ApplyError> {
@@ -281,7 +228,9 @@ impl<'c> Rows<'c> {
         let parameters = statement.parameter_count();
         for (i, value) in all().filter(|(i, _)| *i < parameters) {
             match value {
-                Value::Text(bytes) if raw.contains(&i) => statement.raw_bind_parameter(i + 1, self.utf16(bytes))?,
+                Value::Text(bytes) if raw.contains(&i) => {
+                    statement.raw_bind_parameter(i + 1, to_utf16(bytes, self.encoding))?
+                }
                 Value::Null | Value::Integer(_) | Value::Real(_) | Value::Text(_) | Value::Blob(_) => {
                     statement.raw_bind_parameter(i + 1, Bound(value))?;
                 }
@@ -289,66 +238,6 @@ impl<'c> Rows<'c> {
         }
         Ok(statement)
     }
-
-    /// Generalised UTF-8 in the bytes of the database's encoding.
-    fn utf16(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(bytes.len() * 2);
-        let mut push = |unit: u16| match self.encoding {
-            TextEncoding::Utf16Be => out.extend_from_slice(&unit.to_be_bytes()),
-            TextEncoding::Utf16Le | TextEncoding::Utf8 => out.extend_from_slice(&unit.to_le_bytes()),
-        };
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let valid = match std::str::from_utf8(rest) {
-                Ok(text) => text,
-                Err(error) => rest
-                    .get(..error.valid_up_to())
-                    .and_then(|valid| std::str::from_utf8(valid).ok())
-                    .unwrap_or_default(),
-            };
-            valid.encode_utf16().for_each(&mut push);
-            rest = rest.get(valid.len()..).unwrap_or_default();
-            // A lone surrogate has three bytes: 1110_1101 101x_xxxx 10xx_xxxx.
-            match rest {
-                [0xed, second @ 0xa0..=0xbf, third @ 0x80..=0xbf, tail @ ..] => {
-                    push(0xd000 | u16::from(second & 0x3f) << 6 | u16::from(third & 0x3f));
-                    rest = tail;
-                }
-                [_, tail @ ..] => {
-                    push(0xfffd);
-                    rest = tail;
-                }
-                [] => {}
-            }
-        }
-        out
-    }
-}
-
-/// Text that binding as UTF-8 would alter in a UTF-16 database.
-fn is_broken_text(value: &Value) -> bool {
-    matches!(value, Value::Text(bytes) if std::str::from_utf8(bytes).is_err())
-}
-
-/// Reads the given parameters (from 0) as text in the database's own encoding.
-fn with_casts(sql: &str, raw: &[usize]) -> String {
-    let mut out = String::with_capacity(sql.len() + 16 * raw.len());
-    let mut inside_name = false;
-    let mut chars = sql.chars().peekable();
-    while let Some(c) = chars.next() {
-        inside_name ^= c == '"';
-        if c != '?' || inside_name {
-            out.push(c);
-            continue;
-        }
-        let mut digits = String::new();
-        while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-            digits.push(digit);
-        }
-        let is_raw = digits.parse::<usize>().is_ok_and(|no| raw.iter().any(|i| i + 1 == no));
-        let _ = if is_raw { write!(out, "CAST(?{digits} AS TEXT)") } else { write!(out, "?{digits}") };
-    }
-    out
 }
 
 fn is_in_the_way(error: &rusqlite::Error) -> bool {
@@ -356,17 +245,4 @@ fn is_in_the_way(error: &rusqlite::Error) -> bool {
     code.code == ErrorCode::ConstraintViolation
         && [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID]
             .contains(&code.extended_code)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn casts_reach_parameters_and_leave_names_alone() {
-        assert_eq!(
-            with_casts("UPDATE \"a?1\" SET b = ?1, c = ?12", &[0]),
-            "UPDATE \"a?1\" SET b = CAST(?1 AS TEXT), c = ?12"
-        );
-    }
 }
