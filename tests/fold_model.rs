@@ -16,7 +16,7 @@ use crate::support::model::{Db, Key, ModelTable, Schema, ShardLog, fold_unit};
 use crate::support::random::Random;
 
 /// Runs in the ordinary test; `WOODCHUCK_SEEDS` asks for more.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 300;
 
 /// Turns after which a cluster that was left alone must be at rest.
 const SETTLE_TURNS_MAX: usize = 200;
