@@ -98,6 +98,23 @@ impl State {
         Ok(())
     }
 
+    /// Takes a row out of base where this unit is all that is pending on it; whether it did. Own units mostly come back to such rows, and
+    /// there is no need to read them.
+    pub(super) fn remove_base_of(&mut self, table: &LocalTable, key: &[u8], unit: i64) -> Result<bool, ApplyError> {
+        self.keep_before(table, key)?;
+        let mut begins = Vec::with_capacity(10);
+        push_varint(&mut begins, 1);
+        push_varint(&mut begins, unit as u64);
+        let sql = "DELETE FROM base WHERE table_id = ?1 AND key = ?2 AND substr(entry, 1, ?4) = ?3";
+        let removed = self.db.prepare_cached(sql)?.execute(params![table.id, key, begins, begins.len() as i64])?;
+        if removed > 0
+            && let Some(state) = self.tables.get_mut(&table.name_lower)
+        {
+            state.base_rows = state.base_rows.saturating_sub(1);
+        }
+        Ok(removed > 0)
+    }
+
     /// Hands every row of a table's base to `each`, in key order.
     pub(super) fn each_base(
         &self,

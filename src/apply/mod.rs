@@ -16,6 +16,7 @@ mod error;
 mod fold;
 mod intent;
 mod local;
+mod messages;
 mod net_effect;
 mod pending;
 mod replica;

@@ -53,7 +53,7 @@ impl<'c> Rows<'c> {
     pub(super) fn get(&self, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
         let sql = format!("SELECT {} FROM {} WHERE {}", self.list(table), table.sql.name, table.sql.condition(key));
         let read = || {
-            let mut found = self.prepare(&sql, &[], table.sql.columns.len(), key)?;
+            let mut found = self.prepare(table, &sql, &[], &[], Some(key))?;
             let mut rows = found.raw_query();
             let Some(row) = rows.next()? else { return Ok(None) };
             self.row(table, row).map(Some)
@@ -65,10 +65,9 @@ impl<'c> Rows<'c> {
     pub(super) fn insert(&self, table: &LocalTable, key: &RowKey, row: &[Value]) -> Result<Written, ApplyError> {
         let by_rowid = matches!(key, RowKey::Rowid(_));
         let sql = if by_rowid { &table.sql.insert_rowid } else { &table.sql.insert };
-        let values: Vec<&Value> = row.iter().collect();
         let mut written = Written::InTheWay;
         for _ in 0..ROWID_MOVES_MAX {
-            written = self.write(table, sql, &values, row.len(), by_rowid.then_some(key))?;
+            written = self.write(table, sql, row, &[], by_rowid.then_some(key))?;
             if written == Written::Done || !by_rowid || !self.free_rowid(table, key)? {
                 break;
             }
@@ -85,32 +84,22 @@ impl<'c> Rows<'c> {
         mask: &[bool],
     ) -> Result<Written, ApplyError> {
         let mut sql = format!("UPDATE OR ABORT {} SET ", table.sql.name);
-        let mut values = Vec::with_capacity(row.len());
-        for ((i, column), (value, _)) in
-            table.sql.columns.iter().enumerate().zip(row.iter().zip(mask)).filter(|(_, (_, changed))| **changed)
-        {
-            let comma = if values.is_empty() { "" } else { ", " };
+        let mut comma = "";
+        for (i, column) in table.sql.columns.iter().enumerate().filter(|(i, _)| mask.get(*i) == Some(&true)) {
             let _ = write!(sql, "{comma}{column} = ?{}", i + 1);
-            values.push((i, value));
+            comma = ", ";
         }
-        if values.is_empty() {
+        if comma.is_empty() {
             return Ok(Written::Done);
         }
         let _ = write!(sql, " WHERE {}", table.sql.condition(key));
-        let null = Value::Null;
-        let mut row_values = vec![&null; row.len()];
-        for (i, value) in values {
-            if let Some(slot) = row_values.get_mut(i) {
-                *slot = value;
-            }
-        }
-        self.write(table, &sql, &row_values, row.len(), Some(key))
+        self.write(table, &sql, row, mask, Some(key))
     }
 
     /// Deletes the row with this key.
     pub(super) fn delete(&self, table: &LocalTable, key: &RowKey) -> Result<Written, ApplyError> {
         let sql = format!("DELETE FROM {} WHERE {}", table.sql.name, table.sql.condition(key));
-        self.write(table, &sql, &[], table.sql.columns.len(), Some(key))
+        self.write(table, &sql, &[], &[], Some(key))
     }
 
     /// Tries to insert a row; where another one is in its way, returns that one, untouched.
@@ -137,10 +126,9 @@ impl<'c> Rows<'c> {
             self.list(table),
             table.sql.rowid
         );
-        let values: Vec<&Value> = row.iter().collect();
         let count = table.sql.columns.len();
         let meet = || {
-            let mut met = self.prepare_with(&sql, &values, count, by_rowid.then_some(key))?;
+            let mut met = self.prepare(table, &sql, row, &[], by_rowid.then_some(key))?;
             let mut rows = met.raw_query();
             let Some(found) = rows.next()? else { return Ok(None) };
             let other = self.row(table, found)?;
@@ -174,18 +162,18 @@ impl<'c> Rows<'c> {
         if table.sql.move_rowid.is_empty() {
             return Ok(false);
         }
-        Ok(self.write(table, &table.sql.move_rowid, &[], table.sql.columns.len(), Some(key))? == Written::Done)
+        Ok(self.write(table, &table.sql.move_rowid, &[], &[], Some(key))? == Written::Done)
     }
 
     fn write(
         &self,
         table: &LocalTable,
         sql: &str,
-        row: &[&Value],
-        count: usize,
+        row: &[Value],
+        mask: &[bool],
         key: Option<&RowKey>,
     ) -> Result<Written, ApplyError> {
-        match self.prepare_with(sql, row, count, key).and_then(|mut statement| statement.raw_execute()) {
+        match self.prepare(table, sql, row, mask, key).and_then(|mut statement| statement.raw_execute()) {
             Ok(0) => Ok(Written::NoRow),
             Ok(_) => Ok(Written::Done),
             Err(source) if is_in_the_way(&source) => Ok(Written::InTheWay),
@@ -193,17 +181,14 @@ impl<'c> Rows<'c> {
         }
     }
 
-    fn prepare(&self, sql: &str, row: &[&Value], count: usize, key: &RowKey) -> rusqlite::Result<CachedStatement<'c>> {
-        self.prepare_with(sql, row, count, Some(key))
-    }
-
-    /// Prepares and binds: the row from parameter 1, the key behind the table's columns. Parameters that the statement does not name are
-    /// left out.
-    fn prepare_with(
+    /// Prepares and binds: the row from parameter 1, the key behind the table's columns. Columns that are false in
+    /// `mask` are left out.
+    fn prepare(
         &self,
+        table: &LocalTable,
         sql: &str,
-        row: &[&Value],
-        count: usize,
+        row: &[Value],
+        mask: &[bool],
         key: Option<&RowKey>,
     ) -> rusqlite::Result<CachedStatement<'c>> {
         let rowid;
@@ -215,8 +200,10 @@ impl<'c> Rows<'c> {
                 &rowid
             }
         };
+        let count = table.sql.columns.len();
         let all = || {
-            row.iter().copied().enumerate().chain(key_values.iter().enumerate().map(|(i, value)| (count + i, value)))
+            let masked = row.iter().enumerate().filter(|(i, _)| mask.get(*i).copied().unwrap_or(true));
+            masked.chain(key_values.iter().enumerate().map(|(i, value)| (count + i, value)))
         };
         let raw: Vec<usize> = if self.encoding == TextEncoding::Utf8 {
             Vec::new()
@@ -225,8 +212,7 @@ impl<'c> Rows<'c> {
         };
         let sql = if raw.is_empty() { Cow::Borrowed(sql) } else { Cow::Owned(with_casts(sql, &raw)) };
         let mut statement = self.conn.prepare_cached(&sql)?;
-        let parameters = statement.parameter_count();
-        for (i, value) in all().filter(|(i, _)| *i < parameters) {
+        for (i, value) in all() {
             match value {
                 Value::Text(bytes) if raw.contains(&i) => {
                     statement.raw_bind_parameter(i + 1, to_utf16(bytes, self.encoding))?

@@ -183,9 +183,12 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// An own change is in the log: base moves on, and ends where nothing is pending on the row any more.
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
+        let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
+        if !moved_under && self.state.remove_base_of(table, &change.canonical, id)? {
+            return Ok(());
+        }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
         base.pending.retain(|pending| *pending != id);
-        let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
         if base.pending.is_empty() && !moved_under {
             return self.state.remove_base(table, &change.canonical);
         }

@@ -3,4 +3,5 @@
 pub mod model;
 pub mod oracle;
 pub mod pages;
+pub mod peer;
 pub mod random;
