@@ -39,7 +39,6 @@ pub struct FoldCounts {
 }
 
 /// Writes rows, and keeps account of it.
-#[derive(Debug)]
 pub(super) struct Folder<'c> {
     pub(super) rows: Rows<'c>,
     pub(super) net: NetEffect,

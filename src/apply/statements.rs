@@ -1,6 +1,7 @@
 //! The SQL that reads and writes one row of the user's database.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt::Write;
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
@@ -28,10 +29,11 @@ pub(super) enum Written {
 }
 
 /// Reads and writes rows through the applying connection.
-#[derive(Debug, Clone, Copy)]
 pub(super) struct Rows<'c> {
     conn: &'c Connection,
     encoding: TextEncoding,
+    /// The insert that ran last, by table: in a bulk the next row needs it again, and even finding it costs as much as binding.
+    insert: RefCell<Option<(i64, CachedStatement<'c>)>>,
 }
 
 impl<'c> Rows<'c> {
@@ -46,7 +48,7 @@ impl<'c> Rows<'c> {
             "UTF-16be" => TextEncoding::Utf16Be,
             _ => TextEncoding::Utf8,
         };
-        Ok(Rows { conn, encoding })
+        Ok(Rows { conn, encoding, insert: RefCell::new(None) })
     }
 
     /// The row with this key.
@@ -64,6 +66,9 @@ impl<'c> Rows<'c> {
     /// Inserts a row that pushes nothing out.
     pub(super) fn insert(&self, table: &LocalTable, key: &RowKey, row: &[Value]) -> Result<Written, ApplyError> {
         let by_rowid = matches!(key, RowKey::Rowid(_));
+        if !by_rowid && self.encoding == TextEncoding::Utf8 {
+            return judged(table, self.insert_again(table, row));
+        }
         let sql = if by_rowid { &table.sql.insert_rowid } else { &table.sql.insert };
         let mut written = Written::InTheWay;
         for _ in 0..ROWID_MOVES_MAX {
@@ -73,6 +78,18 @@ impl<'c> Rows<'c> {
             }
         }
         Ok(written)
+    }
+
+    fn insert_again(&self, table: &LocalTable, row: &[Value]) -> rusqlite::Result<usize> {
+        let mut kept = self.insert.borrow_mut();
+        let statement = match &mut *kept {
+            Some((id, statement)) if *id == table.id => statement,
+            other => &mut other.insert((table.id, self.conn.prepare_cached(&table.sql.insert)?)).1,
+        };
+        for (i, value) in row.iter().enumerate() {
+            statement.raw_bind_parameter(i + 1, Bound(value))?;
+        }
+        statement.raw_execute()
     }
 
     /// Writes the columns of `mask`.
@@ -173,12 +190,7 @@ impl<'c> Rows<'c> {
         mask: &[bool],
         key: Option<&RowKey>,
     ) -> Result<Written, ApplyError> {
-        match self.prepare(table, sql, row, mask, key).and_then(|mut statement| statement.raw_execute()) {
-            Ok(0) => Ok(Written::NoRow),
-            Ok(_) => Ok(Written::Done),
-            Err(source) if is_in_the_way(&source) => Ok(Written::InTheWay),
-            Err(source) => Err(ApplyError::row(&table.table.name, source)),
-        }
+        judged(table, self.prepare(table, sql, row, mask, key).and_then(|mut statement| statement.raw_execute()))
     }
 
     /// Prepares and binds: the row from parameter 1, the key behind the table's columns. Columns that are false in
@@ -223,6 +235,15 @@ impl<'c> Rows<'c> {
             }
         }
         Ok(statement)
+    }
+}
+
+fn judged(table: &LocalTable, changed: rusqlite::Result<usize>) -> Result<Written, ApplyError> {
+    match changed {
+        Ok(0) => Ok(Written::NoRow),
+        Ok(_) => Ok(Written::Done),
+        Err(source) if is_in_the_way(&source) => Ok(Written::InTheWay),
+        Err(source) => Err(ApplyError::row(&table.table.name, source)),
     }
 }
 
