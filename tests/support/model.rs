@@ -151,10 +151,13 @@ pub fn fold_unit(db: &mut Db, unit: &Unit, schema: &Schema) {
     }
 }
 
+/// The rows, the last message of each origin, and pieces that wait for the rest.
+type Folded = (Db, HashMap<Origin, u64>, HashMap<Origin, Vec<u8>>);
+
 /// One shard's log, with the fold after every message.
 pub struct ShardLog {
     pub messages: Vec<Batch>,
-    folds: Vec<(Db, HashMap<Origin, u64>, HashMap<Origin, Vec<u8>>)>,
+    folds: Vec<Folded>,
 }
 
 impl ShardLog {
