@@ -1,4 +1,5 @@
 //! One binary for all integration tests: they share one link step.
 
+mod capture;
 mod diff;
 mod support;
