@@ -99,14 +99,14 @@ impl Follower {
         if self.position().frame.0 != committed {
             return Ok(());
         }
-        self.truncate_when_alone()?;
+        self.truncate_when_alone(sink)?;
         if committed < self.policy.options.passive_frames || committed == checkpointed || !self.policy.is_due(committed) {
             return Ok(());
         }
         self.refuse_replaced()?;
         let reached = self.checkpoints.passive()?;
         if complete(reached) && reached.is_some_and(|bound| bound.committed == committed) {
-            self.restart_prepared()?;
+            self.prepare_restart(sink)?;
         } else if self.wal_bytes() > self.policy.options.wal_bytes_max && self.policy.options.may_block_writers {
             self.checkpoint_without_writers(sink)?;
         } else {
@@ -117,11 +117,12 @@ impl Follower {
         Ok(())
     }
 
-    /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write.
-    fn restart_prepared(&mut self) -> Result<(), CaptureError> {
-        self.hand_over()?;
+    /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
+    /// comes in between is read before the older pin goes.
+    fn prepare_restart<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
+        self.poll(sink)?;
         self.policy.pinned_by_others = false;
-        self.policy.restarts += 1;
+        self.policy.restarts += u64::from(self.is_resting());
         Ok(())
     }
 
@@ -144,7 +145,9 @@ impl Follower {
         loop {
             let reached = self.bounds.passive()?;
             if complete(reached) {
-                self.restart_prepared()?;
+                self.hand_over()?;
+                self.policy.pinned_by_others = false;
+                self.policy.restarts += 1;
                 return Ok(());
             }
             // Incomplete without being refused: another reader keeps frames, and waiting would only stop the writers.
@@ -161,7 +164,7 @@ impl Follower {
     }
 
     /// Empties the log when nobody else has the database open: its last application's close would have done so, had we not been there.
-    fn truncate_when_alone(&mut self) -> Result<(), CaptureError> {
+    fn truncate_when_alone<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         if self.frames.file_bytes()? == 0 || self.file().other_user().is_some() {
             self.policy.unattached = None;
             return Ok(());
@@ -171,16 +174,13 @@ impl Follower {
             return Ok(());
         }
         self.policy.unattached = None;
-        self.truncate()
-    }
-
-    fn truncate(&mut self) -> Result<(), CaptureError> {
         self.refuse_replaced()?;
-        if !complete(self.checkpoints.passive()?) {
-            return Ok(());
+        if complete(self.checkpoints.passive()?) {
+            self.prepare_restart(sink)?;
+            if self.is_resting() {
+                self.checkpoints.truncate()?;
+            }
         }
-        self.hand_over()?;
-        self.checkpoints.truncate()?;
         Ok(())
     }
 

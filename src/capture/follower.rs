@@ -9,7 +9,7 @@
 //! generation with frames follows behind it, and it is whole when we look.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connections::{Bound, Link};
 use super::checkpoint::Policy;
@@ -19,8 +19,8 @@ use crate::change::{ChangeSink, Differ, TxSpan};
 use crate::format::{Checksum, DatabaseHeader, FrameNo, PageNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
-/// Hand-overs in one look at the log: a writer that is faster than we are does not keep the caller from its other work for ever.
-const HANDOVERS_PER_POLL: usize = 64;
+/// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
+const RETREAT: Duration = Duration::from_millis(20);
 /// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
 const BOUND_LOOKS_MAX: usize = 100_000;
 /// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
@@ -34,7 +34,7 @@ pub struct Polled {
     pub commits: u64,
     /// Transactions among them that changed something.
     pub transactions: u64,
-    /// More is waiting already.
+    /// Something was read: look again at once, for more may have come and the pin of before is still held.
     pub more: bool,
 }
 
@@ -43,7 +43,12 @@ pub struct Polled {
 pub struct Follower {
     pub(super) file: DatabaseFile,
     pins: [Link; 2],
+    /// Index of the newest pin.
     held: usize,
+    /// The other pin is held as well: it is older.
+    older_held: bool,
+    /// The newest pin was let go until then; the other one is held alone.
+    retreat_until: Option<Instant>,
     pub(super) bounds: Link,
     pub(super) checkpoints: Link,
     pub(super) frames: Frames,
@@ -91,6 +96,8 @@ impl Follower {
             differ,
             pins,
             held: 0,
+            older_held: false,
+            retreat_until: None,
             bounds,
             checkpoints,
             frames,
@@ -123,25 +130,58 @@ impl Follower {
             return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
         }
         let mut polled = Polled::default();
-        for _ in 0..HANDOVERS_PER_POLL {
-            let next = 1 - self.held;
-            self.pin(next)?.begin_read()?;
-            let read = self.read_to_bound(sink, &mut polled);
-            // After an error the older pin stays: it protects what was not read.
-            let done = if read.is_ok() { self.held } else { next };
-            self.pin(done)?.end_read()?;
-            let found = read?;
-            self.held = next;
-            if !found {
-                self.resting = self.bound.committed == self.bound.checkpointed;
-                self.frames.rest();
-                return Ok(polled);
+        if !self.settle_pins()? {
+            return Ok(polled);
+        }
+        let before = self.bound;
+        let next = 1 - self.held;
+        self.pin(next)?.begin_read()?;
+        let found = match self.read_to_bound(sink, &mut polled) {
+            Ok(found) => found,
+            Err(error) => {
+                // The older pin stays alone: it protects what was not read.
+                self.pin(next)?.end_read()?;
+                return Err(error);
             }
+        };
+        self.held = next;
+        if found {
+            self.older_held = true;
             self.resting = false;
             self.moved_at = Instant::now();
+            polled.more = true;
+        } else {
+            self.pin(1 - next)?.end_read()?;
+            // Complete before the pin began, so the pin could take read-lock 0.
+            self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
+            self.frames.rest();
         }
-        polled.more = true;
         Ok(polled)
+    }
+
+    /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
+    ///
+    /// A checkpoint of another process that waits for readers (FULL, RESTART, TRUNCATE) looks at the mark of one slot and then waits for
+    /// that slot, whatever its mark becomes. When a new pin takes the slot in between, it holds it with the newest mark, every later pin
+    /// prefers it, and because pins overlap the slot would never be free: the application would wait until its busy timeout, holding the
+    /// write lock. So, while such a checkpoint waits, the newer pin is let go for a moment and the older one, on another slot, protects.
+    fn settle_pins(&mut self) -> Result<bool, CaptureError> {
+        if let Some(until) = self.retreat_until {
+            if Instant::now() < until && self.file.has_waiting_checkpoint() {
+                return Ok(false);
+            }
+            self.retreat_until = None;
+            self.held = 1 - self.held;
+        } else if self.older_held {
+            self.older_held = false;
+            if self.file.has_waiting_checkpoint() {
+                self.pin(self.held)?.end_read()?;
+                self.retreat_until = Some(Instant::now() + RETREAT);
+                return Ok(false);
+            }
+            self.pin(1 - self.held)?.end_read()?;
+        }
+        Ok(true)
     }
 
     /// Reads up to the bound without changing pins, for a caller that holds the write lock on a connection of this process: nothing can
@@ -155,8 +195,14 @@ impl Follower {
         Ok(polled)
     }
 
-    /// Begins the next read transaction and ends the older. For callers that know that everything committed was read.
+    /// Begins the next read transaction and ends the older. For callers that hold the write lock and have read everything: without the
+    /// lock a commit could slip in, and the new pin alone would let a checkpoint copy it before it is read.
     pub(super) fn hand_over(&mut self) -> Result<(), CaptureError> {
+        if !self.settle_pins()? {
+            // Nobody else can hold the write lock, so nobody waits.
+            self.retreat_until = Some(Instant::now());
+            self.settle_pins()?;
+        }
         let next = 1 - self.held;
         self.pin(next)?.begin_read()?;
         self.pin(self.held)?.end_read()?;
