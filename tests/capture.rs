@@ -20,11 +20,7 @@ fn writer(database: &Path, mode: &str, count: u64, seed: u64) -> Child {
 }
 
 /// Calls the follower as its owner would, until `done` says so and nothing is left to read.
-fn follow(
-    follower: &mut Follower,
-    sink: &mut dyn ChangeSink<Infallible>,
-    mut done: impl FnMut(&Follower) -> bool,
-) {
+fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut done: impl FnMut(&Follower) -> bool) {
     let wake_ups = WakeUps::new(follower.file()).unwrap();
     loop {
         let finished = done(follower);
@@ -97,9 +93,10 @@ fn every_commit_of_another_process_is_seen_once_and_the_wal_stays_bounded() {
         })
     });
     println!(
-        "{COUNT} transactions in {:?}, {} generations, largest WAL {} KiB",
+        "{COUNT} transactions in {:?}, {} generations, {} restarts of ours, largest WAL {} KiB",
         began.elapsed(),
         generations.len(),
+        follower.restarts_prepared(),
         wal_bytes >> 10
     );
     assert_eq!(ids.last, COUNT as i64);

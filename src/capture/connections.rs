@@ -37,9 +37,7 @@ impl Link {
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
             .map_err(fail("turning off the checkpoint on close"))?;
-        connection
-            .execute_batch("PRAGMA wal_autocheckpoint = 0")
-            .map_err(fail("turning off automatic checkpoints"))?;
+        connection.execute_batch("PRAGMA wal_autocheckpoint = 0").map_err(fail("turning off automatic checkpoints"))?;
         Ok(Link { path: path.to_owned(), connection })
     }
 
@@ -73,8 +71,15 @@ impl Link {
             .map_err(self.fail("ending a read transaction"))
     }
 
-    /// Takes the writer's place without writing. `false` when another holds it.
+    /// Takes the writer's place without writing. `false`, at once, when another holds it.
     pub(super) fn begin_immediate(&self) -> Result<bool, CaptureError> {
+        let _ = self.connection.busy_timeout(Duration::ZERO);
+        let taken = self.try_immediate();
+        let _ = self.connection.busy_timeout(BUSY_WAIT);
+        taken
+    }
+
+    fn try_immediate(&self) -> Result<bool, CaptureError> {
         match self.connection.execute_batch("BEGIN IMMEDIATE") {
             Ok(()) => Ok(true),
             Err(error) if is_busy(&error) => Ok(false),
@@ -122,9 +127,7 @@ impl Link {
 
     /// Reads once, so that the connection knows the log.
     pub(super) fn look(&self) -> Result<(), CaptureError> {
-        self.connection
-            .query_row("PRAGMA schema_version", [], |_| Ok(()))
-            .map_err(self.fail("reading the database"))
+        self.connection.query_row("PRAGMA schema_version", [], |_| Ok(())).map_err(self.fail("reading the database"))
     }
 }
 

@@ -100,7 +100,11 @@ impl DatabaseFile {
             return Err(CaptureError::NotWal { path: path() });
         }
         if file_bytes < u64::from(header.page_size.get()) {
-            return Err(CaptureError::Truncated { path: path(), found: file_bytes, wanted: u64::from(header.page_size.get()) });
+            return Err(CaptureError::Truncated {
+                path: path(),
+                found: file_bytes,
+                wanted: u64::from(header.page_size.get()),
+            });
         }
         Ok(())
     }
@@ -141,8 +145,11 @@ impl DatabaseFile {
     ///
     /// # Errors
     /// [`CaptureError::Open`].
-    pub fn len(&self) -> Result<u64, CaptureError> {
-        self.file.metadata().map(|metadata| metadata.len()).map_err(|source| CaptureError::Open { path: self.path.clone(), source })
+    pub fn file_bytes(&self) -> Result<u64, CaptureError> {
+        self.file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(|source| CaptureError::Open { path: self.path.clone(), source })
     }
 
     /// Reads a page as the file has it. The file can be shorter than the database: the end may be in the WAL alone.
@@ -187,13 +194,7 @@ impl DatabaseFile {
 
 /// A process other than this one with a lock on some of these bytes.
 fn lock_holder(file: &File, start: u64, length: u64) -> Option<i32> {
-    let question = Flock {
-        start,
-        length,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
+    let question = Flock { start, length, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
     let holder = fcntl_getlk(file, &question).ok()??;
     Some(holder.pid.map_or(0, |pid| pid.as_raw_nonzero().get()))
 }

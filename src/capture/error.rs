@@ -146,17 +146,33 @@ impl CaptureError {
             CaptureError::Open { .. } => "check the path and its permissions",
             CaptureError::NotAFile { .. } => "give the path of the database file itself",
             CaptureError::Empty { .. } => "let the application create its tables first",
-            CaptureError::NotADatabase { .. } => "encrypted databases cannot be read; a damaged one can be looked at with `woodchuck inspect`",
+            CaptureError::NotADatabase { .. } => {
+                "encrypted databases cannot be read; a damaged one can be looked at with `woodchuck inspect`"
+            }
             CaptureError::Truncated { .. } => "restore the file from a backup; `woodchuck inspect` shows what is left",
-            CaptureError::NotWal { .. } => "run `PRAGMA journal_mode=WAL` once on the database; the setting stays in the file",
+            CaptureError::NotWal { .. } => {
+                "run `PRAGMA journal_mode=WAL` once on the database; the setting stays in the file"
+            }
             CaptureError::HardLinks { .. } => "remove the other links, or use symbolic links",
-            CaptureError::SharedFileSystem { .. } => "keep the database on a local file system and let woodchuck carry its rows",
-            CaptureError::Locked { .. } => "the application must use locking_mode=NORMAL; with EXCLUSIVE nobody else can read",
-            CaptureError::ForeignLock { .. } => "let all processes use the same path on the same file system, without copies of the -shm file",
-            CaptureError::ReadOnly { .. } => "readers of a WAL database must be able to write its -wal and -shm files; `woodchuck inspect` needs no permission to write",
+            CaptureError::SharedFileSystem { .. } => {
+                "keep the database on a local file system and let woodchuck carry its rows"
+            }
+            CaptureError::Locked { .. } => {
+                "the application must use locking_mode=NORMAL; with EXCLUSIVE nobody else can read"
+            }
+            CaptureError::ForeignLock { .. } => {
+                "let all processes use the same path on the same file system, without copies of the -shm file"
+            }
+            CaptureError::ReadOnly { .. } => {
+                "readers of a WAL database must be able to write its -wal and -shm files; `woodchuck inspect` needs no permission to write"
+            }
             CaptureError::Replaced { .. } => "start again: the file that has the name now is attached anew",
-            CaptureError::Wal { .. } | CaptureError::Frame { .. } => "run `PRAGMA integrity_check`; `woodchuck inspect` shows the write-ahead log",
-            CaptureError::Sqlite { .. } => "see the cause; `PRAGMA integrity_check` tells whether the database is sound",
+            CaptureError::Wal { .. } | CaptureError::Frame { .. } => {
+                "run `PRAGMA integrity_check`; `woodchuck inspect` shows the write-ahead log"
+            }
+            CaptureError::Sqlite { .. } => {
+                "see the cause; `PRAGMA integrity_check` tells whether the database is sound"
+            }
             CaptureError::Watch { .. } => "raise fs.inotify.max_user_watches",
             CaptureError::Diff(_) => "run `PRAGMA integrity_check` on the database",
         }

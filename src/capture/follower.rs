@@ -11,8 +11,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::connections::{Bound, Link};
 use super::checkpoint::Policy;
+use super::connections::{Bound, Link};
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::{CaptureError, DatabaseFile, FollowError, Position};
 use crate::change::{ChangeSink, Differ, TxSpan};
@@ -264,7 +264,8 @@ impl Follower {
             page_count: self.position.page_count,
         };
         let after = AfterTx { before: &before, tx };
-        let changed: Vec<PageNo> = tx.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= tx.page_count).collect();
+        let changed: Vec<PageNo> =
+            tx.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= tx.page_count).collect();
         if self.own_commit == Some(commit) {
             self.own_commit = None;
             self.differ.absorb(&before, &after, &changed).map_err(CaptureError::from)?;
@@ -382,7 +383,7 @@ fn stand_at(
 ) -> Result<Position, CaptureError> {
     let header = file.header()?;
     // With nothing in the log the size is what page 1 says; the file can be longer.
-    let of_file = u32::try_from(file.len()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
+    let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
     let page_count = if header.size_is_valid { header.page_count } else { of_file };
     let mut position = Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum: Checksum::default(), page_count };
     let Some(salts) = salts else { return Ok(position) };

@@ -195,7 +195,12 @@ impl PageSource for AfterTx<'_> {
         if page.get() > self.tx.page_count {
             return Err(PageError::Missing { page, page_count: self.tx.page_count });
         }
-        let own = self.tx.pages.binary_search_by_key(&page, |(page, _)| *page).ok().and_then(|index| self.tx.pages.get(index));
+        let own = self
+            .tx
+            .pages
+            .binary_search_by_key(&page, |(page, _)| *page)
+            .ok()
+            .and_then(|index| self.tx.pages.get(index));
         match own {
             Some((_, frame)) => self.before.frames.page_in(*frame, page),
             None => self.before.page(page),
