@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::contract::Log;
-use super::envelope::{MESSAGE_BYTES_MAX, decode};
+use super::envelope::{EnvelopeError, MESSAGE_BYTES_MAX, decode, judge_place};
 use super::error::LogError;
 use super::message::{Batch, ShardId, StreamSeq};
 
@@ -53,12 +53,18 @@ pub async fn consume(log: Arc<dyn Log>, shard: ShardId, from: StreamSeq, deliver
             () = deliveries.closed() => return,
         };
         let Some(entry) = entry else { return };
-        let decoded = entry.and_then(|entry| match decode(&entry.payload, MESSAGE_BYTES_MAX) {
-            Ok(batch) => {
-                let payload_bytes = entry.payload.len();
-                Ok(Arrived { shard, seq: entry.seq, time: entry.time, payload_bytes, batch })
+        let decoded = entry.and_then(|entry| {
+            let batch = decode(&entry.payload, MESSAGE_BYTES_MAX).and_then(|batch| {
+                judge_place(&batch.header, shard).map_err(EnvelopeError::Inconsistent)?;
+                Ok(batch)
+            });
+            match batch {
+                Ok(batch) => {
+                    let payload_bytes = entry.payload.len();
+                    Ok(Arrived { shard, seq: entry.seq, time: entry.time, payload_bytes, batch })
+                }
+                Err(source) => Err(LogError::Undecodable { stream: log.stream_name(shard), seq: entry.seq, source }),
             }
-            Err(source) => Err(LogError::Undecodable { stream: log.stream_name(shard), seq: entry.seq, source }),
         });
         let failed = decoded.is_err();
         let delivery = match decoded {

@@ -231,6 +231,25 @@ async fn a_value_larger_than_max_payload_travels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn messages_as_large_as_the_server_takes_travel() {
+    let server = NatsServer::start();
+    let log = shared(&open(&server, streams(1)).await);
+    let largest = log.message_bytes_max();
+    let numbers = Numbers { round_no: 1, batch_no_last: BTreeMap::new() };
+    let waiting = BTreeMap::from([(ShardId(1), vec![unit(0, 20 * largest)])]);
+    let round = seal(&waiting, &numbers, ORIGIN, largest, false);
+    let count = round.messages.len();
+    // Full but for the room that the longest possible header would take.
+    assert!(round.messages[0].payload.len() > largest - 200);
+    let mut publisher = start_publisher(Arc::clone(&log));
+    publisher.publish(round).await;
+    let mut deliveries = start_consumer(&log, 1, 1);
+    for seq in 1..=count as u64 {
+        assert_eq!(arrived(&mut deliveries).await.seq, StreamSeq(seq));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_loses_a_server_goes_on() {
     let mut cluster = NatsCluster::start();
     let options = StreamOptions { replica_count: 3, ..streams(1) };

@@ -143,3 +143,13 @@ async fn a_message_that_is_not_ours_stops_its_shard_with_stream_and_number() {
     assert!(error.to_string().starts_with("message 2 of stream memory-1: not a woodchuck message"), "{error}");
     assert_eq!(deliveries.recv().await, None, "nothing behind it is delivered");
 }
+
+#[tokio::test]
+async fn a_message_in_a_shard_that_its_round_does_not_name_is_refused() {
+    let log = MemoryLog::new(2, 1);
+    let payload = rounds(1, 1, 1).remove(0).messages.remove(0).payload;
+    log.append(ShardId(2), "astray", payload.into()).unwrap();
+    let shared: Arc<dyn Log> = Arc::new(log);
+    let error = failure(&mut start_consumer(&shared, 2, 1)).await;
+    assert!(error.to_string().ends_with("its round has no messages in shard 2"), "{error}");
+}

@@ -98,13 +98,13 @@ fn causes(error: &dyn std::error::Error) -> String {
 fn note(link: &watch::Sender<Link>, event: &Event) {
     link.send_modify(|link| match event {
         Event::Connected => {
+            link.change_count += u64::from(!link.connected);
             link.connected = true;
-            link.change_count += 1;
             link.error_last = None;
         }
         Event::Disconnected | Event::Closed => {
+            link.change_count += u64::from(link.connected);
             link.connected = false;
-            link.change_count += 1;
         }
         Event::ServerError(error) => link.error_last = Some(error.to_string()),
         Event::ClientError(error) => link.error_last = Some(error.to_string()),

@@ -9,15 +9,16 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use tokio::sync::watch;
 
 use super::super::backoff::Backoff;
 use super::super::contract::{Entry, Log};
 use super::super::error::LogError;
 use super::super::message::{ShardId, StreamSeq};
-use super::{JetStreamLog, bounds_of};
+use super::{JetStreamLog, Link, bounds_of};
 
 /// A consumer that is silent for two of these is replaced.
-const HEARTBEAT: Duration = Duration::from_secs(3);
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// How long one request for messages stands at the server.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
@@ -48,12 +49,16 @@ const DOUBT: Duration = Duration::from_secs(5);
 const SKIPS_MAX: u32 = 2;
 
 pub(super) fn read(log: JetStreamLog, shard: ShardId, from: StreamSeq) -> BoxStream<'static, Result<Entry, LogError>> {
+    let link = log.link();
     let reader = Reader {
         log,
         shard,
         next: StreamSeq(from.0.max(1)),
         created_ns: None,
         messages: None,
+        link,
+        link_change_count: 0,
+        opened: Instant::now(),
         backoff: Backoff::new(RETRY_FIRST, RETRY_CAP),
         doubt_since: None,
         skips: 0,
@@ -74,6 +79,10 @@ struct Reader {
     next: StreamSeq,
     created_ns: Option<i128>,
     messages: Option<Box<pull::Stream>>,
+    link: watch::Receiver<Link>,
+    /// As it was when the consumer was made.
+    link_change_count: u64,
+    opened: Instant,
     backoff: Backoff,
     doubt_since: Option<Instant>,
     skips: u32,
@@ -94,7 +103,14 @@ impl Reader {
                 }
                 continue;
             };
-            let found = match messages.next().await {
+            let opened_at = self.link_change_count;
+            let item = tokio::select! {
+                biased;
+                item = messages.next() => item,
+                // A server that restarted has forgotten the consumer, and only missing heartbeats would tell: too late.
+                _ = self.link.wait_for(|link| link.connected && link.change_count > opened_at) => None,
+            };
+            let found = match item {
                 Some(Ok(message)) => message
                     .info()
                     .ok()
@@ -104,7 +120,12 @@ impl Reader {
             };
             let Some(((seq, published), payload)) = found else {
                 self.messages = None;
-                self.wait().await;
+                if self.opened.elapsed() > RETRY_CAP {
+                    self.backoff.reset();
+                }
+                if self.link.borrow().change_count == opened_at {
+                    self.wait().await;
+                }
                 continue;
             };
             if seq < self.next.0 {
@@ -115,9 +136,12 @@ impl Reader {
                 self.skips += 1;
                 if self.skips >= SKIPS_MAX {
                     // Opening tells whether the log was trimmed beyond us; only if not, the message alone is missing.
-                    self.open().await?;
                     let stream = self.log.stream_name(self.shard);
-                    return Err(LogError::Hole { stream, wanted: self.next, found: StreamSeq(seq) });
+                    match self.open().await {
+                        Ok(_) => return Err(LogError::Hole { stream, wanted: self.next, found: StreamSeq(seq) }),
+                        Err(error) if self.is_believed(&error) => return Err(error),
+                        Err(_) => self.wait().await,
+                    }
                 }
                 continue;
             }
@@ -130,6 +154,8 @@ impl Reader {
 
     /// Looks at the stream and makes a consumer that begins at the next message.
     async fn open(&mut self) -> Result<pull::Stream, LogError> {
+        self.link_change_count = self.link.borrow().change_count;
+        self.opened = Instant::now();
         let stream = self.log.stream_name(self.shard);
         let bounds = bounds_of(&self.log.info(self.shard).await?);
         if *self.created_ns.get_or_insert(bounds.created_ns) != bounds.created_ns {
