@@ -19,7 +19,7 @@ fn order_holds_through_faults_of_every_kind() {
             let log = MemoryLog::new(3, seed);
             let faults = Faults { delay_percent: 10, duplicate_percent: 10, drop_ack_percent: 20, fail_percent: 20 };
             log.set_faults(faults);
-            log.remember_ids(seed % 2 == 0);
+            log.remember_ids(seed.is_multiple_of(2));
             let shared: Arc<dyn Log> = Arc::new(log.clone());
             let mut publisher = start_publisher(Arc::clone(&shared));
             for round in rounds(10, 3, 3) {

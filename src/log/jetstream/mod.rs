@@ -32,6 +32,13 @@ const HEADER_BYTES_MAX: usize = 1024;
 /// every retry would queue another copy.
 const CONNECTED_WAIT: Duration = Duration::from_secs(2);
 
+/// How long an acknowledgement, or a new stream, may take: servers that sync to slow disks need some of it.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long questions about streams and new consumers may take. While a cluster elects a leader nobody answers, and each question asked
+/// then must fail soon enough for the next to find the new leader.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The state of the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
@@ -47,6 +54,8 @@ pub struct Link {
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
     context: Context,
+    /// The same connection with [`REQUEST_TIMEOUT`].
+    requests: Context,
     options: Arc<StreamOptions>,
     link: watch::Receiver<Link>,
 }
@@ -60,7 +69,11 @@ impl JetStreamLog {
     pub async fn connect(nats: &NatsOptions, streams: StreamOptions) -> Result<JetStreamLog, ConnectError> {
         streams.check()?;
         let (client, link) = connect::connect(nats).await?;
-        Ok(JetStreamLog { context: async_nats::jetstream::new(client), options: Arc::new(streams), link })
+        let mut context = async_nats::jetstream::new(client.clone());
+        context.set_timeout(ACK_TIMEOUT);
+        let mut requests = async_nats::jetstream::new(client);
+        requests.set_timeout(REQUEST_TIMEOUT);
+        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link })
     }
 
     /// The connection's JetStream, for what else is kept there.
@@ -83,7 +96,7 @@ impl JetStreamLog {
 
     async fn info(&self, shard: ShardId) -> Result<Info, LogError> {
         let stream = self.stream_name(shard);
-        match self.context.get_stream(&stream).await {
+        match self.requests.get_stream(&stream).await {
             Ok(found) => Ok(found.cached_info().clone()),
             Err(error) => Err(stream_error(stream, &error)),
         }

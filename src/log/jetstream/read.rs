@@ -176,7 +176,7 @@ impl Reader {
             ..pull::Config::default()
         };
         let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
-        let consumer = self.log.context.create_consumer_on_stream(config, stream.as_str()).await;
+        let consumer = self.log.requests.create_consumer_on_stream(config, stream.as_str()).await;
         let consumer = consumer.map_err(|error| match error.kind() {
             ConsumerErrorKind::JetStream(error) => super::jetstream_error(stream, &error),
             ConsumerErrorKind::TimedOut
