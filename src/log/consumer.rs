@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::contract::Log;
-use super::envelope::{EnvelopeError, MESSAGE_BYTES_MAX, decode, judge_place};
+use super::contract::{Entry, Log};
+use super::envelope::{EnvelopeError, MESSAGE_BYTES_MAX, decode, decode_header, judge_place};
 use super::error::LogError;
-use super::message::{Batch, ShardId, StreamSeq};
+use super::message::{Batch, Header, ShardId, StreamSeq};
 
 /// A message that arrived.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,11 +28,27 @@ pub struct Arrived {
     pub batch: Batch,
 }
 
-/// What a consumer delivers.
+/// A message that arrived, of which only the header is decoded. A round can be larger than memory: who waits for its end keeps headers,
+/// drops payloads where there are too many, and reads those again when it applies them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its number in the stream.
+    pub seq: StreamSeq,
+    /// When the server stored it, by the server's clock: for people, never for order.
+    pub time: SystemTime,
+    /// Its place.
+    pub header: Header,
+    /// Its bytes, for [`decode`].
+    pub payload: Bytes,
+}
+
+/// What a consumer delivers: messages as [`Arrived`], or as [`Announced`] where it was asked for headers.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Delivery {
+pub enum Delivery<T = Arrived> {
     /// The next message of its shard.
-    Arrived(Arrived),
+    Arrived(T),
     /// The shard cannot be read on: this is its last delivery. Start its consumer anew once the cause is gone.
     Failed {
         /// The shard.
@@ -45,6 +62,36 @@ pub enum Delivery {
 ///
 /// Ends after a failure, or when nobody takes deliveries. Dropping it at any time is safe.
 pub async fn consume(log: Arc<dyn Log>, shard: ShardId, from: StreamSeq, deliveries: mpsc::Sender<Delivery>) {
+    consume_with(log, shard, from, deliveries, |Entry { seq, time, payload }| {
+        let batch = decode(&payload, MESSAGE_BYTES_MAX)?;
+        judge_place(&batch.header, shard).map_err(EnvelopeError::Inconsistent)?;
+        Ok(Arrived { shard, seq, time, payload_bytes: payload.len(), batch })
+    })
+    .await;
+}
+
+/// As [`consume`], but decodes headers only. What is wrong with a message behind its header shows when it is decoded.
+pub async fn consume_headers(
+    log: Arc<dyn Log>,
+    shard: ShardId,
+    from: StreamSeq,
+    deliveries: mpsc::Sender<Delivery<Announced>>,
+) {
+    consume_with(log, shard, from, deliveries, |Entry { seq, time, payload }| {
+        let header = decode_header(&payload, MESSAGE_BYTES_MAX)?;
+        judge_place(&header, shard).map_err(EnvelopeError::Inconsistent)?;
+        Ok(Announced { shard, seq, time, header, payload })
+    })
+    .await;
+}
+
+async fn consume_with<T>(
+    log: Arc<dyn Log>,
+    shard: ShardId,
+    from: StreamSeq,
+    deliveries: mpsc::Sender<Delivery<T>>,
+    decode: impl Fn(Entry) -> Result<T, EnvelopeError>,
+) {
     let mut entries = log.read(shard, from);
     loop {
         // A reader whose shard is silent would not notice otherwise that it is not wanted any more.
@@ -54,21 +101,12 @@ pub async fn consume(log: Arc<dyn Log>, shard: ShardId, from: StreamSeq, deliver
         };
         let Some(entry) = entry else { return };
         let decoded = entry.and_then(|entry| {
-            let batch = decode(&entry.payload, MESSAGE_BYTES_MAX).and_then(|batch| {
-                judge_place(&batch.header, shard).map_err(EnvelopeError::Inconsistent)?;
-                Ok(batch)
-            });
-            match batch {
-                Ok(batch) => {
-                    let payload_bytes = entry.payload.len();
-                    Ok(Arrived { shard, seq: entry.seq, time: entry.time, payload_bytes, batch })
-                }
-                Err(source) => Err(LogError::Undecodable { stream: log.stream_name(shard), seq: entry.seq, source }),
-            }
+            let seq = entry.seq;
+            decode(entry).map_err(|source| LogError::Undecodable { stream: log.stream_name(shard), seq, source })
         });
         let failed = decoded.is_err();
         let delivery = match decoded {
-            Ok(arrived) => Delivery::Arrived(arrived),
+            Ok(message) => Delivery::Arrived(message),
             Err(error) => Delivery::Failed { shard, error },
         };
         if deliveries.send(delivery).await.is_err() || failed {

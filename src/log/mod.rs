@@ -1,4 +1,13 @@
 //! Layer 4: transactions to and from the log.
+//!
+//! ```text
+//!  changes ─▶ UnitBuilder ─▶ units ─▶ plan, seal ─▶ messages ─▶ publish ══▶ Log: a stream per shard
+//!                          (outbox: apply's)                                  ║
+//!  whole transactions ◀─ consistent_cut ◀─ Folded::judge, Assembler ◀─ consume ◀═╝
+//! ```
+//!
+//! Everything left of [`Log`] and of `consume` is pure: no network, no clock. What is durable is kept by the layer above. Uses `format`
+//! (values) and `change` (operations).
 
 mod assemble;
 mod backoff;
@@ -17,7 +26,7 @@ mod shard;
 mod units;
 
 pub use assemble::{AssembleError, Assembler, Incomplete};
-pub use consumer::{Arrived, Delivery, consume, spawn_consumers};
+pub use consumer::{Announced, Arrived, Delivery, consume, consume_headers, spawn_consumers};
 pub use contract::{Bounds, Entry, Log};
 pub use cut::{CutShard, consistent_cut};
 pub use envelope::{

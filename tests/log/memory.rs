@@ -153,3 +153,19 @@ async fn a_message_in_a_shard_that_its_round_does_not_name_is_refused() {
     let error = failure(&mut start_consumer(&shared, 2, 1)).await;
     assert!(error.to_string().ends_with("its round has no messages in shard 2"), "{error}");
 }
+
+#[tokio::test]
+async fn headers_come_with_payloads_that_decode_to_the_same() {
+    let log: Arc<dyn Log> = Arc::new(MemoryLog::new(1, 1));
+    let mut publisher = start_publisher(Arc::clone(&log));
+    publisher.publish(rounds(1, 1, 3).remove(0)).await;
+    let (deliveries, mut announced) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(woodchuck::log::consume_headers(Arc::clone(&log), ONE, StreamSeq(1), deliveries));
+    let mut whole = start_consumer(&log, 1, 1);
+    for _ in 0..3 {
+        let wanted = arrived(&mut whole).await;
+        let Some(woodchuck::log::Delivery::Arrived(found)) = announced.recv().await else { panic!("a header comes") };
+        assert_eq!((found.seq, &found.header), (wanted.seq, &wanted.batch.header));
+        assert_eq!(woodchuck::log::decode(&found.payload, 1 << 20), Ok(wanted.batch));
+    }
+}
