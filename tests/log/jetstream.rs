@@ -313,3 +313,44 @@ async fn several_readers_of_one_log_see_the_same() {
     assert_eq!(seen, (1..=2).map(|shard| (ShardId(shard), (0..10).collect())).collect());
     drop(consumers);
 }
+
+fn tls_file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/log/tls").join(name)
+}
+
+#[tokio::test]
+async fn tls_works_both_ways_and_a_server_without_our_trust_is_refused() {
+    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| tls_file(name).display().to_string());
+    // The readiness check reads the greeting, which comes in plain text before the handshake.
+    let config = format!("tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}");
+    let server = NatsServer::start_with(&config);
+    let identity = Some((tls_file("client.pem"), tls_file("client.key")));
+    let trusted = NatsOptions { tls_ca: Some(tls_file("ca.pem")), tls_identity: identity, ..nats(vec![server.url()]) };
+    let log = JetStreamLog::connect(&trusted, streams(1)).await.unwrap();
+    log.ensure().await.unwrap();
+
+    let anonymous = NatsOptions { tls_identity: None, ..trusted.clone() };
+    JetStreamLog::connect(&anonymous, streams(1)).await.expect_err("the server asks for a certificate");
+    let untrusting = NatsOptions { tls_ca: None, ..trusted };
+    let error = JetStreamLog::connect(&untrusting, streams(1)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn tokens_and_nkeys_are_accepted() {
+    let server = NatsServer::start_with("authorization { token: s3cret }");
+    let token = NatsOptions { token: Some("s3cret".into()), ..nats(vec![server.url()]) };
+    JetStreamLog::connect(&token, streams(1)).await.unwrap().ensure().await.unwrap();
+
+    // The pair of the NATS documentation.
+    let (seed, public) = (
+        "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+        "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
+    );
+    let config = format!("authorization {{ users: [ {{ nkey: {public} }} ] }}");
+    let server = NatsServer::start_with(&config);
+    let nkey = NatsOptions { nkey_seed: Some(seed.into()), ..nats(vec![server.url()]) };
+    JetStreamLog::connect(&nkey, streams(1)).await.unwrap().ensure().await.unwrap();
+    let error = JetStreamLog::connect(&nats(vec![server.url()]), streams(1)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Unauthorized { .. }), "{error:?}");
+}

@@ -66,6 +66,7 @@ pub(super) async fn connect(options: &NatsOptions) -> Result<(Client, watch::Rec
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 ConnectError::Unauthorized { urls: urls.clone(), what }
             }
+            ConnectErrorKind::Io if is_handshake(&error) => ConnectError::Tls { urls: urls.clone(), what },
             ConnectErrorKind::Tls => ConnectError::Tls { urls: urls.clone(), what },
             ConnectErrorKind::Dns
             | ConnectErrorKind::TimedOut
@@ -76,6 +77,12 @@ pub(super) async fn connect(options: &NatsOptions) -> Result<(Client, watch::Rec
     // The event that says so may come later than we need to know it.
     note(&changed, &Event::Connected);
     Ok((client, link))
+}
+
+/// A failed TLS handshake comes as an I/O error about invalid data; a broken or refused connection has other kinds.
+fn is_handshake(error: &dyn std::error::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| source.kind() == std::io::ErrorKind::InvalidData)
 }
 
 /// The client's errors keep the reason in their sources.
