@@ -53,6 +53,14 @@ pub enum LogError {
         /// The last one that is there.
         last: StreamSeq,
     },
+    /// A message is another one than was read under its number: the server went back in time and has gone on since.
+    #[error("message {} of stream {stream} is not the one that was read before: the server lost acknowledged messages", seq.0)]
+    Rewritten {
+        /// The stream.
+        stream: String,
+        /// The last message that was read.
+        seq: StreamSeq,
+    },
     /// The log was trimmed beyond the position of this node.
     #[error("stream {stream} begins at {} now, but {} is the next to read", first.0, wanted.0)]
     FellBehind {
@@ -119,7 +127,10 @@ impl LogError {
             LogError::Config { stream, setting, wanted, .. } => {
                 format!("set {setting} of the stream to {wanted} (nats stream edit {stream}), or use another --stream-prefix")
             }
-            LogError::StreamMissing { .. } | LogError::StreamRecreated { .. } | LogError::LostTail { .. } => {
+            LogError::StreamMissing { .. }
+            | LogError::StreamRecreated { .. }
+            | LogError::LostTail { .. }
+            | LogError::Rewritten { .. } => {
                 "restore the NATS server's data, or make all nodes new (woodchuck cleanup) from one copy of the database".to_owned()
             }
             LogError::FellBehind { .. } => "catch up from a snapshot; a larger --max-log-entries lets nodes stay away longer".to_owned(),

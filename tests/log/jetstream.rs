@@ -187,6 +187,41 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     assert_eq!(failure(&mut deliveries).await, lost);
 }
 
+/// A server that lost its tail and took new messages before the reader was back has as many messages as the reader knows of. Those that
+/// took the numbers of the lost ones would never have been read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_went_back_in_time_and_on_is_noticed() {
+    let mut server = NatsServer::start();
+    let log = shared(&open(&server, streams(1)).await);
+    let mut publisher = start_publisher(Arc::clone(&log));
+    let mut deliveries = start_consumer(&log, 1, 1);
+    let backup = tempfile::tempdir().unwrap();
+    let mut all = rounds(20, 1, 1).into_iter();
+    for index in 0..4 {
+        publisher.publish(all.next().unwrap()).await;
+        arrived(&mut deliveries).await;
+        if index == 1 {
+            server.kill();
+            server.copy_store(backup.path(), false);
+            tokio::task::block_in_place(|| server.restart());
+        }
+    }
+    server.kill();
+    server.delete_store();
+    server.copy_store(backup.path(), true);
+    let outgoing = publisher.outgoing.clone();
+    let sending = tokio::spawn(async move {
+        for round in all {
+            woodchuck::log::send_round(&outgoing, round).await;
+        }
+    });
+    tokio::task::block_in_place(|| server.restart());
+    publisher.wait_for(20).await;
+    sending.await.unwrap();
+    let stream = "woodchuck-changes-1-1".to_owned();
+    assert_eq!(failure(&mut deliveries).await, LogError::Rewritten { stream, seq: StreamSeq(4) });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_configured_differently_is_refused_by_the_settings_name() {
     let server = NatsServer::start();

@@ -3,10 +3,10 @@
 //! A consumer on the server is only a means to get messages: whenever it is gone, silent or out of step it is replaced by one that begins at
 //! the next message. What the stream itself says decides whether there is anything to go on with.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::stream::{ConsumerErrorKind, RawMessageErrorKind};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch;
@@ -55,6 +55,7 @@ pub(super) fn read(log: JetStreamLog, shard: ShardId, from: StreamSeq) -> BoxStr
         shard,
         next: StreamSeq(from.0.max(1)),
         created_ns: None,
+        last_read: None,
         messages: None,
         link,
         link_change_count: 0,
@@ -78,6 +79,8 @@ struct Reader {
     shard: ShardId,
     next: StreamSeq,
     created_ns: Option<i128>,
+    /// Number and time of the message before `next`, once one was read.
+    last_read: Option<(StreamSeq, SystemTime)>,
     messages: Option<Box<pull::Stream>>,
     link: watch::Receiver<Link>,
     /// As it was when the consumer was made.
@@ -148,7 +151,9 @@ impl Reader {
             self.next.0 += 1;
             self.skips = 0;
             self.backoff.reset();
-            return Ok(Entry { seq: StreamSeq(seq), time: published.into(), payload });
+            let entry = Entry { seq: StreamSeq(seq), time: published.into(), payload };
+            self.last_read = Some((entry.seq, entry.time));
+            return Ok(entry);
         }
     }
 
@@ -167,6 +172,7 @@ impl Reader {
         if bounds.first > self.next {
             return Err(LogError::FellBehind { stream, wanted: self.next, first: bounds.first });
         }
+        self.check_last_read(&stream, bounds.first).await?;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next.0 },
             ack_policy: AckPolicy::None,
@@ -197,10 +203,29 @@ impl Reader {
             .map_err(|error| unreachable(&error))
     }
 
+    /// Checks that the message before the next one is still the one that was read. A server that lost its tail and took new messages
+    /// since has enough of them, and some of those have numbers that we would not read again.
+    async fn check_last_read(&self, stream: &str, first: StreamSeq) -> Result<(), LogError> {
+        let Some((seq, time)) = self.last_read.filter(|(seq, _)| *seq >= first) else { return Ok(()) };
+        let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
+        let handle = self.log.requests.get_stream_no_info(stream).await.map_err(|error| unreachable(&error))?;
+        match handle.get_raw_message(seq.0).await {
+            // The server stamps each message with its time in nanoseconds.
+            Ok(message) if SystemTime::from(message.time) == time => Ok(()),
+            Ok(_) => Err(LogError::Rewritten { stream: stream.to_owned(), seq }),
+            // Trimmed since we asked for the bounds.
+            Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => Ok(()),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+
     /// Whether an error is final. What a cluster in transition also says must last for a while.
     fn is_believed(&mut self, error: &LogError) -> bool {
         match error {
-            LogError::FellBehind { .. } | LogError::StreamRecreated { .. } | LogError::Hole { .. } => true,
+            LogError::FellBehind { .. }
+            | LogError::StreamRecreated { .. }
+            | LogError::Rewritten { .. }
+            | LogError::Hole { .. } => true,
             LogError::StreamMissing { .. } | LogError::LostTail { .. } => {
                 self.doubt_since.get_or_insert_with(Instant::now).elapsed() >= DOUBT
             }
