@@ -1,6 +1,7 @@
 """The processes of the demo: the server, the daemons and the writers, which know nothing of us."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def start_daemon(binary, path, node_id, url, log):
 
 def wait_until_ready(daemon):
     """Waits for the line that says that the daemon is attached; returns the seconds since its start."""
-    return daemon.wait_for(lambda: "ready" in daemon.log.read_text("utf-8", "replace"), "ready")[1]
+    return daemon.wait_for(lambda: re.search(r"\bready\b", daemon.log.read_text("utf-8", "replace")), "ready")[1]
 
 
 # What the writing process runs where there is no sqlite3 shell: an ordinary connection, nothing else.
