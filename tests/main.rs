@@ -2,4 +2,5 @@
 
 mod capture;
 mod diff;
+mod layers;
 mod support;
