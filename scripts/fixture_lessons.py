@@ -165,7 +165,7 @@ LESSONS = [
            ["UPDATE t SET v = 'first' WHERE id = 1;", roll_back_after_spilling, "UPDATE t SET v = 'second' WHERE id = 1;"], holds=lambda wal: wal.frames_in_file() > sum(wal.transactions())),
     Lesson("freed-page-reused", "a page that one tree frees holds another's rows in the same transaction",
            PLAIN + "CREATE TABLE u (id INTEGER PRIMARY KEY, v TEXT);" + fill("t", 1, 100),
-           ["DELETE FROM t; " + fill("u", 1, 60), "INSERT INTO t SELECT * FROM u; DROP TABLE u; CREATE TABLE w (id INTEGER PRIMARY KEY, v TEXT);" + fill("w", 500, 540)]),
+           ["DELETE FROM t; " + fill("u", 1, 60), "CREATE TABLE w (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t SELECT * FROM u; DROP TABLE u;" + fill("w", 500, 540)]),
     Lesson("table-rebuilt", "SQLite's way to change a table: equal rows under another name are new rows", PLAIN + fill("t", 1, 40), [
         "CREATE TABLE t_new (id INTEGER PRIMARY KEY, v TEXT NOT NULL); INSERT INTO t_new SELECT * FROM t; DROP TABLE t;",
     ]),
