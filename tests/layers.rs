@@ -36,7 +36,12 @@ const LAYERS: [Layer; 8] = [
         crates: &["async_nats", "blake3", "futures_util", "minicbor", "tokio", "zstd"],
         pure: false,
     },
-    Layer { name: "apply", layers: &["format", "schema", "change", "log"], crates: &["rusqlite"], pure: false },
+    Layer {
+        name: "apply",
+        layers: &["format", "schema", "change", "log"],
+        crates: &["blake3", "rusqlite"],
+        pure: false,
+    },
     Layer {
         name: "node",
         layers: &["capture", "log", "apply"],
@@ -46,7 +51,17 @@ const LAYERS: [Layer; 8] = [
     Layer {
         name: "cli",
         layers: &["format", "schema", "change", "capture", "log", "apply", "node"],
-        crates: &["base64", "clap", "futures_util", "serde_json", "tokio", "toml", "tracing_subscriber"],
+        crates: &[
+            "base64",
+            "clap",
+            "futures_util",
+            "rusqlite",
+            "rustix",
+            "serde_json",
+            "tokio",
+            "toml",
+            "tracing_subscriber",
+        ],
         pure: false,
     },
 ];
