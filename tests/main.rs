@@ -1,9 +1,11 @@
 //! One binary for all integration tests: they share one link step.
 // Helpers of tests may panic, and nothing outside sees what they make public.
 #![allow(unreachable_pub, missing_docs)]
-#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod capture;
 mod diff;
+mod fixtures;
+mod layers;
 mod log;
 mod support;
