@@ -1,0 +1,5 @@
+//! Row changes as text: one writer a format, each a [`crate::change::ChangeSink`] over any `io::Write`, flushed at every commit.
+
+mod json;
+
+pub use json::JsonLines;

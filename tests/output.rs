@@ -1,0 +1,3 @@
+//! The formats that changes are printed in.
+
+mod json;
