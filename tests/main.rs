@@ -1,4 +1,6 @@
-//! All integration tests: one binary, so that the library is linked once.
+//! One binary for all integration tests: they share one link step.
 
 mod cli;
+mod diff;
 mod output;
+mod support;

@@ -4,8 +4,25 @@
 //! are compared as BINARY, which is never coarser than what tells stored rows apart).
 
 use super::row::RowKey;
-use crate::format::Value;
+use crate::format::{Row, Value};
 use crate::schema::{Collation, Identity, Table};
+
+/// The key of a row of `table`. `rowid` is `None` for WITHOUT ROWID tables only.
+#[must_use]
+pub fn row_key(table: &Table, row: &Row, rowid: Option<i64>) -> RowKey {
+    let values = |columns: &mut dyn Iterator<Item = usize>| -> Vec<Value> {
+        columns.map(|column| row.get(column).cloned().unwrap_or(Value::Null)).collect()
+    };
+    match (&table.identity, rowid) {
+        (Identity::RowidAlias(column), _) => RowKey::Columns(values(&mut std::iter::once(*column))),
+        (Identity::Declared(columns), None) => RowKey::Columns(values(&mut columns.iter().map(|key| key.column))),
+        (Identity::Declared(columns), Some(rowid)) => {
+            let key = values(&mut columns.iter().map(|key| key.column));
+            if key.iter().any(Value::is_null) { RowKey::Rowid(rowid) } else { RowKey::Columns(key) }
+        }
+        (Identity::Rowid, rowid) => RowKey::Rowid(rowid.unwrap_or_default()),
+    }
+}
 
 /// Bytes that are equal for keys that name the same row of `table`, on every node. Table names are not part of them.
 #[must_use]

@@ -1,7 +1,18 @@
-//! Layer 2: two versions of the pages become row changes.
+//! Layer 2: two versions of the pages become row changes. Uses `format` and `schema`.
 
+mod differ;
 mod identity;
+mod keyed;
+mod merge;
+mod overflow;
+mod owners;
+mod pages;
 mod row;
+mod rows;
+mod structure;
+mod trees;
 
-pub use identity::canonical_key;
+pub use differ::{Differ, TransactionError};
+pub use identity::{canonical_key, row_key};
+pub use pages::{DiffError, PageError, PageSource};
 pub use row::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan};

@@ -1,5 +1,8 @@
-//! Layer 1: what rows mean: tables, keys, columns, affinities.
+//! Layer 1: what rows mean: tables, keys, columns, affinities. Uses `format`; the catalogue is asked from an in-memory SQLite.
 
+mod catalogue;
+mod decode;
 mod table;
 
+pub use catalogue::{Catalogue, CatalogueError, SchemaRow};
 pub use table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};

@@ -45,12 +45,12 @@ pub struct Column {
     pub generated: bool,
 }
 
-/// One column of a declared PRIMARY KEY.
+/// One column of a declared PRIMARY KEY or a UNIQUE index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyColumn {
     /// Index into [`Table::columns`].
     pub column: usize,
-    /// The collation under which the key is unique.
+    /// The collation under which it is unique.
     pub collation: Collation,
 }
 
@@ -70,8 +70,9 @@ pub enum Identity {
 pub struct UniqueIndex {
     /// The index's name.
     pub name: String,
-    /// Indexes into [`Table::columns`]; `None` where the index has an expression, a virtual column or a WHERE clause.
-    pub columns: Option<Vec<usize>>,
+    /// The columns with the collations under which they are unique; `None` where the index has an expression, a virtual column or a
+    /// WHERE clause.
+    pub columns: Option<Vec<KeyColumn>>,
 }
 
 /// An ordinary table, with or without rowid.

@@ -1,0 +1,571 @@
+//! The differ: keeps the structure of a database and turns each transaction's pages into row changes.
+//!
+//! Work per transaction depends on the pages it changed. The structure is replaced only after the whole transaction was given to the sink,
+//! so that an error leaves the differ where it was.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::keyed::MAP_BYTES_MAX;
+use super::overflow::OverflowMap;
+use super::owners::{Owners, TreeNo};
+use super::pages::{DiffError, PageSource, Version};
+use super::row::{ChangeSink, TxSpan};
+use super::rows::{TableDiff, reshape};
+use super::structure::{Root, TreeChange, tree_change};
+use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};
+use crate::format::{DatabaseHeader, PageNo};
+use crate::schema::{Catalogue, Table};
+
+/// Why a transaction was not taken to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactionError<E> {
+    /// The versions could not be compared.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+    /// The sink refused.
+    #[error("{0}")]
+    Sink(E),
+}
+
+/// Which freelist trunk pages are looked at before an overflow page is looked for: SQLite works at the head of the list.
+const TRUNKS_LOOKED_AT: usize = 8;
+
+/// The structure of a database at one position.
+#[derive(Debug)]
+pub struct Differ {
+    header: DatabaseHeader,
+    schema: Schema,
+    catalogue: Arc<Catalogue>,
+    /// Tree 0 is the schema's.
+    trees: Vec<Option<Tree>>,
+    /// Numbers of trees that are gone, to be given out again.
+    free: Vec<TreeNo>,
+    owners: Owners,
+    overflow: Option<OverflowMap>,
+    damage: Vec<DiffError>,
+    map_bytes_max: usize,
+}
+
+/// What a transaction does to one tree, before it is given out.
+struct Touched {
+    number: TreeNo,
+    /// The tree after; `None` when it is gone.
+    tree: Option<Tree>,
+    old: Option<Arc<Table>>,
+    change: TreeChange,
+}
+
+impl Touched {
+    fn new_table(&self) -> Option<&Arc<Table>> {
+        self.tree.as_ref().and_then(|tree| tree.table.as_ref())
+    }
+}
+
+/// A transaction understood, before its rows are given out and the structure is replaced.
+struct Plan<'s> {
+    before: Version<'s>,
+    after: Version<'s>,
+    header: DatabaseHeader,
+    schema: Option<(Schema, Arc<Catalogue>)>,
+    touched: Vec<Touched>,
+    /// Rows may have changed in overflow pages only.
+    walk_chains: bool,
+    /// The overflow map, if this transaction was the first to need it.
+    built: Option<OverflowMap>,
+}
+
+impl Plan<'_> {
+    /// A page whose rows changed in overflow pages only is looked at on both sides.
+    fn add_page(&mut self, tree: &Tree, number: TreeNo, page: PageNo, height: u8) {
+        let index = match self.touched.iter().position(|touched| touched.number == number) {
+            Some(index) => index,
+            None => {
+                let (tree, old, change) = (Some(tree.clone()), tree.table.clone(), TreeChange::default());
+                self.touched.push(Touched { number, tree, old, change });
+                self.touched.len() - 1
+            }
+        };
+        let Some(touched) = self.touched.get_mut(index) else { return };
+        let entry = (page, height);
+        if !touched.change.before.contains(&entry) && !touched.change.after.contains(&entry) {
+            touched.change.before.push(entry);
+            touched.change.after.push(entry);
+        }
+    }
+}
+
+impl Differ {
+    /// Reads schema and interior pages of a database.
+    ///
+    /// # Errors
+    /// [`DiffError`] when page 1 or the schema cannot be read. Damage in other trees is listed by [`Differ::damage`].
+    pub fn open(source: &dyn PageSource) -> Result<Differ, DiffError> {
+        let header = DatabaseHeader::parse(&source.page(PageNo::ONE)?)?;
+        let version = Version::with_header(source, &header);
+        let schema = read_schema(&version)?;
+        let catalogue = Arc::new(Catalogue::build(schema.values().cloned().collect())?);
+        let mut differ = Differ {
+            header,
+            schema,
+            catalogue,
+            trees: Vec::new(),
+            free: Vec::new(),
+            owners: Owners::default(),
+            overflow: None,
+            damage: Vec::new(),
+            map_bytes_max: MAP_BYTES_MAX,
+        };
+        let height = differ.owners.walk(&version, TreeNo(0), PageNo::ONE)?;
+        differ.trees.push(Some(Tree {
+            kind: "table".into(),
+            name: "sqlite_schema".into(),
+            schema_rowid: 0,
+            root: Root { page: PageNo::ONE, height },
+            table: Some(Arc::new(schema_table())),
+        }));
+        for (rowid, row) in &differ.schema {
+            let Some(root) = row.root else { continue };
+            let number = TreeNo(differ.trees.len() as u32);
+            match differ.owners.walk(&version, number, root) {
+                Ok(height) => differ.trees.push(Some(Tree {
+                    kind: row.kind.as_str().into(),
+                    name: row.name.as_str().into(),
+                    schema_rowid: *rowid,
+                    root: Root { page: root, height },
+                    table: differ.catalogue.table(&row.name).filter(|_| row.kind == "table").cloned(),
+                })),
+                Err(damage) => {
+                    differ.damage.push(damage);
+                    differ.trees.push(None);
+                }
+            }
+        }
+        Ok(differ)
+    }
+
+    /// The tables as they are at this position.
+    #[must_use]
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// The database header at this position.
+    #[must_use]
+    pub fn header(&self) -> &DatabaseHeader {
+        &self.header
+    }
+
+    /// Trees that could not be walked.
+    #[must_use]
+    pub fn damage(&self) -> &[DiffError] {
+        &self.damage
+    }
+
+    /// Bounds the rows that wait for their partner within a transaction, in bytes.
+    pub fn set_map_bytes_max(&mut self, bytes: usize) {
+        self.map_bytes_max = bytes;
+    }
+
+    /// Whether the owner map equals that of a fresh walk over `source`; the first difference as text otherwise. For tests.
+    ///
+    /// # Errors
+    /// [`DiffError`] when the walk fails.
+    pub fn check(&self, source: &dyn PageSource) -> Result<Option<String>, DiffError> {
+        let fresh = Differ::open(source)?;
+        let name = |differ: &Differ, entry: Option<(TreeNo, u8)>| {
+            entry.and_then(|(tree, height)| {
+                let tree = differ.trees.get(tree.0 as usize)?.as_ref()?;
+                Some((Arc::clone(&tree.kind), Arc::clone(&tree.name), height))
+            })
+        };
+        for no in 1..=source.page_count().max(self.owners.iter().map(|(page, ..)| page.get()).max().unwrap_or(0)) {
+            let Some(page) = PageNo::new(no) else { continue };
+            let (kept, walked) = (name(self, self.owners.get(page)), name(&fresh, fresh.owners.get(page)));
+            if kept != walked {
+                return Ok(Some(format!("page {page}: kept as {kept:?}, walked as {walked:?}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares two versions and gives the row changes to `sink`.
+    ///
+    /// `changed` are the pages that may differ, ascending: those of the transaction's frames, or of a comparison page by page. Returns the
+    /// number of row and schema changes; when nothing changed the sink is not called.
+    ///
+    /// # Errors
+    /// [`TransactionError`]; the differ then still stands at the version before.
+    pub fn transaction<E>(
+        &mut self,
+        before: &dyn PageSource,
+        after: &dyn PageSource,
+        changed: &[PageNo],
+        span: &TxSpan,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<u64, TransactionError<E>> {
+        let plan = self.plan(before, after, changed)?;
+        let mut count = 0;
+        let mut begun = false;
+        if let Some((schema, _)) = &plan.schema {
+            for change in schema_changes(&self.schema, schema) {
+                begin(&mut begun, span, sink)?;
+                sink.schema(change).map_err(TransactionError::Sink)?;
+                count += 1;
+            }
+        }
+        let schema_count = count;
+        for touched in &plan.touched {
+            let (old, new) = (touched.old.as_ref(), touched.new_table());
+            let (Some(old), Some(new)) = (old.or(new), new.or(old)) else { continue };
+            if touched.number == TreeNo(0) {
+                continue;
+            }
+            let diff = TableDiff {
+                before: plan.before,
+                after: plan.after,
+                before_pages: row_pages(old, &touched.change.before),
+                after_pages: row_pages(new, &touched.change.after),
+                reshape: reshape(old, new),
+                old: Arc::clone(old),
+                new: Arc::clone(new),
+                walk_chains: plan.walk_chains,
+                map_bytes_max: self.map_bytes_max,
+            };
+            diff.run(&mut |change| {
+                begin(&mut begun, span, sink)?;
+                count += 1;
+                sink.change(change).map_err(TransactionError::Sink)
+            })?;
+        }
+        if begun {
+            sink.commit(span, count - schema_count).map_err(TransactionError::Sink)?;
+        }
+        self.adopt(plan)?;
+        Ok(count)
+    }
+
+    /// Takes a transaction's pages into the structure without giving out its rows.
+    ///
+    /// # Errors
+    /// [`DiffError`]; the differ then still stands at the version before.
+    pub fn absorb(
+        &mut self,
+        before: &dyn PageSource,
+        after: &dyn PageSource,
+        changed: &[PageNo],
+    ) -> Result<(), DiffError> {
+        let plan = self.plan(before, after, changed)?;
+        self.adopt(plan)
+    }
+
+    fn plan<'s>(
+        &self,
+        before: &'s dyn PageSource,
+        after: &'s dyn PageSource,
+        changed: &[PageNo],
+    ) -> Result<Plan<'s>, DiffError> {
+        let header = match changed.first() {
+            Some(&PageNo::ONE) => DatabaseHeader::parse(&after.page(PageNo::ONE)?)?,
+            _ => self.header.clone(),
+        };
+        let old = Version::with_header(before, &self.header);
+        let new = Version::with_header(after, &header);
+
+        let mut groups: HashMap<TreeNo, Vec<(PageNo, u8)>> = HashMap::new();
+        let mut loose = Vec::new();
+        for page in changed {
+            match self.owners.get(*page) {
+                Some((tree, height)) => groups.entry(tree).or_default().push((*page, height)),
+                None => loose.push(*page),
+            }
+        }
+
+        let schema = self.schema_after(&old, &new, &header, groups.get(&TreeNo(0)))?;
+        let mut touched = match &schema {
+            None => self.touched_trees(&old, &new, &groups)?,
+            Some((schema, catalogue)) => self.rebuilt_trees(&old, &new, &groups, schema, catalogue)?,
+        };
+        touched.sort_by_key(|touched| touched.number);
+        let mut plan = Plan { before: old, after: new, header, schema, touched, walk_chains: false, built: None };
+        self.explain_loose(&mut plan, loose)?;
+        Ok(plan)
+    }
+
+    /// The schema after, if it may have changed: its tree has changed pages, or the cookie in page 1 says so.
+    fn schema_after(
+        &self,
+        old: &Version<'_>,
+        new: &Version<'_>,
+        header: &DatabaseHeader,
+        pages: Option<&Vec<(PageNo, u8)>>,
+    ) -> Result<Option<(Schema, Arc<Catalogue>)>, DiffError> {
+        let Some(pages) = pages else { return Ok(None) };
+        let only_page_one = pages.len() == 1;
+        if only_page_one && header.schema_cookie == self.header.schema_cookie {
+            let body = crate::format::DATABASE_HEADER_BYTES..;
+            let (before, after) = (old.bytes(PageNo::ONE)?, new.bytes(PageNo::ONE)?);
+            if before.get(body.clone()) == after.get(body) {
+                return Ok(None);
+            }
+        }
+        let schema = read_schema(new)?;
+        let catalogue = match schema == self.schema {
+            true => Arc::clone(&self.catalogue),
+            false => Arc::new(Catalogue::build(schema.values().cloned().collect())?),
+        };
+        Ok(Some((schema, catalogue)))
+    }
+
+    /// The schema is as it was: the trees that own changed pages.
+    fn touched_trees(
+        &self,
+        old: &Version<'_>,
+        new: &Version<'_>,
+        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+    ) -> Result<Vec<Touched>, DiffError> {
+        let mut touched = Vec::with_capacity(groups.len());
+        for (number, pages) in groups {
+            let Some(tree) = self.tree(*number) else { continue };
+            touched.push(touch(old, new, *number, Some(tree), Some(tree.clone()), pages)?);
+        }
+        Ok(touched)
+    }
+
+    /// The schema changed: all trees are matched anew.
+    fn rebuilt_trees(
+        &self,
+        old: &Version<'_>,
+        new: &Version<'_>,
+        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+        schema: &Schema,
+        catalogue: &Catalogue,
+    ) -> Result<Vec<Touched>, DiffError> {
+        let Matched { kept, gone, new: fresh } = match_trees(&self.trees, schema, catalogue);
+        let none = Vec::new();
+        let pages_of = |number: &TreeNo| groups.get(number).unwrap_or(&none);
+        let described = |rowid: i64| {
+            let row = schema.get(&rowid)?;
+            let table = catalogue.table(&row.name).filter(|_| row.kind == "table").cloned();
+            let (kind, name) = (row.kind.as_str().into(), row.name.as_str().into());
+            Some(Tree { kind, name, schema_rowid: rowid, root: Root { page: row.root?, height: 0 }, table })
+        };
+        let mut touched = Vec::new();
+        let root = self.tree(TreeNo(0)).cloned();
+        touched.push(touch(old, new, TreeNo(0), root.as_ref(), root.clone(), pages_of(&TreeNo(0)))?);
+        for (number, rowid) in kept {
+            touched.push(touch(old, new, number, self.tree(number), described(rowid), pages_of(&number))?);
+        }
+        for number in gone {
+            touched.push(touch(old, new, number, self.tree(number), None, pages_of(&number))?);
+        }
+        let numbers = self.free.iter().rev().copied().chain((self.trees.len() as u32..).map(TreeNo));
+        for (rowid, number) in fresh.into_iter().zip(numbers) {
+            touched.push(touch(old, new, number, None, described(rowid), &none)?);
+        }
+        Ok(touched)
+    }
+
+    fn tree(&self, number: TreeNo) -> Option<&Tree> {
+        self.trees.get(number.0 as usize)?.as_ref()
+    }
+
+    /// Changed pages that no tree owned may be overflow pages of rows whose b-tree page did not change. Finds those rows' pages and adds
+    /// them to their tables.
+    fn explain_loose(&self, plan: &mut Plan<'_>, mut loose: Vec<PageNo>) -> Result<(), DiffError> {
+        let (old, new) = (plan.before, plan.after);
+        let count = old.pages.page_count().min(new.pages.page_count());
+        let owned: HashSet<PageNo> = plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();
+        let page_bytes = self.header.page_size.bytes();
+        loose.retain(|page| page.get() <= count && !old.is_map_or_lock(*page, page_bytes) && !owned.contains(page));
+        if loose.is_empty() {
+            return Ok(());
+        }
+        let mut open: BTreeSet<PageNo> = loose.into_iter().collect();
+        let mut chain = Vec::new();
+
+        // Chains that came or went with their cells explain themselves.
+        let mut kept_cells = Vec::new();
+        for touched in &plan.touched {
+            let heads_before = heads(&old, &touched.change.before)?;
+            let heads_after = heads(&new, &touched.change.after)?;
+            for (version, these, those) in [(&old, &heads_before, &heads_after), (&new, &heads_after, &heads_before)] {
+                for (head, (page, index)) in these {
+                    if those.contains_key(head) {
+                        kept_cells.push((*page, *index, std::ptr::eq(version, &old)));
+                        continue;
+                    }
+                    chain.clear();
+                    walk_cell(version, *page, *index, &mut chain)?;
+                    chain.iter().for_each(|page| {
+                        open.remove(page);
+                    });
+                }
+            }
+        }
+        // So do pages that work as trunks of the freelist.
+        for (version, header) in [(&old, &self.header), (&new, &plan.header)] {
+            let mut trunk = header.freelist_trunk;
+            for _ in 0..TRUNKS_LOOKED_AT {
+                let Some(page) = trunk.filter(|page| page.get() <= version.pages.page_count()) else { break };
+                open.remove(&page);
+                trunk = version.bytes(page)?.first_chunk().copied().map(u32::from_be_bytes).and_then(PageNo::new);
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        plan.walk_chains = true;
+        for (page, index, is_before) in kept_cells {
+            if is_before {
+                chain.clear();
+                walk_cell(&old, page, index, &mut chain)?;
+                chain.iter().for_each(|page| {
+                    open.remove(page);
+                });
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        if self.overflow.is_none() {
+            plan.built = Some(OverflowMap::build(&old, &self.owners, |tree, height| self.holds_rows(tree, height))?);
+        }
+        let mut chains: HashMap<PageNo, HashSet<PageNo>> = HashMap::new();
+        for overflow in open {
+            let map = self.overflow.as_ref().or(plan.built.as_ref());
+            let Some(page) = map.and_then(|map| map.lookup(overflow)) else { continue };
+            let Some((number, height)) = self.owners.get(page) else { continue };
+            let Some(tree) = self.tree(number) else { continue };
+            if !self.holds_rows(number, height) || number == TreeNo(0) {
+                continue;
+            }
+            let walked = match chains.get(&page) {
+                Some(walked) => walked,
+                None => {
+                    let walked = chains_of(&old, page)?;
+                    chains.entry(page).or_insert(walked)
+                }
+            };
+            if walked.contains(&overflow) {
+                plan.add_page(tree, number, page, height);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether pages of this tree at this height carry rows.
+    fn holds_rows(&self, tree: TreeNo, height: u8) -> bool {
+        self.tree(tree).and_then(|tree| tree.table.as_ref()).is_some_and(|table| height == 0 || table.without_rowid)
+    }
+
+    /// The plan's version becomes this differ's.
+    fn adopt(&mut self, plan: Plan<'_>) -> Result<(), DiffError> {
+        let mut overflow = plan.built.or(self.overflow.take());
+        if let Some(map) = &mut overflow {
+            for touched in &plan.touched {
+                let Some(table) = touched.new_table() else { continue };
+                let kept = if plan.walk_chains { HashMap::new() } else { heads(&plan.before, &touched.change.before)? };
+                for page in row_pages(table, &touched.change.after) {
+                    map.note_page(&plan.after, page, |head| !kept.contains_key(&head))?;
+                }
+            }
+        }
+        self.overflow = overflow;
+        for touched in &plan.touched {
+            for (page, _) in &touched.change.removed {
+                self.owners.release(*page, touched.number);
+            }
+        }
+        for touched in plan.touched {
+            for (page, height) in &touched.change.owned {
+                self.owners.set(*page, touched.number, *height);
+            }
+            let index = touched.number.0 as usize;
+            if index >= self.trees.len() {
+                self.trees.resize(index + 1, None);
+            }
+            match &touched.tree {
+                Some(_) => self.free.retain(|free| *free != touched.number),
+                None => self.free.push(touched.number),
+            }
+            if let Some(slot) = self.trees.get_mut(index) {
+                *slot = touched.tree;
+            }
+        }
+        if let Some((schema, catalogue)) = plan.schema {
+            self.schema = schema;
+            self.catalogue = catalogue;
+        }
+        self.header = plan.header;
+        Ok(())
+    }
+}
+
+fn begin<E>(begun: &mut bool, span: &TxSpan, sink: &mut dyn ChangeSink<E>) -> Result<(), TransactionError<E>> {
+    if !std::mem::replace(begun, true) {
+        sink.begin(span).map_err(TransactionError::Sink)?;
+    }
+    Ok(())
+}
+
+/// What happened to one tree; `tree` is how the schema describes it after.
+fn touch(
+    old: &Version<'_>,
+    new: &Version<'_>,
+    number: TreeNo,
+    was: Option<&Tree>,
+    mut tree: Option<Tree>,
+    pages: &[(PageNo, u8)],
+) -> Result<Touched, DiffError> {
+    if let Some(tree) = &mut tree {
+        let stays = was.filter(|was| was.root.page == tree.root.page);
+        let root_changed = pages.iter().any(|(page, _)| *page == tree.root.page);
+        tree.root.height = match stays {
+            Some(was) if !root_changed => was.root.height,
+            _ => new.height(tree.root.page)?,
+        };
+    }
+    let change = tree_change(old, new, was.map(|was| was.root), tree.as_ref().map(|tree| tree.root), pages)?;
+    Ok(Touched { number, tree, old: was.and_then(|was| was.table.clone()), change })
+}
+
+/// The pages that carry rows of a table: leaves, and in index-shaped trees all. Ascending.
+fn row_pages(table: &Table, pages: &[(PageNo, u8)]) -> Vec<PageNo> {
+    let with_rows = pages.iter().filter(|(_, height)| *height == 0 || table.without_rowid);
+    let mut pages: Vec<PageNo> = with_rows.map(|(page, _)| *page).collect();
+    pages.sort_unstable();
+    pages
+}
+
+/// Where chains begin on these pages: first overflow page → (page, index of the cell).
+fn heads(version: &Version<'_>, pages: &[(PageNo, u8)]) -> Result<HashMap<PageNo, (PageNo, usize)>, DiffError> {
+    let mut heads = HashMap::new();
+    for (page, _) in pages {
+        let bytes = version.bytes(*page)?;
+        let btree = version.parse(*page, &bytes)?;
+        for index in 0..btree.cell_count() {
+            if let Some(head) = btree.cell(index)?.overflow {
+                heads.insert(head, (*page, index));
+            }
+        }
+    }
+    Ok(heads)
+}
+
+fn walk_cell(version: &Version<'_>, page: PageNo, index: usize, out: &mut Vec<PageNo>) -> Result<(), DiffError> {
+    let bytes = version.bytes(page)?;
+    let cell = version.parse(page, &bytes)?.cell(index)?;
+    version.chain(page, &cell, out)
+}
+
+/// All overflow pages of the cells on a page.
+fn chains_of(version: &Version<'_>, page: PageNo) -> Result<HashSet<PageNo>, DiffError> {
+    let bytes = version.bytes(page)?;
+    let btree = version.parse(page, &bytes)?;
+    let mut chain = Vec::new();
+    for index in 0..btree.cell_count() {
+        version.chain(page, &btree.cell(index)?, &mut chain)?;
+    }
+    Ok(chain.into_iter().collect())
+}

@@ -1,0 +1,545 @@
+//! The table catalogue, asked from SQLite itself.
+//!
+//! The text of a schema is given to an in-memory database as rows of its `sqlite_schema`, and SQLite parses it the way it parses a file's:
+//! nothing in it is executed, and functions and collations that only the application has are no obstacle. Virtual tables and views stay
+//! out, for asking after them would run code.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params};
+
+use super::table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
+use crate::format::{PageNo, Value};
+
+/// One row of `sqlite_schema`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaRow {
+    /// `table`, `index`, `view` or `trigger`.
+    pub kind: String,
+    /// The object's name.
+    pub name: String,
+    /// The table that it belongs to.
+    pub table: String,
+    /// Root page; `None` for views, triggers and virtual tables.
+    pub root: Option<PageNo>,
+    /// The CREATE statement; `None` for automatic indexes.
+    pub sql: Option<String>,
+}
+
+impl SchemaRow {
+    /// Whether the row defines a virtual table.
+    #[must_use]
+    pub fn is_virtual_table(&self) -> bool {
+        self.kind == "table" && self.root.is_none()
+    }
+}
+
+/// Why a schema could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// The in-memory database failed.
+    #[error("cannot ask SQLite about the schema")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// All objects of a schema and what is known of its ordinary tables.
+#[derive(Debug, Clone, Default)]
+pub struct Catalogue {
+    rows: Vec<SchemaRow>,
+    tables: HashMap<String, Arc<Table>>,
+    shadows: HashMap<String, String>,
+    unreadable: Vec<String>,
+}
+
+/// The most bytes that evaluating a column's default may make: real ones are literals.
+const DEFAULT_BYTES_MAX: i32 = 1_000_000;
+
+impl Catalogue {
+    /// Builds the catalogue of a schema from the rows of `sqlite_schema`.
+    ///
+    /// # Errors
+    /// [`CatalogueError`] when the in-memory database cannot be made. A table whose text SQLite does not parse is no error; it is listed
+    /// by [`Catalogue::unreadable`].
+    pub fn build(rows: Vec<SchemaRow>) -> Result<Catalogue, CatalogueError> {
+        let shadows = shadow_tables(&rows);
+        let mut oracle = Oracle::open(&rows)?;
+        let mut tables = HashMap::new();
+        let mut unreadable = Vec::new();
+        for row in rows.iter().filter(|row| row.kind == "table") {
+            let Some(root) = row.root else { continue };
+            match oracle.table(row, root)? {
+                Some(table) => {
+                    tables.insert(row.name.to_ascii_lowercase(), Arc::new(table));
+                }
+                None => unreadable.push(row.name.clone()),
+            }
+        }
+        Ok(Catalogue { rows, tables, shadows, unreadable })
+    }
+
+    /// The rows of `sqlite_schema` that the catalogue was built from, in their order.
+    #[must_use]
+    pub fn rows(&self) -> &[SchemaRow] {
+        &self.rows
+    }
+
+    /// The ordinary table with this name, compared as SQLite compares names.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Option<&Arc<Table>> {
+        self.tables.get(&name.to_ascii_lowercase())
+    }
+
+    /// All ordinary tables, SQLite's own (`sqlite_sequence` …) and shadow tables included, in no order.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.tables.values()
+    }
+
+    /// The virtual table whose content this table holds, if it is a shadow table.
+    #[must_use]
+    pub fn shadow_of(&self, name: &str) -> Option<&str> {
+        self.shadows.get(&name.to_ascii_lowercase()).map(String::as_str)
+    }
+
+    /// Whether rows of this table travel to other nodes: not SQLite's own tables, not shadow tables.
+    #[must_use]
+    pub fn is_replicated(&self, table: &Table) -> bool {
+        !table.is_internal() && self.shadow_of(&table.name).is_none()
+    }
+
+    /// Names of virtual tables.
+    pub fn virtual_tables(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().filter(|row| row.is_virtual_table()).map(|row| row.name.as_str())
+    }
+
+    /// Tables whose definition SQLite could not parse: their rows cannot be decoded.
+    #[must_use]
+    pub fn unreadable(&self) -> &[String] {
+        &self.unreadable
+    }
+}
+
+/// Shadow tables by lower-case name, with the virtual table they belong to.
+fn shadow_tables(rows: &[SchemaRow]) -> HashMap<String, String> {
+    const FTS5: &[&str] = &["data", "idx", "content", "docsize", "config"];
+    const FTS34: &[&str] = &["content", "segments", "segdir", "docsize", "stat"];
+    const RTREE: &[&str] = &["node", "rowid", "parent"];
+    let mut shadows = HashMap::new();
+    for row in rows.iter().filter(|row| row.is_virtual_table()) {
+        let sql = row.sql.as_deref().unwrap_or_default().to_ascii_lowercase();
+        // The module's name is the first word behind the last USING before the arguments.
+        let head = sql.split('(').next().unwrap_or_default();
+        let module = head.rsplit("using").next().unwrap_or_default().trim();
+        let suffixes = match module {
+            "fts5" => FTS5,
+            "fts3" | "fts4" => FTS34,
+            "rtree" | "rtree_i32" | "geopoly" => RTREE,
+            _ => continue,
+        };
+        for suffix in suffixes {
+            shadows.insert(format!("{}_{suffix}", row.name.to_ascii_lowercase()), row.name.clone());
+        }
+    }
+    shadows
+}
+
+/// The in-memory database that knows the schema.
+struct Oracle {
+    connection: Connection,
+}
+
+/// `sqlite_stat1` and its kind are read by SQLite as soon as it sees them, so they are asked about under another name.
+fn oracle_name(row: &SchemaRow) -> String {
+    let is_statistic = row.name.get(..11).is_some_and(|prefix| prefix.eq_ignore_ascii_case("sqlite_stat"));
+    if is_statistic { format!("woodchuck_{}", row.name) } else { row.name.clone() }
+}
+
+impl Oracle {
+    fn open(rows: &[SchemaRow]) -> Result<Oracle, CatalogueError> {
+        let connection = Connection::open_in_memory()?;
+        connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+        connection.execute_batch(
+            "PRAGMA page_size = 512; PRAGMA writable_schema = ON; CREATE TABLE woodchuck_padding(x);
+             CREATE TEMP TABLE affinity(none BLOB, text TEXT, numeric NUMERIC, integer INTEGER, real REAL);",
+        )?;
+        // Each schema row needs a root page of its own that exists; what stands on it is never read.
+        connection.execute("INSERT INTO woodchuck_padding VALUES (zeroblob(?1))", [(rows.len() as i64 + 8) * 512])?;
+        {
+            let mut insert = connection.prepare("INSERT INTO sqlite_schema VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let wanted = rows.iter().filter(|row| row.root.is_some() && (row.kind == "table" || row.kind == "index"));
+            for (index, row) in wanted.enumerate() {
+                let name = oracle_name(row);
+                let sql = row.sql.as_deref().map(|sql| sql.replacen(&row.name, &name, if name == row.name { 0 } else { 1 }));
+                if row.kind == "index" && sql.is_none() {
+                    continue;
+                }
+                insert.execute(params![row.kind, name, row.table, index as i64 + 3, sql])?;
+            }
+        }
+        // With writable_schema on, a row that SQLite cannot parse does not keep it from the others.
+        let _ = connection.execute_batch("PRAGMA writable_schema = RESET; PRAGMA writable_schema = ON;");
+        connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_LENGTH, DEFAULT_BYTES_MAX)?;
+        Ok(Oracle { connection })
+    }
+
+    fn table(&mut self, row: &SchemaRow, root: PageNo) -> Result<Option<Table>, CatalogueError> {
+        let name = oracle_name(row);
+        let strict = self
+            .connection
+            .prepare_cached("SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE")?
+            .query_map([&name], |row| row.get::<_, bool>(0))?
+            .next()
+            .transpose()?;
+        let Some(strict) = strict else { return Ok(None) };
+        let declared = self.columns(&name, strict)?;
+        let indexes = self.indexes(&name)?;
+        if declared.is_empty() {
+            return Ok(None);
+        }
+
+        // The stored columns keep their declared order; cids of the others map to nothing.
+        let mut columns = Vec::with_capacity(declared.len());
+        let mut stored_index = HashMap::new();
+        for column in &declared {
+            if column.hidden != Hidden::Virtual {
+                stored_index.insert(column.cid, columns.len());
+                columns.push(column.definition.clone());
+            }
+        }
+        let key_index = indexes.iter().find(|index| index.origin == "pk");
+        let without_rowid = key_index.is_some_and(|index| !index.columns.iter().any(|column| column.cid == -1));
+        let identity = match key_index {
+            Some(index) => Identity::Declared(index.key_columns(&stored_index).unwrap_or_default()),
+            None => {
+                let alias = declared.iter().find(|column| column.in_key).and_then(|column| stored_index.get(&column.cid));
+                alias.map_or(Identity::Rowid, |column| Identity::RowidAlias(*column))
+            }
+        };
+        let record_columns = match key_index.filter(|_| without_rowid) {
+            Some(index) => index.columns.iter().filter_map(|column| stored_index.get(&column.cid).copied()).collect(),
+            None => (0..columns.len()).collect(),
+        };
+        let uniques = indexes
+            .iter()
+            .filter(|index| index.unique && index.origin != "pk")
+            .map(|index| UniqueIndex {
+                name: index.name.clone(),
+                columns: if index.partial { None } else { index.key_columns(&stored_index) },
+            })
+            .collect();
+        let hides = |alias: &&str| !declared.iter().any(|column| column.definition.name.eq_ignore_ascii_case(alias));
+        let rowid_name = if without_rowid { None } else { ["rowid", "_rowid_", "oid"].into_iter().find(hides) };
+        let sql = row.sql.clone().unwrap_or_default();
+        let autoincrement = matches!(identity, Identity::RowidAlias(_)) && says_autoincrement(&sql);
+        Ok(Some(Table {
+            name: row.name.clone(),
+            sql,
+            root,
+            columns,
+            record_columns,
+            identity,
+            without_rowid,
+            rowid_name,
+            autoincrement,
+            uniques,
+        }))
+    }
+
+    fn columns(&self, table: &str, strict: bool) -> Result<Vec<DeclaredColumn>, CatalogueError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT cid, name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?1, 'main')")?;
+        let rows = statement.query_map([table], |row| {
+            Ok((
+                row.get::<_, i64>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+                row.get::<_, Option<String>>(3)?,
+                row.get::<_, i64>(4)?,
+                row.get::<_, i64>(5)?,
+            ))
+        })?;
+        let mut columns = Vec::new();
+        for row in rows {
+            let (cid, name, declared_type, default, key, hidden) = row?;
+            let affinity = affinity_of(&declared_type, strict);
+            let hidden = match hidden {
+                0 => Hidden::No,
+                3 => Hidden::Stored,
+                _ => Hidden::Virtual,
+            };
+            let default = match default {
+                Some(expression) if hidden == Hidden::No => self.default(&expression, affinity),
+                _ => Value::Null,
+            };
+            let generated = hidden == Hidden::Stored;
+            let definition = Column { name, declared_type, affinity, default, generated };
+            columns.push(DeclaredColumn { cid, definition, in_key: key > 0, hidden });
+        }
+        Ok(columns)
+    }
+
+    /// What a column's DEFAULT gives to records that are too short for the column. Only constants can come to that; for anything that
+    /// cannot be evaluated alone the answer is NULL, and no record asks for it.
+    fn default(&self, expression: &str, affinity: Affinity) -> Value {
+        let column = match affinity {
+            Affinity::None => "none",
+            Affinity::Text => "text",
+            Affinity::Numeric => "numeric",
+            Affinity::Integer => "integer",
+            Affinity::Real => "real",
+        };
+        let evaluated = self
+            .connection
+            .execute(&format!("INSERT INTO temp.affinity({column}) VALUES ({expression})"), [])
+            .and_then(|_| {
+                let sql = format!("DELETE FROM temp.affinity RETURNING {column}");
+                self.connection.query_row(&sql, [], |row| Ok(value_of(row.get_ref(0)?)))
+            });
+        match evaluated {
+            Ok(value) => value,
+            // A bare word is a string for SQLite in this place, and only in this place.
+            Err(_) if expression.chars().all(|c| c == '_' || c.is_alphanumeric()) => Value::Text(expression.as_bytes().to_vec()),
+            Err(_) => Value::Null,
+        }
+    }
+
+    fn indexes(&self, table: &str) -> Result<Vec<DeclaredIndex>, CatalogueError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT name, \"unique\", origin, partial FROM pragma_index_list(?1, 'main') ORDER BY seq")?;
+        let rows = statement.query_map([table], |row| {
+            Ok(DeclaredIndex {
+                name: row.get(0)?,
+                unique: row.get(1)?,
+                origin: row.get(2)?,
+                partial: row.get(3)?,
+                columns: Vec::new(),
+            })
+        })?;
+        let mut indexes = rows.collect::<Result<Vec<_>, _>>()?;
+        for index in &mut indexes {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT cid, coll, key FROM pragma_index_xinfo(?1, 'main') ORDER BY seqno")?;
+            let rows = statement.query_map([&index.name], |row| {
+                Ok(IndexColumn {
+                    cid: row.get(0)?,
+                    collation: collation_of(&row.get::<_, Option<String>>(1)?.unwrap_or_default()),
+                    key: row.get(2)?,
+                })
+            })?;
+            index.columns = rows.collect::<Result<_, _>>()?;
+        }
+        Ok(indexes)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hidden {
+    No,
+    Virtual,
+    Stored,
+}
+
+struct DeclaredColumn {
+    cid: i64,
+    definition: Column,
+    in_key: bool,
+    hidden: Hidden,
+}
+
+struct IndexColumn {
+    cid: i64,
+    collation: Collation,
+    key: bool,
+}
+
+struct DeclaredIndex {
+    name: String,
+    unique: bool,
+    origin: String,
+    partial: bool,
+    columns: Vec<IndexColumn>,
+}
+
+impl DeclaredIndex {
+    /// The indexed columns; `None` when one of them is an expression or not stored.
+    fn key_columns(&self, stored_index: &HashMap<i64, usize>) -> Option<Vec<KeyColumn>> {
+        self.columns
+            .iter()
+            .filter(|column| column.key)
+            .map(|column| {
+                let index = *stored_index.get(&column.cid)?;
+                Some(KeyColumn { column: index, collation: column.collation.clone() })
+            })
+            .collect()
+    }
+}
+
+fn collation_of(name: &str) -> Collation {
+    match name.to_ascii_uppercase().as_str() {
+        "BINARY" | "" => Collation::Binary,
+        "NOCASE" => Collation::NoCase,
+        "RTRIM" => Collation::RTrim,
+        _ => Collation::Custom(name.to_owned()),
+    }
+}
+
+/// The affinity of a declared type. Source: <https://sqlite.org/datatype3.html>, section 3.1.
+fn affinity_of(declared_type: &str, strict: bool) -> Affinity {
+    let upper = declared_type.to_ascii_uppercase();
+    let has = |part: &str| upper.contains(part);
+    if strict && upper == "ANY" {
+        Affinity::None
+    } else if has("INT") {
+        Affinity::Integer
+    } else if has("CHAR") || has("CLOB") || has("TEXT") {
+        Affinity::Text
+    } else if has("BLOB") || upper.is_empty() {
+        Affinity::None
+    } else if has("REAL") || has("FLOA") || has("DOUB") {
+        Affinity::Real
+    } else {
+        Affinity::Numeric
+    }
+}
+
+/// Whether the statement says AUTOINCREMENT outside quotes and comments. SQLite itself keeps the answer to itself.
+fn says_autoincrement(sql: &str) -> bool {
+    use sqlparser::dialect::SQLiteDialect;
+    use sqlparser::tokenizer::{Token, Tokenizer};
+    match Tokenizer::new(&SQLiteDialect {}, sql).tokenize() {
+        Ok(tokens) => tokens.iter().any(|token| {
+            matches!(token, Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("autoincrement"))
+        }),
+        Err(_) => sql.to_ascii_lowercase().contains("autoincrement"),
+    }
+}
+
+fn value_of(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(v) => Value::Integer(v),
+        ValueRef::Real(v) => Value::Real(v),
+        ValueRef::Text(v) => Value::Text(v.to_vec()),
+        ValueRef::Blob(v) => Value::Blob(v.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalogue(statements: &[&str]) -> Catalogue {
+        let connection = Connection::open_in_memory().unwrap();
+        for statement in statements {
+            connection.execute_batch(statement).unwrap();
+        }
+        let mut query = connection.prepare("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema").unwrap();
+        let rows = query
+            .query_map([], |row| {
+                Ok(SchemaRow {
+                    kind: row.get(0)?,
+                    name: row.get(1)?,
+                    table: row.get(2)?,
+                    root: PageNo::new(row.get(3)?),
+                    sql: row.get(4)?,
+                })
+            })
+            .unwrap();
+        Catalogue::build(rows.map(Result::unwrap).collect()).unwrap()
+    }
+
+    #[test]
+    fn keys_are_told_apart_as_sqlite_does() {
+        let catalogue = catalogue(&[
+            "CREATE TABLE alias(a, id INTEGER PRIMARY KEY AUTOINCREMENT)",
+            "CREATE TABLE int_key(id INT PRIMARY KEY)",
+            "CREATE TABLE desc_key(id INTEGER PRIMARY KEY DESC)",
+            "CREATE TABLE none(a, rowid, oid)",
+            "CREATE TABLE w(a, b TEXT COLLATE NOCASE, c REAL, v AS (a + 1), PRIMARY KEY(c, b)) WITHOUT ROWID",
+        ]);
+        let table = |name| catalogue.table(name).unwrap().clone();
+        assert_eq!(table("ALIAS").identity, Identity::RowidAlias(1));
+        assert!(table("alias").autoincrement);
+        assert!(matches!(table("int_key").identity, Identity::Declared(_)));
+        assert!(matches!(table("desc_key").identity, Identity::Declared(_)));
+        assert_eq!(table("none").identity, Identity::Rowid);
+        assert_eq!(table("none").rowid_name, Some("_rowid_"));
+        let w = table("w");
+        assert!(w.without_rowid);
+        assert_eq!(w.record_columns, [2, 1, 0]);
+        assert_eq!(w.columns.len(), 3, "virtual columns are not stored");
+        let Identity::Declared(key) = &w.identity else { panic!("{w:?}") };
+        assert_eq!(key[1], KeyColumn { column: 1, collation: Collation::NoCase });
+    }
+
+    #[test]
+    fn names_and_functions_of_the_application_do_not_matter() {
+        let rows = vec![
+            SchemaRow {
+                kind: "table".into(),
+                name: "select \"x\"".into(),
+                table: "select \"x\"".into(),
+                root: PageNo::new(9),
+                sql: Some("CREATE TABLE \"select \"\"x\"\"\"(k TEXT COLLATE unicase PRIMARY KEY CHECK(app_fn(k)), g AS (app_fn(k)) STORED) WITHOUT ROWID".into()),
+            },
+            SchemaRow { kind: "table".into(), name: "bad".into(), table: "bad".into(), root: PageNo::new(3), sql: Some("CREATE TABLE bad(".into()) },
+            SchemaRow { kind: "table".into(), name: "good".into(), table: "good".into(), root: PageNo::new(4), sql: Some("CREATE TABLE good(a)".into()) },
+            SchemaRow { kind: "table".into(), name: "sqlite_stat1".into(), table: "sqlite_stat1".into(), root: PageNo::new(5), sql: Some("CREATE TABLE sqlite_stat1(tbl,idx,stat)".into()) },
+        ];
+        let catalogue = Catalogue::build(rows).unwrap();
+        let table = catalogue.table("select \"x\"").unwrap();
+        let Identity::Declared(key) = &table.identity else { panic!("{table:?}") };
+        assert_eq!(key[0].collation, Collation::Custom("unicase".into()));
+        assert!(table.columns[1].generated);
+        assert!(catalogue.table("good").is_some());
+        assert_eq!(catalogue.table("sqlite_stat1").unwrap().columns.len(), 3);
+        assert_eq!(catalogue.unreadable(), ["bad"]);
+    }
+
+    #[test]
+    fn defaults_are_what_short_records_mean() {
+        let catalogue = catalogue(&[
+            "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP)",
+        ]);
+        let defaults: Vec<_> = catalogue.table("t").unwrap().columns.iter().map(|column| column.default.clone()).collect();
+        assert_eq!(
+            defaults[..8],
+            [
+                Value::Null,
+                Value::Real(3.0),
+                Value::Text(b"12".to_vec()),
+                Value::Blob(vec![0]),
+                Value::Real(-1.5),
+                Value::Text(b"word".to_vec()),
+                Value::Integer(1),
+                Value::Integer(7),
+            ]
+        );
+    }
+
+    #[test]
+    fn unique_beyond_the_key_is_known_and_shadow_tables_are_named() {
+        let catalogue = catalogue(&[
+            "CREATE TABLE t(k TEXT PRIMARY KEY, a UNIQUE, b, c COLLATE NOCASE)",
+            "CREATE UNIQUE INDEX i ON t(b, c)",
+            "CREATE UNIQUE INDEX p ON t(b) WHERE c > 1",
+            "CREATE UNIQUE INDEX e ON t(lower(b))",
+            "CREATE INDEX plain ON t(c)",
+            "CREATE VIRTUAL TABLE f USING fts5(x)",
+            "CREATE VIRTUAL TABLE r USING rtree(id, a, b)",
+        ]);
+        let uniques = &catalogue.table("t").unwrap().uniques;
+        assert_eq!(uniques.len(), 4);
+        assert_eq!(uniques.iter().filter(|unique| unique.columns.is_none()).count(), 2);
+        let i = uniques.iter().find(|unique| unique.name == "i").unwrap();
+        assert_eq!(i.columns.as_ref().unwrap()[1].collation, Collation::NoCase);
+        assert_eq!(catalogue.shadow_of("F_data"), Some("f"));
+        assert_eq!(catalogue.shadow_of("r_node"), Some("r"));
+        assert!(!catalogue.is_replicated(catalogue.table("f_idx").unwrap()));
+        assert!(catalogue.is_replicated(catalogue.table("t").unwrap()));
+    }
+}

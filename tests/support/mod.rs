@@ -1,0 +1,5 @@
+//! What several tests need.
+
+pub mod oracle;
+pub mod pages;
+pub mod random;
