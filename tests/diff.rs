@@ -52,7 +52,9 @@ impl Run {
     fn value(&mut self) -> rusqlite::types::Value {
         use rusqlite::types::Value;
         match self.random.below(12) {
-            0..=4 => Value::Text(format!("{}{}", "x".repeat(self.random.below(60) as usize), self.random.below(1_000_000))),
+            0..=4 => {
+                Value::Text(format!("{}{}", "x".repeat(self.random.below(60) as usize), self.random.below(1_000_000)))
+            }
             5 | 6 => {
                 let count = self.random.range(300, 3000) as usize;
                 Value::Blob(self.random.bytes(count))
@@ -60,7 +62,18 @@ impl Run {
             7 => Value::Real(self.random.range(-50, 50) as f64 / 4.0),
             8 => Value::Null,
             9 => Value::Text("héé𝄞\0ñ".repeat(self.random.below(200) as usize)),
-            _ => Value::Integer(*self.random.pick(&[0, 1, -1, 127, 128, -129, 1 << 40, i64::MIN, i64::MAX, (1 << 53) + 1])),
+            _ => Value::Integer(*self.random.pick(&[
+                0,
+                1,
+                -1,
+                127,
+                128,
+                -129,
+                1 << 40,
+                i64::MIN,
+                i64::MAX,
+                (1 << 53) + 1,
+            ])),
         }
     }
 
@@ -68,7 +81,9 @@ impl Run {
         use rusqlite::types::Value;
         match table {
             "a" | "b" => Value::Integer(n),
-            "w" if self.random.chance(5) => Value::Text(format!("{n:05}{}", "k".repeat(self.random.below(900) as usize))),
+            "w" if self.random.chance(5) => {
+                Value::Text(format!("{n:05}{}", "k".repeat(self.random.below(900) as usize)))
+            }
             "c" => Value::Text(format!("{}{n}", if self.random.chance(50) { "Key" } else { "kEY" })),
             "t" if self.random.chance(5) => Value::Null,
             _ => Value::Text(format!("key{n:05}")),
@@ -78,7 +93,9 @@ impl Run {
     fn exec(&mut self, sql: &str, parameters: impl rusqlite::Params) -> usize {
         match self.connection.execute(sql, parameters) {
             Ok(count) => count,
-            Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => 0,
+            Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
+                0
+            }
             Err(other) => panic!("{sql}: {other}"),
         }
     }
@@ -90,7 +107,13 @@ impl Run {
             "n" => ("k", "rowid"),
             _ => ("k", "k"),
         };
-        let columns = if table == "c" { "x, k, v" } else if table == "b" { "id, v" } else { "*" };
+        let columns = if table == "c" {
+            "x, k, v"
+        } else if table == "b" {
+            "id, v"
+        } else {
+            "*"
+        };
         let columns = if columns == "*" { String::new() } else { format!("({columns})") };
         let extra = if table == "c" { "1, " } else { "" };
         let insert = format!("INSERT OR REPLACE INTO {table}{columns} VALUES ({extra}?1, ?2)");
@@ -116,11 +139,21 @@ impl Run {
             }
             4 => {
                 let v = self.value();
-                self.exec(&format!("UPDATE {table} SET v = ?1 WHERE {key} IN (SELECT {key} FROM {table} ORDER BY random() LIMIT 3)"), [v]);
+                self.exec(
+                    &format!(
+                        "UPDATE {table} SET v = ?1 WHERE {key} IN (SELECT {key} FROM {table} ORDER BY random() LIMIT 3)"
+                    ),
+                    [v],
+                );
             }
             5 => {
                 let limit = self.random.range(1, 30);
-                self.exec(&format!("DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} ORDER BY {order} LIMIT {limit})"), []);
+                self.exec(
+                    &format!(
+                        "DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} ORDER BY {order} LIMIT {limit})"
+                    ),
+                    [],
+                );
             }
             6 => {
                 let low = self.random.range(0, 3000);
@@ -136,8 +169,12 @@ impl Run {
             11 if self.random.chance(40) => self.ddl(),
             12 => {
                 let sql = match table {
-                    "a" | "b" => format!("UPDATE OR REPLACE {table} SET id = id + 1000 WHERE id IN (SELECT id FROM {table} LIMIT 5)"),
-                    _ => format!("UPDATE OR REPLACE {table} SET k = k || 'x' WHERE k IN (SELECT k FROM {table} LIMIT 5)"),
+                    "a" | "b" => format!(
+                        "UPDATE OR REPLACE {table} SET id = id + 1000 WHERE id IN (SELECT id FROM {table} LIMIT 5)"
+                    ),
+                    _ => {
+                        format!("UPDATE OR REPLACE {table} SET k = k || 'x' WHERE k IN (SELECT k FROM {table} LIMIT 5)")
+                    }
                 };
                 self.exec(&sql, []);
             }
@@ -148,7 +185,9 @@ impl Run {
             14 => {
                 self.connection.execute_batch("SAVEPOINT s").unwrap();
                 self.exec(&format!("DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} LIMIT 200)"), []);
-                self.connection.execute_batch(if self.random.chance(70) { "ROLLBACK TO s; RELEASE s" } else { "RELEASE s" }).unwrap();
+                self.connection
+                    .execute_batch(if self.random.chance(70) { "ROLLBACK TO s; RELEASE s" } else { "RELEASE s" })
+                    .unwrap();
             }
             _ => {
                 let n = self.random.range(0, 3000);
@@ -192,8 +231,10 @@ impl Run {
 
     fn ddl(&mut self) {
         let name = format!("d{}", self.random.below(3));
-        let exists: bool =
-            self.connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = ?1", [&name], |row| row.get(0)).unwrap();
+        let exists: bool = self
+            .connection
+            .query_row("SELECT count(*) FROM sqlite_schema WHERE name = ?1", [&name], |row| row.get(0))
+            .unwrap();
         let sql = match (exists, self.random.below(6)) {
             (true, 0) => format!("DROP TABLE {name}"),
             (true, 1) => format!("ALTER TABLE {name} ADD COLUMN c{} DEFAULT 'new'", self.random.below(1000)),
@@ -247,14 +288,23 @@ fn fuzz(seed: u64, transactions: usize) -> Result<usize, String> {
 fn judge(
     differ: &mut Differ,
     image: &mut Image,
-    before: &mut std::collections::BTreeMap<String, (std::sync::Arc<woodchuck::schema::Table>, crate::support::oracle::Rows)>,
+    before: &mut std::collections::BTreeMap<
+        String,
+        (std::sync::Arc<woodchuck::schema::Table>, crate::support::oracle::Rows),
+    >,
     commit: &crate::support::pages::Commit,
     run: &Run,
     seed: u64,
     round: usize,
 ) -> Result<usize, String> {
     let (after_image, changed) = commit.onto(image);
-    let span = TxSpan { tx: round as u64, salts: commit.salts, frame_first: commit.first, frame_last: commit.last, repaired: false };
+    let span = TxSpan {
+        tx: round as u64,
+        salts: commit.salts,
+        frame_first: commit.first,
+        frame_last: commit.last,
+        repaired: false,
+    };
     let mut recorder = Recorder::default();
     let failed = |what: String| format!("SEED={seed} transaction {round}: {what}");
     match differ.transaction(image, &after_image, &changed, &span, &mut recorder) {

@@ -375,7 +375,8 @@ impl Differ {
     fn explain_loose(&self, plan: &mut Plan<'_>, mut loose: Vec<PageNo>) -> Result<(), DiffError> {
         let (old, new) = (plan.before, plan.after);
         let count = old.pages.page_count().min(new.pages.page_count());
-        let owned: HashSet<PageNo> = plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();
+        let owned: HashSet<PageNo> =
+            plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();
         let page_bytes = self.header.page_size.bytes();
         loose.retain(|page| page.get() <= count && !old.is_map_or_lock(*page, page_bytes) && !owned.contains(page));
         if loose.is_empty() {

@@ -67,11 +67,11 @@ impl TableDiff<'_> {
         if by_rowid {
             return Ok(());
         }
-        pair_by_key(&mut Leftovers { diff: self }, self.map_bytes_max, &mut |before, after| {
-            match self.pair(before, after) {
-                Some(change) => emit(change),
-                None => Ok(()),
-            }
+        pair_by_key(&mut Leftovers { diff: self }, self.map_bytes_max, &mut |before, after| match self
+            .pair(before, after)
+        {
+            Some(change) => emit(change),
+            None => Ok(()),
         })
     }
 
@@ -131,9 +131,11 @@ impl TableDiff<'_> {
 
 fn decode(version: &Version<'_>, table: &Table, located: &Located<'_>) -> Result<Row, DiffError> {
     let payload = version.payload(located.page, &located.cell, None)?;
-    table
-        .decode_row(&payload, located.cell.rowid, version.encoding)
-        .map_err(|source| DiffError::Record { table: table.name.clone(), page: located.page, source })
+    table.decode_row(&payload, located.cell.rowid, version.encoding).map_err(|source| DiffError::Record {
+        table: table.name.clone(),
+        page: located.page,
+        source,
+    })
 }
 
 /// Rows of a table with a declared key that did not keep rowid and key.
@@ -165,11 +167,7 @@ struct Loose<'d, 's> {
 }
 
 impl Loose<'_, '_> {
-    fn side<E: From<DiffError>>(
-        &self,
-        is_before: bool,
-        take: &mut dyn FnMut(Keyed) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn side<E: From<DiffError>>(&self, is_before: bool, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
         let diff = self.diff;
         let (this, other) = if is_before { (&diff.before, &diff.after) } else { (&diff.after, &diff.before) };
         let (pages, partners) =
@@ -184,7 +182,8 @@ impl Loose<'_, '_> {
                 Ok(_) if diff.reshape.is_none() => Some(other.bytes(*page).map_err(DiffError::from)?),
                 _ => None,
             };
-            let partner = partner_bytes.as_ref().map(|bytes| other.parse(*page, bytes)).transpose().map_err(DiffError::from)?;
+            let partner =
+                partner_bytes.as_ref().map(|bytes| other.parse(*page, bytes)).transpose().map_err(DiffError::from)?;
             let known = partner.as_ref().map(cells_of).transpose()?;
             for index in 0..btree.cell_count() {
                 let cell = btree.cell(index).map_err(DiffError::from)?;

@@ -135,7 +135,8 @@ impl<'a> BtreePage<'a> {
         if index >= self.cell_count {
             return Err(self.corrupt(pointer, "no such cell"));
         }
-        let offset = usize::from(be_u16(self.bytes, pointer).ok_or(self.corrupt(pointer, "cell pointer past end of page"))?);
+        let offset =
+            usize::from(be_u16(self.bytes, pointer).ok_or(self.corrupt(pointer, "cell pointer past end of page"))?);
         if offset < self.pointer_offset(self.cell_count) || offset >= self.usable {
             return Err(self.corrupt(pointer, "cell pointer outside the cell content"));
         }
@@ -166,12 +167,14 @@ impl<'a> BtreePage<'a> {
             return Ok(Cell { left_child, rowid: Some(rowid as i64), payload_bytes: 0, local: &[], overflow: None });
         }
         let payload_bytes = next_varint("payload length past end of page")?;
-        let rowid = if self.kind == PageKind::LeafTable { Some(next_varint("rowid past end of page")? as i64) } else { None };
+        let rowid =
+            if self.kind == PageKind::LeafTable { Some(next_varint("rowid past end of page")? as i64) } else { None };
         let local_bytes = local_payload_bytes(self.kind, self.usable, payload_bytes)
             .ok_or(self.corrupt(start, "payload longer than SQLite allows"))?;
         let local = self.bytes.get(at..at + local_bytes).ok_or(self.corrupt(start, "payload past end of page"))?;
         let overflow = if (local_bytes as u64) < payload_bytes {
-            let first = be_u32(self.bytes, at + local_bytes).ok_or(self.corrupt(start, "overflow page number past end of page"))?;
+            let first = be_u32(self.bytes, at + local_bytes)
+                .ok_or(self.corrupt(start, "overflow page number past end of page"))?;
             Some(PageNo::new(first).ok_or(self.corrupt(at + local_bytes, "overflow page 0"))?)
         } else {
             None

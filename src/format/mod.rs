@@ -15,6 +15,4 @@ pub use error::{Corrupt, HeaderError};
 pub use number::{FrameNo, PageNo, PageSize, Salts, TextEncoding};
 pub use record::{Record, RecordError};
 pub use value::{Row, Value};
-pub use wal::{
-    ByteOrder, Checksum, FRAME_HEADER_BYTES, FrameHeader, FrameScan, ScanEnd, WAL_HEADER_BYTES, WalHeader,
-};
+pub use wal::{ByteOrder, Checksum, FRAME_HEADER_BYTES, FrameHeader, FrameScan, ScanEnd, WAL_HEADER_BYTES, WalHeader};

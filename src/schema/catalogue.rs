@@ -170,7 +170,8 @@ impl Oracle {
             let wanted = rows.iter().filter(|row| row.root.is_some() && (row.kind == "table" || row.kind == "index"));
             for (index, row) in wanted.enumerate() {
                 let name = oracle_name(row);
-                let sql = row.sql.as_deref().map(|sql| sql.replacen(&row.name, &name, if name == row.name { 0 } else { 1 }));
+                let sql =
+                    row.sql.as_deref().map(|sql| sql.replacen(&row.name, &name, if name == row.name { 0 } else { 1 }));
                 if row.kind == "index" && sql.is_none() {
                     continue;
                 }
@@ -212,7 +213,8 @@ impl Oracle {
         let identity = match key_index {
             Some(index) => Identity::Declared(index.key_columns(&stored_index).unwrap_or_default()),
             None => {
-                let alias = declared.iter().find(|column| column.in_key).and_then(|column| stored_index.get(&column.cid));
+                let alias =
+                    declared.iter().find(|column| column.in_key).and_then(|column| stored_index.get(&column.cid));
                 alias.map_or(Identity::Rowid, |column| Identity::RowidAlias(*column))
             }
         };
@@ -300,15 +302,17 @@ impl Oracle {
         match evaluated {
             Ok(value) => value,
             // A bare word is a string for SQLite in this place, and only in this place.
-            Err(_) if expression.chars().all(|c| c == '_' || c.is_alphanumeric()) => Value::Text(expression.as_bytes().to_vec()),
+            Err(_) if expression.chars().all(|c| c == '_' || c.is_alphanumeric()) => {
+                Value::Text(expression.as_bytes().to_vec())
+            }
             Err(_) => Value::Null,
         }
     }
 
     fn indexes(&self, table: &str) -> Result<Vec<DeclaredIndex>, CatalogueError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT name, \"unique\", origin, partial FROM pragma_index_list(?1, 'main') ORDER BY seq")?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT name, \"unique\", origin, partial FROM pragma_index_list(?1, 'main') ORDER BY seq",
+        )?;
         let rows = statement.query_map([table], |row| {
             Ok(DeclaredIndex {
                 name: row.get(0)?,
@@ -505,7 +509,8 @@ mod tests {
         let catalogue = catalogue(&[
             "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP)",
         ]);
-        let defaults: Vec<_> = catalogue.table("t").unwrap().columns.iter().map(|column| column.default.clone()).collect();
+        let defaults: Vec<_> =
+            catalogue.table("t").unwrap().columns.iter().map(|column| column.default.clone()).collect();
         assert_eq!(
             defaults[..8],
             [

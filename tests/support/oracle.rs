@@ -63,7 +63,10 @@ pub fn rows(connection: &Connection, table: &Table) -> Rows {
 pub fn database(connection: &Connection) -> BTreeMap<String, (Arc<Table>, Rows)> {
     let catalogue = catalogue(connection);
     let tables: Vec<Arc<Table>> = catalogue.tables().cloned().collect();
-    tables.into_iter().map(|table| (table.name.to_ascii_lowercase(), (Arc::clone(&table), rows(connection, &table)))).collect()
+    tables
+        .into_iter()
+        .map(|table| (table.name.to_ascii_lowercase(), (Arc::clone(&table), rows(connection, &table))))
+        .collect()
 }
 
 /// Takes everything that a differ gives.
@@ -106,7 +109,9 @@ impl Recorder {
         let mut renamed = before.clone();
         for change in self.schema.iter().filter(|change| change.kind == "table" && change.before.is_some()) {
             let name = change.name.to_ascii_lowercase();
-            let old = before.iter().find(|(old, (table, _))| !after.contains_key(*old) && Some(&table.sql) == change.before.as_ref());
+            let old = before
+                .iter()
+                .find(|(old, (table, _))| !after.contains_key(*old) && Some(&table.sql) == change.before.as_ref());
             if let (Some((old, entry)), Some(_), false) = (old, &change.after, before.contains_key(&name)) {
                 renamed.remove(old);
                 renamed.insert(name, entry.clone());
@@ -152,7 +157,9 @@ impl Recorder {
             }
         }
         match expected.iter().find(|(_, changes)| !changes.is_empty()) {
-            Some((name, changes)) => Err(format!("missed {} changes of {name}: {:?}", changes.len(), changes.iter().next())),
+            Some((name, changes)) => {
+                Err(format!("missed {} changes of {name}: {:?}", changes.len(), changes.iter().next()))
+            }
             None => Ok(()),
         }
     }

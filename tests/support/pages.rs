@@ -22,7 +22,11 @@ impl PageSource for Image {
 
     fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
         let missing = PageError::Missing { page, page_count: self.count };
-        self.pages.get(&page).filter(|_| page.get() <= self.count).map(|bytes| Cow::Borrowed(bytes.as_slice())).ok_or(missing)
+        self.pages
+            .get(&page)
+            .filter(|_| page.get() <= self.count)
+            .map(|bytes| Cow::Borrowed(bytes.as_slice()))
+            .ok_or(missing)
     }
 }
 
@@ -42,7 +46,8 @@ impl Commit {
         after.pages.extend(self.pages.iter().map(|(page, bytes)| (*page, Arc::clone(bytes))));
         after.count = self.page_count;
         after.pages.retain(|page, _| page.get() <= self.page_count);
-        let changed: BTreeSet<PageNo> = self.pages.keys().copied().filter(|page| page.get() <= self.page_count).collect();
+        let changed: BTreeSet<PageNo> =
+            self.pages.keys().copied().filter(|page| page.get() <= self.page_count).collect();
         (after, changed.into_iter().collect())
     }
 }
@@ -76,7 +81,13 @@ impl WalReader {
             pages.insert(frame_header.page, Arc::new(frame[24..].to_vec()));
             if let Some(page_count) = frame_header.commit {
                 if no > self.seen {
-                    commits.push(Commit { salts: header.salts, first, last: no, page_count, pages: std::mem::take(&mut pages) });
+                    commits.push(Commit {
+                        salts: header.salts,
+                        first,
+                        last: no,
+                        page_count,
+                        pages: std::mem::take(&mut pages),
+                    });
                     self.seen = no;
                 }
                 pages.clear();

@@ -83,6 +83,11 @@ impl<W: Write> SqlScript<W> {
         SqlScript { out: io::BufWriter::with_capacity(64 << 10, out), encoding, objects, begun: false, open }
     }
 
+    /// Returns what was written to. Everything up to the last commit is there.
+    pub fn into_inner(self) -> W {
+        self.out.into_parts().0
+    }
+
     fn statements(&mut self, statements: &[String]) -> io::Result<()> {
         statements.iter().try_for_each(|sql| {
             // Behind a comment at its end a semicolon would be part of the comment.

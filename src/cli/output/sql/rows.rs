@@ -228,6 +228,6 @@ fn touches_unique(change: &RowChange) -> bool {
     let changed = change.changed_columns();
     change.table.uniques.iter().any(|unique| match &unique.columns {
         None => true,
-        Some(columns) => columns.iter().any(|index| changed.get(*index).copied().unwrap_or(true)),
+        Some(columns) => columns.iter().any(|index| changed.get(index.column).copied().unwrap_or(true)),
     })
 }
