@@ -19,7 +19,6 @@ mod create;
 mod literal;
 mod rows;
 mod schema;
-mod spill;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::io;
 
 use super::literal::{name, put, value};
-use super::spill::Spill;
 use crate::change::{Op, RowChange, RowKey};
+use crate::cli::output::spill::Spill;
 use crate::format::{Row, TextEncoding};
 use crate::schema::{Collation, Identity, Table};
 
