@@ -2,5 +2,6 @@
 
 mod cli;
 mod diff;
+mod inspect;
 mod output;
 mod support;

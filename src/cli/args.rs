@@ -206,12 +206,12 @@ pub struct InspectArgs {
     /// The WAL to look into [default: <FILE>-wal, if there is one]
     #[arg(long, value_name = "FILE")]
     pub wal: Option<PathBuf>,
-    /// How to print; sql is for the row view
+    /// How to print; sql is for rows and schema
     #[arg(long, value_enum, default_value_t = Format::Pretty)]
     pub format: Format,
-    /// What to show
-    #[arg(long, value_enum, default_value_t = View::Summary)]
-    pub view: View,
+    /// What to show [default: summary; rows with --format sql]
+    #[arg(long, value_enum)]
+    pub view: Option<View>,
     /// Show only tables that match (*, ?, [a-z]; without case); may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub tables: Vec<String>,

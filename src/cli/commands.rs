@@ -23,11 +23,15 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Cleanup(args) => cleanup(&args),
+        Command::Inspect(args) => {
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            super::inspect::inspect(&args, &mut out, super::output::Style::of_stdout())
+        }
         Command::Run(args) => {
             let _config = super::config::run_config(*args, &variable)?;
             Err(Failure::failed("this command is not part of this build"))
         }
-        Command::Tail(_) | Command::Inspect(_) | Command::Subscribe(_) | Command::Status(_) | Command::Conflicts(_) => {
+        Command::Tail(_) | Command::Subscribe(_) | Command::Status(_) | Command::Conflicts(_) => {
             Err(Failure::failed("this command is not part of this build"))
         }
     }

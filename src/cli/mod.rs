@@ -8,6 +8,7 @@ pub mod config;
 mod config_file;
 mod exit;
 mod glob;
+pub mod inspect;
 pub mod output;
 
 pub use argv::parse;
