@@ -1,5 +1,6 @@
 //! One binary for all integration tests: they share one link step.
 
+mod capture;
 mod cli;
 mod diff;
 mod inspect;

@@ -16,7 +16,7 @@ pub enum RowWriter<W: Write> {
     /// For people.
     Pretty(Pretty<W>),
     /// A script.
-    Sql(SqlScript<W>),
+    Sql(Box<SqlScript<W>>),
 }
 
 impl<W: Write> RowWriter<W> {
@@ -31,7 +31,7 @@ impl<W: Write> RowWriter<W> {
         match format {
             Format::Json => RowWriter::Json(JsonLines::new(out)),
             Format::Pretty => RowWriter::Pretty(Pretty::new(out, style)),
-            Format::Sql => RowWriter::Sql(SqlScript::new(out, encoding, objects)),
+            Format::Sql => RowWriter::Sql(Box::new(SqlScript::new(out, encoding, objects))),
         }
     }
 
@@ -39,7 +39,7 @@ impl<W: Write> RowWriter<W> {
         match self {
             RowWriter::Json(writer) => writer,
             RowWriter::Pretty(writer) => writer,
-            RowWriter::Sql(writer) => writer,
+            RowWriter::Sql(writer) => writer.as_mut(),
         }
     }
 }
