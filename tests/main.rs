@@ -6,3 +6,4 @@ mod diff;
 mod inspect;
 mod output;
 mod support;
+mod tail;

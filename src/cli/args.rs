@@ -189,12 +189,6 @@ pub struct TailArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
-    /// Print what changed since the last time and end
-    #[arg(long, requires = "state_dir")]
-    pub once: bool,
-    /// Remember here how far we came
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
 }
 
 /// Options of `inspect`.

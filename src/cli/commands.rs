@@ -31,7 +31,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let _config = super::config::run_config(*args, &variable)?;
             Err(Failure::failed("this command is not part of this build"))
         }
-        Command::Tail(_) | Command::Subscribe(_) | Command::Status(_) | Command::Conflicts(_) => {
+        Command::Tail(args) => super::tail::tail(&args),
+        Command::Subscribe(_) | Command::Status(_) | Command::Conflicts(_) => {
             Err(Failure::failed("this command is not part of this build"))
         }
     }

@@ -10,6 +10,7 @@ mod exit;
 mod glob;
 pub mod inspect;
 pub mod output;
+mod tail;
 
 pub use argv::parse;
 pub use commands::main;

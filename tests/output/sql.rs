@@ -45,10 +45,7 @@ impl Scene {
         let copy: Vec<u8> = image.pages.values().flat_map(|page| page.to_vec()).collect();
         std::fs::write(dir.path().join("copy.db"), copy).unwrap();
         let differ = Differ::open(&image).unwrap();
-        let objects = differ.catalogue().rows().iter().filter_map(|row| {
-            let sql = row.sql.clone()?;
-            Some(SchemaObject { kind: row.kind.clone(), name: row.name.clone(), table: row.table.clone(), sql })
-        });
+        let objects = differ.catalogue().rows().iter().filter_map(SchemaObject::of);
         let script = SqlScript::new(Vec::new(), differ.header().encoding, objects.collect());
         Scene { dir, connection, wal, image, differ, script, tx: 0 }
     }

@@ -64,7 +64,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
 fn rows(files: &Files, format: Format, filter: TableFilter, out: &mut dyn Write, style: Style) -> Result<(), Failure> {
     let (encoding, objects) = rows::before_first(files).map_or_else(
         |_| (crate::format::TextEncoding::Utf8, Vec::new()),
-        |(encoding, catalogue)| (encoding, objects(&catalogue)),
+        |(encoding, catalogue)| (encoding, catalogue.rows().iter().filter_map(SchemaObject::of).collect()),
     );
     let mut sink = Filtered::new(RowWriter::new(format, out, style, encoding, objects), filter);
     let damage = each_transaction(files, &mut sink).map_err(|error| Failure::output(&error))?;
@@ -77,15 +77,6 @@ fn rows(files: &Files, format: Format, filter: TableFilter, out: &mut dyn Write,
             .hint("the notes above say which transactions are missing or uncertain")),
         _ => Ok(()),
     }
-}
-
-fn objects(catalogue: &crate::schema::Catalogue) -> Vec<SchemaObject> {
-    let rows = catalogue.rows().iter();
-    rows.filter_map(|row| {
-        let sql = row.sql.clone()?;
-        Some(SchemaObject { kind: row.kind.clone(), name: row.name.clone(), table: row.table.clone(), sql })
-    })
-    .collect()
 }
 
 /// The WAL that was named, or the one beside the database if there is one.

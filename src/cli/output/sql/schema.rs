@@ -11,6 +11,7 @@ use super::alter::{self, TableChange};
 use super::create::create_table;
 use super::literal::quoted_name;
 use crate::change::SchemaChange;
+use crate::schema::SchemaRow;
 
 /// An index, table, trigger or view, as `sqlite_schema` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,15 @@ pub struct SchemaObject {
     pub table: String,
     /// Its CREATE statement.
     pub sql: String,
+}
+
+impl SchemaObject {
+    /// The object of a schema row; `None` for automatic indexes, which have no statement.
+    #[must_use]
+    pub fn of(row: &SchemaRow) -> Option<SchemaObject> {
+        let sql = row.sql.clone()?;
+        Some(SchemaObject { kind: row.kind.clone(), name: row.name.clone(), table: row.table.clone(), sql })
+    }
 }
 
 /// The statements around a transaction's rows.
