@@ -165,3 +165,23 @@ fn a_repaired_transaction_says_so() {
         "{text}"
     );
 }
+
+/// Not a test of speed: prints it, for whoever looks with `--ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn rows_per_second() {
+    let t = table("orders", &["id", "customer", "total", "note"], Identity::RowidAlias(0));
+    let mut out = JsonLines::new(std::io::sink());
+    let began = std::time::Instant::now();
+    const ROWS: i64 = 1_000_000;
+    for id in 0..ROWS {
+        let row = vec![
+            Value::Integer(id),
+            text("Ada Lovelace"),
+            Value::Real(12.5),
+            text("a note of some length, as notes are"),
+        ];
+        out.change(insert(&t, RowKey::Columns(vec![Value::Integer(id)]), row)).unwrap();
+    }
+    println!("{:.0} rows/s", ROWS as f64 / began.elapsed().as_secs_f64());
+}
