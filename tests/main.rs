@@ -4,8 +4,12 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod capture;
+mod cli;
 mod diff;
 mod fixtures;
+mod inspect;
 mod layers;
 mod log;
+mod output;
 mod support;
+mod tail;
