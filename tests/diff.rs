@@ -237,7 +237,7 @@ impl Run {
             .unwrap();
         let sql = match (exists, self.random.below(6)) {
             (true, 0) => format!("DROP TABLE {name}"),
-            (true, 1) => format!("ALTER TABLE {name} ADD COLUMN c{} DEFAULT 'new'", self.random.below(1000)),
+            (true, 1) => format!("ALTER TABLE {name} ADD COLUMN c{} TEXT DEFAULT 'new'", self.random.below(1000)),
             (true, 2) => format!("ALTER TABLE {name} RENAME TO d{}", 3 + self.random.below(100_000)),
             (true, 3) => format!("CREATE INDEX i{} ON {name}(v)", self.random.below(100_000)),
             (true, _) => format!("INSERT INTO {name}(id, v) SELECT max(id) + 1, 'row' FROM {name}"),

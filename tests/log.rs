@@ -2,5 +2,8 @@
 
 mod cut;
 mod envelope;
+mod flow;
+mod jetstream;
+mod memory;
 mod seal;
 mod seeded;

@@ -1,11 +1,17 @@
 //! One binary for all integration tests: they share one link step.
-
-#![allow(unreachable_pub)] // Nothing outside sees a test binary: `pub` says here what other modules of it use.
-// A test that cannot go on fails, and says where.
-#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+// Helpers of tests may panic, and nothing outside sees what they make public.
+#![allow(unreachable_pub, missing_docs)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod apply;
+mod capture;
+mod cli;
 mod diff;
+mod fixtures;
 mod fold_model;
+mod inspect;
+mod layers;
 mod log;
+mod output;
 mod support;
+mod tail;

@@ -1,1 +1,21 @@
-//! Layer.
+//! Layer 3: a live database becomes transactions. Uses `format`, `schema` and `change`.
+//!
+//! The thread that owns the database calls [`Follower::poll`] and [`Follower::maintain`]; nothing here runs by itself but the watcher, which
+//! only wakes.
+
+mod checkpoint;
+mod connections;
+mod database_file;
+mod error;
+mod follower;
+mod frames;
+mod map;
+mod position;
+mod wake;
+
+pub use checkpoint::CheckpointOptions;
+pub use database_file::{DatabaseFile, FileIdentity};
+pub use error::{CaptureError, FollowError};
+pub use follower::{Follower, Polled};
+pub use position::{POSITION_BYTES, Position};
+pub use wake::{HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps, Waker};

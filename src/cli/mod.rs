@@ -1,1 +1,18 @@
-//! Layer.
+//! Layer 7: people. Arguments and configuration, output, exit codes. May use every layer.
+
+pub mod args;
+mod argv;
+mod cleanup;
+mod commands;
+pub mod config;
+mod config_file;
+mod exit;
+mod glob;
+pub mod inspect;
+pub mod output;
+mod tail;
+
+pub use argv::parse;
+pub use commands::main;
+pub use exit::{Exit, Failure};
+pub use glob::TableFilter;

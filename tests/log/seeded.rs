@@ -149,8 +149,8 @@ pub fn header(random: &mut Random) -> Header {
         .collect();
     Header {
         origin: Origin { node_id: random.next() >> random.below(64), epoch: random.next() },
-        batch_no: random.next() >> random.below(64),
-        round_no: random.next() >> random.below(64),
+        batch_no: (random.next() >> random.below(64)).max(1),
+        round_no: (random.next() >> random.below(64)).max(1),
         part: random.next() as u32 >> random.below(32),
         round,
     }

@@ -1,6 +1,7 @@
 //! What several tests need.
 
 pub mod model;
+pub mod nats;
 pub mod oracle;
 pub mod pages;
 pub mod peer;

@@ -12,6 +12,9 @@ use woodchuck::schema::{Catalogue, SchemaRow, Table};
 /// Rows of a table by canonical key.
 pub type Rows = BTreeMap<Vec<u8>, Row>;
 
+/// Rows before and after by canonical key, where they differ.
+type Differences = BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>;
+
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -118,19 +121,27 @@ impl Recorder {
             }
         }
         let before = &renamed;
-        let mut expected: BTreeMap<String, BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>> = BTreeMap::new();
+        let mut expected: BTreeMap<String, Differences> = BTreeMap::new();
         for name in before.keys().chain(after.keys()) {
             let old = before.get(name);
             let new = after.get(name);
-            let same_shape = match (old, new) {
-                (Some((a, _)), Some((b, _))) => a.columns == b.columns && a.identity == b.identity,
-                _ => true,
-            };
-            if !same_shape {
-                continue;
-            }
             let empty = Rows::new();
-            let (a, b) = (old.map_or(&empty, |(_, rows)| rows), new.map_or(&empty, |(_, rows)| rows));
+            // A row of a table whose columns changed is compared as the new columns show it.
+            let reshaped = match (old, new) {
+                (Some((table, rows)), Some((now, _))) if table.columns != now.columns => {
+                    let shown = |row: &Row| -> Row {
+                        let value = |column: &woodchuck::schema::Column| match table.column_index(&column.name) {
+                            Some(index) => row[index].clone(),
+                            None => column.default.clone(),
+                        };
+                        now.columns.iter().map(value).collect()
+                    };
+                    Some(rows.iter().map(|(key, row)| (key.clone(), shown(row))).collect::<Rows>())
+                }
+                _ => None,
+            };
+            let a = reshaped.as_ref().unwrap_or(old.map_or(&empty, |(_, rows)| rows));
+            let b = new.map_or(&empty, |(_, rows)| rows);
             let changes: BTreeMap<_, _> = a
                 .keys()
                 .chain(b.keys())

@@ -20,6 +20,7 @@ mod write;
 
 use thiserror::Error;
 
+pub(super) use judge::judge_place;
 pub use read::{decode, decode_header, decode_units};
 pub(super) use write::{EncodedBody, change_bytes, shape_bytes, units_from_encoded, write_batch};
 pub use write::{encode, encode_unit, encode_units};

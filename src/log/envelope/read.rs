@@ -7,7 +7,7 @@ use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
 use super::super::message::{Batch, Body, Header, Origin, RoundPart, ShardId, TableShape, Unit, UnitChange, UnitKey};
-use super::judge::judge_unit;
+use super::judge::{judge_header, judge_unit};
 use super::{ENVELOPE_VERSION, EnvelopeError, NESTING_MAX, ZSTD_MAGIC};
 use crate::change::Op;
 use crate::format::{Row, Value};
@@ -154,6 +154,7 @@ fn decode_head(d: &mut Decoder<'_>) -> Result<(Header, (BodyKey, u64))> {
             part: part.ok_or_else(|| missing("part"))?,
             round: round.ok_or_else(|| missing("shards"))?,
         };
+        judge_header(&header).map_err(EnvelopeError::Inconsistent)?;
         return Ok((header, (body, keys_left)));
     }
     Err(EnvelopeError::Missing { key: "units", place: "batch" })

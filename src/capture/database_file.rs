@@ -1,0 +1,228 @@
+//! The database file: opened once, before SQLite opens it, and never closed.
+//!
+//! Invariant: no descriptor of the database file or of `-shm` is ever closed by this process. Closing any would drop every POSIX lock that
+//! the process holds on the file, SQLite's included, silently. So both are kept for the life of the process, and this is the only module
+//! that opens them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
+
+use super::CaptureError;
+use crate::format::{DATABASE_HEADER_BYTES, DatabaseHeader, PageNo, PageSize};
+
+/// What tells a file from another under the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// The device.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+}
+
+/// The first byte of the range in which SQLite's readers hold their shared locks, and its length (`SHARED_FIRST`, `SHARED_SIZE`).
+const SHARED_FIRST: u64 = 0x4000_0002;
+const SHARED_SIZE: u64 = 510;
+/// The bytes of `-shm` for the write lock and the checkpoint lock (`UNIX_SHM_BASE` and the next).
+const SHM_WRITE: u64 = 120;
+const SHM_CHECKPOINT: u64 = 121;
+/// The byte of `-shm` on which everyone who uses it holds a shared lock (`UNIX_SHM_DMS`).
+const SHM_IN_USE: u64 = 128;
+
+/// The open database file.
+#[derive(Debug)]
+pub struct DatabaseFile {
+    path: PathBuf,
+    file: &'static File,
+    identity: FileIdentity,
+}
+
+/// Files that this process has open for good, by identity.
+fn kept_files() -> &'static Mutex<HashMap<FileIdentity, &'static File>> {
+    static KEPT: OnceLock<Mutex<HashMap<FileIdentity, &'static File>>> = OnceLock::new();
+    KEPT.get_or_init(Mutex::default)
+}
+
+fn identity_of(metadata: &std::fs::Metadata) -> FileIdentity {
+    FileIdentity { device: metadata.dev(), inode: metadata.ino() }
+}
+
+/// Opens a file for good, or gives the descriptor that is already there.
+fn keep(path: &Path) -> std::io::Result<(FileIdentity, &'static File)> {
+    let mut kept = kept_files().lock().unwrap_or_else(PoisonError::into_inner);
+    let identity = identity_of(&std::fs::metadata(path)?);
+    if let Some(file) = kept.get(&identity) {
+        return Ok((identity, file));
+    }
+    let file: &'static File = Box::leak(Box::new(File::open(path)?));
+    // The name may have changed hands since the look; what was opened counts.
+    let identity = identity_of(&file.metadata()?);
+    Ok((identity, kept.entry(identity).or_insert(file)))
+}
+
+impl DatabaseFile {
+    /// Opens a database for following: a regular file with one name, on a local file system, in WAL mode.
+    ///
+    /// # Errors
+    /// [`CaptureError`] for everything that cannot be followed. Nothing was touched then.
+    pub fn open(path: &Path) -> Result<DatabaseFile, CaptureError> {
+        let open_error = |source| CaptureError::Open { path: path.to_owned(), source };
+        let path = std::fs::canonicalize(path).map_err(open_error)?;
+        let metadata = std::fs::metadata(&path).map_err(open_error)?;
+        let file_type = metadata.file_type();
+        if !file_type.is_file() || file_type.is_fifo() {
+            return Err(CaptureError::NotAFile { path });
+        }
+        if metadata.nlink() > 1 {
+            return Err(CaptureError::HardLinks { count: metadata.nlink(), path });
+        }
+        if let Some(kind) = shared_file_system(&path) {
+            return Err(CaptureError::SharedFileSystem { path, kind });
+        }
+        let (identity, file) = keep(&path).map_err(open_error)?;
+        let database = DatabaseFile { path, file, identity };
+        database.judge_header()?;
+        Ok(database)
+    }
+
+    fn judge_header(&self) -> Result<(), CaptureError> {
+        let path = || self.path.clone();
+        let file_bytes = self.file.metadata().map_err(|source| CaptureError::Open { path: path(), source })?.len();
+        if file_bytes == 0 {
+            return Err(CaptureError::Empty { path: path() });
+        }
+        let header = self.header()?;
+        if !header.is_wal() {
+            return Err(CaptureError::NotWal { path: path() });
+        }
+        if file_bytes < u64::from(header.page_size.get()) {
+            return Err(CaptureError::Truncated {
+                path: path(),
+                found: file_bytes,
+                wanted: u64::from(header.page_size.get()),
+            });
+        }
+        Ok(())
+    }
+
+    /// The header as the file has it, whatever the WAL says.
+    ///
+    /// # Errors
+    /// [`CaptureError::Open`] or [`CaptureError::NotADatabase`].
+    pub fn header(&self) -> Result<DatabaseHeader, CaptureError> {
+        let mut bytes = [0; DATABASE_HEADER_BYTES];
+        let read = read_up_to(self.file, &mut bytes, 0)
+            .map_err(|source| CaptureError::Open { path: self.path.clone(), source })?;
+        DatabaseHeader::parse(bytes.get(..read).unwrap_or_default())
+            .map_err(|source| CaptureError::NotADatabase { path: self.path.clone(), source })
+    }
+
+    /// The resolved path, from which SQLite makes the names of `-wal` and `-shm`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path with a suffix, as SQLite names its companions.
+    #[must_use]
+    pub fn companion(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// What the descriptor points to.
+    #[must_use]
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// Length of the file in bytes.
+    ///
+    /// # Errors
+    /// [`CaptureError::Open`].
+    pub fn file_bytes(&self) -> Result<u64, CaptureError> {
+        self.file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(|source| CaptureError::Open { path: self.path.clone(), source })
+    }
+
+    /// Reads a page as the file has it. The file can be shorter than the database: the end may be in the WAL alone.
+    ///
+    /// # Errors
+    /// What reading gave; `UnexpectedEof` when the file ends before the page does.
+    pub fn read_page(&self, page: PageNo, size: PageSize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; size.bytes()];
+        self.file.read_exact_at(&mut bytes, page.file_offset(size))?;
+        Ok(bytes)
+    }
+
+    /// Whether the name still leads to this file.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|metadata| identity_of(&metadata) == self.identity)
+    }
+
+    /// A process other than this one that has the database open, if there is any.
+    #[must_use]
+    pub fn other_user(&self) -> Option<i32> {
+        lock_holder(self.file, SHARED_FIRST, SHARED_SIZE)
+    }
+
+    /// A process that has the database open, if nobody but us uses its `-shm`: it has another one, and with it another view of the WAL.
+    /// To be asked after SQLite has opened the database.
+    pub(super) fn foreign_user(&self) -> Option<i32> {
+        let pid = self.other_user()?;
+        let (_, shm) = keep(&self.companion("-shm")).ok()?;
+        lock_holder(shm, SHM_IN_USE, 1).is_none().then_some(pid)
+    }
+}
+
+impl DatabaseFile {
+    /// Whether another process checkpoints while it holds the write lock: a FULL, RESTART or TRUNCATE, which waits for readers.
+    /// To be asked after SQLite has opened the database.
+    pub(super) fn has_waiting_checkpoint(&self) -> bool {
+        let Ok((_, shm)) = keep(&self.companion("-shm")) else { return false };
+        lock_holder(shm, SHM_CHECKPOINT, 1).is_some() && lock_holder(shm, SHM_WRITE, 1).is_some()
+    }
+}
+
+/// A process other than this one with a lock on some of these bytes.
+fn lock_holder(file: &File, start: u64, length: u64) -> Option<i32> {
+    let question = Flock { start, length, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
+    let holder = fcntl_getlk(file, &question).ok()??;
+    Some(holder.pid.map_or(0, |pid| pid.as_raw_nonzero().get()))
+}
+
+fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + done as u64)? {
+            0 => break,
+            count => done += count,
+        }
+    }
+    Ok(done)
+}
+
+/// The name of the file system under `path` if several machines share it.
+fn shared_file_system(path: &Path) -> Option<&'static str> {
+    let kind = rustix::fs::statfs(path).ok()?.f_type as u64 & 0xffff_ffff;
+    match kind {
+        0x6969 => Some("NFS"),
+        0x517b => Some("SMB"),
+        0xff53_4d42 => Some("CIFS"),
+        0xfe53_4d42 => Some("SMB2"),
+        0x0102_1997 => Some("9p"),
+        0x6573_5546 => Some("FUSE"),
+        0x786f_4256 => Some("vboxsf"),
+        0x0bd0_0bd0 => Some("Lustre"),
+        0x00c3_6400 => Some("Ceph"),
+        _ => None,
+    }
+}

@@ -1,0 +1,200 @@
+//! What can go wrong with a live database.
+
+use std::path::PathBuf;
+
+use crate::change::{DiffError, TransactionError};
+use crate::format::HeaderError;
+
+/// Why a database cannot be followed, or cannot be followed any further.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The file cannot be looked at.
+    #[error("{}: cannot open the database", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not a regular file.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file has no bytes.
+    #[error("{}: the file is empty: SQLite has not made a database of it yet", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not a SQLite database, an encrypted one, or one with a damaged header.
+    #[error("{}: {source}", path.display())]
+    NotADatabase {
+        /// The file.
+        path: PathBuf,
+        /// What the header lacks.
+        source: HeaderError,
+    },
+    /// The file is shorter than its header says.
+    #[error("{}: the file is truncated: {found} of {wanted} bytes are there", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that are there.
+        found: u64,
+        /// Bytes that the header's page count needs.
+        wanted: u64,
+    },
+    /// The database uses a rollback journal.
+    #[error("{}: the database is not in WAL mode", path.display())]
+    NotWal {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Several names for one file: SQLite would look for a different `-wal` under each.
+    #[error("{}: the file has {count} hard links, and each name would have a write-ahead log of its own", path.display())]
+    HardLinks {
+        /// The file.
+        path: PathBuf,
+        /// Number of links.
+        count: u64,
+    },
+    /// A file system without working shared memory or locks between machines.
+    #[error("{}: the file system ({kind}) is shared between machines: SQLite's WAL mode does not work there", path.display())]
+    SharedFileSystem {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        kind: &'static str,
+    },
+    /// Another process holds the database in `locking_mode=EXCLUSIVE`, or too long.
+    #[error("{}: the database is locked by another process", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process uses the database through another shared-memory file.
+    #[error("{}: process {pid} uses the database without its -shm file", path.display())]
+    ForeignLock {
+        /// The file.
+        path: PathBuf,
+        /// That process.
+        pid: i32,
+    },
+    /// Files that must be written cannot be.
+    #[error("{}: the database or its directory is read-only", path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Under the database's name there is another file now.
+    #[error("{}: the file under this name was replaced by another", path.display())]
+    Replaced {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The WAL cannot be read.
+    #[error("{}: cannot read the write-ahead log", path.display())]
+    Wal {
+        /// The `-wal` file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Frames below the bound are not what they must be.
+    #[error("{}: frame {frame} of the write-ahead log is damaged: {what}", path.display())]
+    Frame {
+        /// The `-wal` file.
+        path: PathBuf,
+        /// The frame.
+        frame: u32,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// SQLite refused.
+    #[error("{}: SQLite failed while {what}", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Watching the directory failed.
+    #[error("{}: cannot watch the directory for changes", path.display())]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: notify::Error,
+    },
+    /// Two versions of the pages could not be compared.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+}
+
+impl CaptureError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            CaptureError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "check the path; the application must have created the database"
+            }
+            CaptureError::Open { .. } => "check the path and its permissions",
+            CaptureError::NotAFile { .. } => "give the path of the database file itself",
+            CaptureError::Empty { .. } => "let the application create its tables first",
+            CaptureError::NotADatabase { .. } => {
+                "encrypted databases cannot be read; a damaged one can be looked at with `woodchuck inspect`"
+            }
+            CaptureError::Truncated { .. } => "restore the file from a backup; `woodchuck inspect` shows what is left",
+            CaptureError::NotWal { .. } => {
+                "run `PRAGMA journal_mode=WAL` once on the database; the setting stays in the file"
+            }
+            CaptureError::HardLinks { .. } => "remove the other links, or use symbolic links",
+            CaptureError::SharedFileSystem { .. } => {
+                "keep the database on a local file system and let woodchuck carry its rows"
+            }
+            CaptureError::Locked { .. } => {
+                "the application must use locking_mode=NORMAL; with EXCLUSIVE nobody else can read"
+            }
+            CaptureError::ForeignLock { .. } => {
+                "let all processes use the same path on the same file system, without copies of the -shm file"
+            }
+            CaptureError::ReadOnly { .. } => {
+                "readers of a WAL database must be able to write its -wal and -shm files; `woodchuck inspect` needs no permission to write"
+            }
+            CaptureError::Replaced { .. } => "start again: the file that has the name now is attached anew",
+            CaptureError::Wal { .. } | CaptureError::Frame { .. } => {
+                "run `PRAGMA integrity_check`; `woodchuck inspect` shows the write-ahead log"
+            }
+            CaptureError::Sqlite { .. } => {
+                "see the cause; `PRAGMA integrity_check` tells whether the database is sound"
+            }
+            CaptureError::Watch { .. } => "raise fs.inotify.max_user_watches",
+            CaptureError::Diff(_) => "run `PRAGMA integrity_check` on the database",
+        }
+    }
+}
+
+/// Why following stopped: the database's side or the sink's.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError<E> {
+    /// Capture failed.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The sink refused a transaction; it was not taken and will be given again.
+    #[error("{0}")]
+    Sink(E),
+}
+
+impl<E> From<TransactionError<E>> for FollowError<E> {
+    fn from(error: TransactionError<E>) -> FollowError<E> {
+        match error {
+            TransactionError::Diff(error) => FollowError::Capture(CaptureError::Diff(error)),
+            TransactionError::Sink(error) => FollowError::Sink(error),
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The follower: reads every committed frame once and keeps SQLite from taking away what was not read.
+//!
+//! `begin the next read transaction → read the bound → read every frame up to it → end the previous read transaction`
+//!
+//! Invariant: no pin is ever held alone whose mark exceeds our position. In the other order a commit could slip between bound and pin, a
+//! checkpoint could copy a frame that was not read, and the page "before" read from the file would already be the page after.
+//!
+//! A pin that holds read-lock 0 lets the log be restarted, but lets no frame of the new generation be copied into the file; so at most one
+//! generation with frames follows behind it, and it is whole when we look.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::checkpoint::Policy;
+use super::connections::{Bound, Link};
+use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
+use super::{CaptureError, DatabaseFile, FollowError, Position};
+use crate::change::{ChangeSink, Differ, TxSpan};
+use crate::format::{Checksum, DatabaseHeader, FrameNo, PageNo, PageSize, Salts};
+use crate::schema::Catalogue;
+
+/// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
+const RETREAT: Duration = Duration::from_millis(20);
+/// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
+const BOUND_LOOKS_MAX: usize = 100_000;
+/// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
+/// the one lock and not yet the other.
+const FOREIGN_LOOKS: usize = 10;
+
+/// What one look at the log gave.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Polled {
+    /// Commit frames that were read.
+    pub commits: u64,
+    /// Transactions among them that changed something.
+    pub transactions: u64,
+    /// Something was read: look again at once, for more may have come and the pin of before is still held.
+    pub more: bool,
+}
+
+/// Follows one live database.
+#[derive(Debug)]
+pub struct Follower {
+    pub(super) file: DatabaseFile,
+    pins: [Link; 2],
+    /// Index of the newest pin.
+    held: usize,
+    /// The other pin is held as well: it is older.
+    older_held: bool,
+    /// The newest pin was let go until then; the other one is held alone.
+    retreat_until: Option<Instant>,
+    pub(super) bounds: Link,
+    pub(super) checkpoints: Link,
+    pub(super) frames: Frames,
+    differ: Differ,
+    position: Position,
+    page_size: PageSize,
+    next_tx: u64,
+    /// The commit frame of a transaction that this process made itself and that is not to be given out.
+    own_commit: Option<FrameNo>,
+    pub(super) bound: Bound,
+    /// The pin holds read-lock 0: everything was in the database file when it began.
+    pub(super) resting: bool,
+    pub(super) policy: Policy,
+    /// When frames were last found.
+    pub(super) moved_at: Instant,
+}
+
+impl Follower {
+    /// Attaches to a live database. What is committed now is the state from which changes are counted.
+    ///
+    /// # Errors
+    /// [`CaptureError`] when the database cannot be followed; nothing was touched then.
+    pub fn attach(path: &Path) -> Result<Follower, CaptureError> {
+        let file = DatabaseFile::open(path)?;
+        let link = || Link::open(file.path());
+        let pins = [link()?, link()?];
+        let (bounds, checkpoints) = (link()?, link()?);
+        // The first read makes SQLite open the log and its index.
+        if let Some(pin) = pins.first() {
+            pin.begin_read()?;
+            if pin.journal_mode()? != "wal" {
+                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+            }
+        }
+        bounds.look()?;
+        checkpoints.look()?;
+        refuse_foreign_locks(&file)?;
+        let mut frames = Frames::open(&file.companion("-wal"))?;
+        let page_size = file.header()?.page_size;
+        let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
+        let position = stand_at(&mut frames, &file, salts, bound)?;
+        let differ =
+            Differ::open(&AtPosition { frames: &frames, file: &file, page_size, page_count: position.page_count })?;
+        Ok(Follower {
+            differ,
+            pins,
+            held: 0,
+            older_held: false,
+            retreat_until: None,
+            bounds,
+            checkpoints,
+            frames,
+            position,
+            page_size,
+            next_tx: 1,
+            own_commit: None,
+            bound,
+            resting: false,
+            policy: Policy::default(),
+            moved_at: Instant::now(),
+            file,
+        })
+    }
+
+    fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {
+        if let Some(header) = self.frames.read_header()?.filter(|header| header.salts == salts) {
+            self.frames.begin_generation(header);
+            self.position = Position { salts, frame: FrameNo(0), checksum: Checksum::default(), ..self.position };
+        }
+        Ok(())
+    }
+
+    /// Reads what was committed since the last look and gives it to `sink`, transaction by transaction.
+    ///
+    /// # Errors
+    /// [`FollowError`]. After an error of the sink the transaction was not taken, and the next look gives it again.
+    pub fn poll<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<Polled, FollowError<E>> {
+        if !self.file.is_in_place() {
+            return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
+        }
+        let mut polled = Polled::default();
+        if !self.settle_pins()? {
+            return Ok(polled);
+        }
+        let before = self.bound;
+        let next = 1 - self.held;
+        self.pin(next)?.begin_read()?;
+        let found = match self.read_to_bound(sink, &mut polled) {
+            Ok(found) => found,
+            Err(error) => {
+                // The older pin stays alone: it protects what was not read.
+                self.pin(next)?.end_read()?;
+                return Err(error);
+            }
+        };
+        self.held = next;
+        if found {
+            self.older_held = true;
+            self.resting = false;
+            self.moved_at = Instant::now();
+            polled.more = true;
+        } else {
+            self.pin(1 - next)?.end_read()?;
+            // Complete before the pin began, so the pin could take read-lock 0.
+            self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
+            self.frames.rest();
+        }
+        Ok(polled)
+    }
+
+    /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
+    ///
+    /// A checkpoint of another process that waits for readers (FULL, RESTART, TRUNCATE) looks at the mark of one slot and then waits for
+    /// that slot, whatever its mark becomes. When a new pin takes the slot in between, it holds it with the newest mark, every later pin
+    /// prefers it, and because pins overlap the slot would never be free: the application would wait until its busy timeout, holding the
+    /// write lock. So, while such a checkpoint waits, the newer pin is let go for a moment and the older one, on another slot, protects.
+    fn settle_pins(&mut self) -> Result<bool, CaptureError> {
+        if let Some(until) = self.retreat_until {
+            if Instant::now() < until && self.file.has_waiting_checkpoint() {
+                return Ok(false);
+            }
+            self.retreat_until = None;
+            self.held = 1 - self.held;
+        } else if self.older_held {
+            self.older_held = false;
+            if self.file.has_waiting_checkpoint() {
+                self.pin(self.held)?.end_read()?;
+                self.retreat_until = Some(Instant::now() + RETREAT);
+                return Ok(false);
+            }
+            self.pin(1 - self.held)?.end_read()?;
+        }
+        Ok(true)
+    }
+
+    /// Reads up to the bound without changing pins, for a caller that holds the write lock on a connection of this process: nothing can
+    /// be committed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Follower::poll`].
+    pub fn drain<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<Polled, FollowError<E>> {
+        let mut polled = Polled::default();
+        self.read_to_bound(sink, &mut polled)?;
+        Ok(polled)
+    }
+
+    /// Begins the next read transaction and ends the older. For callers that hold the write lock and have read everything: without the
+    /// lock a commit could slip in, and the new pin alone would let a checkpoint copy it before it is read.
+    pub(super) fn hand_over(&mut self) -> Result<(), CaptureError> {
+        if !self.settle_pins()? {
+            // Nobody else can hold the write lock, so nobody waits.
+            self.retreat_until = Some(Instant::now());
+            self.settle_pins()?;
+        }
+        let next = 1 - self.held;
+        self.pin(next)?.begin_read()?;
+        self.pin(self.held)?.end_read()?;
+        self.held = next;
+        Ok(())
+    }
+
+    fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
+        self.pins.get(index).ok_or_else(|| CaptureError::Locked { path: self.file.path().to_owned() })
+    }
+
+    /// Whether nothing keeps the application's checkpoints from going on: the pin holds back no frame, so it need not be renewed until
+    /// the log grows. Otherwise [`Follower::poll`] must be called every 10 ms.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.resting
+    }
+
+    /// Whether there was anything to read.
+    fn read_to_bound<E>(&mut self, sink: &mut dyn ChangeSink<E>, polled: &mut Polled) -> Result<bool, FollowError<E>> {
+        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        self.bound = bound;
+        let Some(salts) = salts.filter(|_| bound.committed > 0) else { return Ok(false) };
+        if salts != self.position.salts || self.frames.header().is_none() {
+            self.enter_generation(salts)?;
+        }
+        if bound.committed <= self.position.frame.0 {
+            return Ok(false);
+        }
+        let last = FrameNo(bound.committed);
+        self.frames.cover(last)?;
+        while self.position.frame < last {
+            let tx = self.frames.collect(FrameNo(self.position.frame.0 + 1), last)?;
+            let Some((commit, header)) = tx.commit else {
+                // The bound stands behind a commit frame, always.
+                return Err(self.damaged(last, "no commit frame up to the bound").into());
+            };
+            let changed = self.take_transaction(&tx, commit, sink)?;
+            self.frames.take(&tx);
+            self.position.frame = commit;
+            self.position.checksum = header.checksum;
+            self.position.page_count = tx.page_count;
+            polled.commits += 1;
+            polled.transactions += u64::from(changed);
+        }
+        Ok(true)
+    }
+
+    fn take_transaction<E>(
+        &mut self,
+        tx: &TxFrames,
+        commit: FrameNo,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<bool, FollowError<E>> {
+        let before = AtPosition {
+            frames: &self.frames,
+            file: &self.file,
+            page_size: self.page_size,
+            page_count: self.position.page_count,
+        };
+        let after = AfterTx { before: &before, tx };
+        let changed: Vec<PageNo> =
+            tx.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= tx.page_count).collect();
+        if self.own_commit == Some(commit) {
+            self.own_commit = None;
+            self.differ.absorb(&before, &after, &changed).map_err(CaptureError::from)?;
+            return Ok(false);
+        }
+        let span = TxSpan {
+            tx: self.next_tx,
+            salts: self.position.salts,
+            frame_first: tx.first,
+            frame_last: commit,
+            repaired: false,
+        };
+        let count = self.differ.transaction(&before, &after, &changed, &span, sink)?;
+        if count > 0 {
+            self.next_tx += 1;
+        }
+        Ok(count > 0)
+    }
+
+    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
+        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
+    }
+
+    /// The next transaction is one that this process committed itself, ending at this frame: its pages are taken in, its rows not given
+    /// out. To be called after a drain under the write lock and before the next look.
+    pub fn expect_own(&mut self, commit: FrameNo) {
+        self.own_commit = Some(commit);
+    }
+
+    /// Sets the number that the next transaction gets.
+    pub fn set_next_tx(&mut self, tx: u64) {
+        self.next_tx = tx;
+    }
+
+    /// Closes everything but one connection.
+    pub(super) fn into_last_link(self) -> Link {
+        self.checkpoints
+    }
+
+    /// Where capture stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The tables at the position.
+    #[must_use]
+    pub fn catalogue(&self) -> &std::sync::Arc<Catalogue> {
+        self.differ.catalogue()
+    }
+
+    /// The header of the database at the position.
+    #[must_use]
+    pub fn header(&self) -> &DatabaseHeader {
+        self.differ.header()
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn file(&self) -> &DatabaseFile {
+        &self.file
+    }
+
+    /// Trees of the database that could not be walked when it was attached.
+    #[must_use]
+    pub fn damage(&self) -> &[crate::change::DiffError] {
+        self.differ.damage()
+    }
+
+    /// Committed frames of the generation and how many of them are in the database file, as of the last look.
+    #[must_use]
+    pub fn wal_frames(&self) -> (u32, u32) {
+        (self.bound.committed, self.bound.checkpointed)
+    }
+
+    /// Length of the log in bytes up to the bound.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        self.frames.header().map_or(0, |header| header.frame_offset(FrameNo(self.bound.committed.saturating_add(1))))
+    }
+}
+
+fn refuse_foreign_locks(file: &DatabaseFile) -> Result<(), CaptureError> {
+    let mut seen = None;
+    for _ in 0..FOREIGN_LOOKS {
+        match file.foreign_user() {
+            None => return Ok(()),
+            Some(pid) => seen = Some(pid),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    seen.map_or(Ok(()), |pid| Err(CaptureError::ForeignLock { path: file.path().to_owned(), pid }))
+}
+
+/// Reads generation and bound that belong together; the salts are `None` while the log is empty.
+fn look_at_bound(frames: &Frames, bounds: &Link, file: &DatabaseFile) -> Result<(Option<Salts>, Bound), CaptureError> {
+    for _ in 0..BOUND_LOOKS_MAX {
+        let before = frames.read_header()?.map(|header| header.salts);
+        let bound = bounds.noop()?;
+        let after = frames.read_header()?.map(|header| header.salts);
+        match bound {
+            Some(bound) if before == after && (after.is_some() || bound.committed == 0) => return Ok((after, bound)),
+            _ => std::thread::yield_now(),
+        }
+    }
+    Err(CaptureError::Locked { path: file.path().to_owned() })
+}
+
+/// Takes everything up to the bound as the state to start from.
+fn stand_at(
+    frames: &mut Frames,
+    file: &DatabaseFile,
+    salts: Option<Salts>,
+    bound: Bound,
+) -> Result<Position, CaptureError> {
+    let header = file.header()?;
+    // With nothing in the log the size is what page 1 says; the file can be longer.
+    let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
+    let page_count = if header.size_is_valid { header.page_count } else { of_file };
+    let mut position = Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum: Checksum::default(), page_count };
+    let Some(salts) = salts else { return Ok(position) };
+    let Some(header) = frames.read_header()?.filter(|header| header.salts == salts) else { return Ok(position) };
+    frames.begin_generation(header);
+    frames.cover(FrameNo(bound.committed))?;
+    position.salts = salts;
+    while position.frame.0 < bound.committed {
+        let tx = frames.collect(FrameNo(position.frame.0 + 1), FrameNo(bound.committed))?;
+        let Some((frame, header)) = tx.commit else { break };
+        frames.take(&tx);
+        position = Position { salts, frame, checksum: header.checksum, page_count: tx.page_count };
+    }
+    Ok(position)
+}

@@ -1,0 +1,320 @@
+//! The files and what is where in them: frames judged, commits found, pages indexed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::format::{
+    DATABASE_HEADER_BYTES, DatabaseHeader, FRAME_HEADER_BYTES, FrameHeader, FrameNo, FrameScan, HeaderError, PageNo,
+    PageSize, Salts, ScanEnd, WAL_HEADER_BYTES, WalHeader,
+};
+
+/// Why there is nothing to look into.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path} cannot be understood")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its header.
+        source: HeaderError,
+    },
+    /// The two files do not belong together.
+    #[error("{path} has pages of {wal} bytes, the database of {database}: they do not belong together")]
+    PageSize {
+        /// The WAL.
+        path: PathBuf,
+        /// Its page size.
+        wal: u32,
+        /// The database's.
+        database: u32,
+    },
+}
+
+/// One frame of the current generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// The page.
+    pub page: PageNo,
+    /// For commit frames the size of the database in pages.
+    pub commit: Option<u32>,
+}
+
+/// A committed transaction's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// Counts from 1 within the WAL.
+    pub tx: u64,
+    /// Its first frame.
+    pub first: FrameNo,
+    /// Its commit frame.
+    pub last: FrameNo,
+    /// The size of the database after it, in pages.
+    pub page_count: u32,
+}
+
+/// The database and its WAL, either of which may be missing.
+#[derive(Debug)]
+pub struct Files {
+    pub(super) database: Option<Database>,
+    pub(super) wal: Option<Wal>,
+    page_size: PageSize,
+}
+
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) path: PathBuf,
+    file: File,
+    pub(super) file_bytes: u64,
+    pub(super) header: DatabaseHeader,
+}
+
+#[derive(Debug)]
+pub(super) struct Wal {
+    pub(super) path: PathBuf,
+    file: File,
+    pub(super) file_bytes: u64,
+    pub(super) header: WalHeader,
+    /// Valid frames, those behind the last commit included.
+    pub(super) frames: Vec<Frame>,
+    pub(super) commits: Vec<Commit>,
+    pub(super) end: ScanEnd,
+    /// Generations of which frames stand behind the end, with their number of frames, in the order of the file.
+    pub(super) stale: Vec<(Salts, u32)>,
+    /// Committed frames of each page, ascending.
+    versions: HashMap<PageNo, Vec<FrameNo>>,
+    /// Pages that the database file does not hold any more as they were when the generation began.
+    pub(super) overwritten: BTreeSet<PageNo>,
+}
+
+impl Files {
+    /// Opens what there is. A WAL of zero bytes is none.
+    ///
+    /// # Errors
+    /// [`OpenError`]; at least one of the paths must be given.
+    pub fn open(database: Option<&Path>, wal: Option<&Path>) -> Result<Files, OpenError> {
+        let wal = wal.map(Wal::open).transpose()?.flatten();
+        let database = database.map(|path| Database::open(path, wal.as_ref())).transpose()?;
+        let page_size = match (&database, &wal) {
+            (Some(database), Some(wal)) if database.header.page_size != wal.header.page_size => {
+                let (path, page_size) = (wal.path.clone(), wal.header.page_size.get());
+                return Err(OpenError::PageSize { path, wal: page_size, database: database.header.page_size.get() });
+            }
+            (Some(database), _) => database.header.page_size,
+            (None, Some(wal)) => wal.header.page_size,
+            (None, None) => {
+                let source = HeaderError::Short { found: 0, wanted: WAL_HEADER_BYTES };
+                return Err(OpenError::Header { path: PathBuf::from("the write-ahead log"), source });
+            }
+        };
+        let mut files = Files { database, wal, page_size };
+        files.find_overwritten();
+        Ok(files)
+    }
+
+    /// The size of a page.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Committed transactions of the current generation, oldest first.
+    #[must_use]
+    pub fn commits(&self) -> &[Commit] {
+        self.wal.as_ref().map_or(&[], |wal| &wal.commits)
+    }
+
+    /// The pages of a commit, ascending.
+    pub(super) fn pages_of(&self, commit: &Commit) -> Vec<PageNo> {
+        let Some(wal) = &self.wal else { return Vec::new() };
+        let from = commit.first.0.saturating_sub(1) as usize;
+        let pages: BTreeSet<PageNo> =
+            wal.frames.get(from..commit.last.0 as usize).unwrap_or_default().iter().map(|frame| frame.page).collect();
+        pages.into_iter().filter(|page| page.get() <= commit.page_count).collect()
+    }
+
+    /// The newest committed frame of a page that is not after `limit`.
+    pub(super) fn frame_at(&self, page: PageNo, limit: FrameNo) -> Option<FrameNo> {
+        let versions = self.wal.as_ref()?.versions.get(&page)?;
+        let count = versions.partition_point(|frame| *frame <= limit);
+        versions.get(count.checked_sub(1)?).copied()
+    }
+
+    /// The oldest frame of a page.
+    pub(super) fn first_frame(&self, page: PageNo) -> Option<FrameNo> {
+        self.wal.as_ref()?.versions.get(&page)?.first().copied()
+    }
+
+    pub(super) fn read_frame(&self, frame: FrameNo) -> io::Result<Vec<u8>> {
+        let wal = self.wal.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = vec![0; self.page_size.bytes()];
+        wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(frame) + FRAME_HEADER_BYTES as u64)?;
+        Ok(bytes)
+    }
+
+    /// A page of the database file; `None` beyond its end.
+    pub(super) fn read_file(&self, page: PageNo) -> io::Result<Option<Vec<u8>>> {
+        let Some(database) = &self.database else { return Ok(None) };
+        let mut bytes = vec![0; self.page_size.bytes()];
+        match database.file.read_exact_at(&mut bytes, page.file_offset(self.page_size)) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the WAL has another header than when it was scanned.
+    #[must_use]
+    pub fn was_restarted(&self) -> bool {
+        let Some(wal) = &self.wal else { return false };
+        let mut bytes = [0; WAL_HEADER_BYTES];
+        let read = wal.file.read_exact_at(&mut bytes, 0);
+        read.is_err() || WalHeader::parse(&bytes).map(|header| header.salts) != Ok(wal.header.salts)
+    }
+
+    fn find_overwritten(&mut self) {
+        let Some(wal) = &self.wal else { return };
+        let mut overwritten = BTreeSet::new();
+        for (page, versions) in &wal.versions {
+            // Without the database nothing before the first frame is known.
+            let same = match self.read_file(*page) {
+                _ if self.database.is_none() => true,
+                Ok(Some(content)) => {
+                    versions.iter().any(|frame| self.read_frame(*frame).is_ok_and(|version| version == content))
+                }
+                Ok(None) => false,
+                Err(_) => true,
+            };
+            if same {
+                overwritten.insert(*page);
+            }
+        }
+        if let Some(wal) = &mut self.wal {
+            wal.overwritten = overwritten;
+        }
+    }
+}
+
+impl Database {
+    fn open(path: &Path, wal: Option<&Wal>) -> Result<Database, OpenError> {
+        let read = |source| OpenError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        let file_bytes = file.metadata().map_err(read)?.len();
+        let mut bytes = [0; DATABASE_HEADER_BYTES];
+        let found = read_at_most(&file, &mut bytes, 0).map_err(read)?;
+        let header = DatabaseHeader::parse(bytes.get(..found).unwrap_or_default());
+        let header = match (header, wal.and_then(Wal::page_one)) {
+            (Ok(header), _) => header,
+            // A checkpoint that a crash cut short leaves page 1 to the WAL.
+            (Err(source), Some(page)) => {
+                DatabaseHeader::parse(&page).map_err(|_| OpenError::Header { path: path.to_owned(), source })?
+            }
+            (Err(source), None) => return Err(OpenError::Header { path: path.to_owned(), source }),
+        };
+        Ok(Database { path: path.to_owned(), file, file_bytes, header })
+    }
+}
+
+impl Wal {
+    fn open(path: &Path) -> Result<Option<Wal>, OpenError> {
+        let read = |source| OpenError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        let file_bytes = file.metadata().map_err(read)?.len();
+        if file_bytes == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; WAL_HEADER_BYTES];
+        let found = read_at_most(&file, &mut bytes, 0).map_err(read)?;
+        let header = WalHeader::parse(bytes.get(..found).unwrap_or_default())
+            .map_err(|source| OpenError::Header { path: path.to_owned(), source })?;
+        let mut wal = Wal {
+            path: path.to_owned(),
+            file,
+            file_bytes,
+            header,
+            frames: Vec::new(),
+            commits: Vec::new(),
+            end: ScanEnd::EndOfFile,
+            stale: Vec::new(),
+            versions: HashMap::new(),
+            overwritten: BTreeSet::new(),
+        };
+        wal.scan().map_err(read)?;
+        wal.look_behind_the_end().map_err(read)?;
+        Ok(Some(wal))
+    }
+
+    fn scan(&mut self) -> io::Result<()> {
+        let mut scan = FrameScan::new(self.header);
+        let mut bytes = vec![0; FRAME_HEADER_BYTES + self.header.page_size.bytes()];
+        let mut first = FrameNo(1);
+        self.end = loop {
+            let frame_no = scan.next_frame();
+            let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame_no))?;
+            let frame = match scan.step(bytes.get(..found).unwrap_or_default()) {
+                Ok(frame) => frame,
+                Err(end) => break end,
+            };
+            self.frames.push(Frame { page: frame.page, commit: frame.commit });
+            if let Some(page_count) = frame.commit {
+                let tx = self.commits.len() as u64 + 1;
+                self.commits.push(Commit { tx, first, last: frame_no, page_count });
+                first = scan.next_frame();
+            }
+        };
+        let committed = self.commits.last().map_or(0, |commit| commit.last.0);
+        for (frame_no, frame) in (1..=committed).zip(&self.frames) {
+            self.versions.entry(frame.page).or_default().push(FrameNo(frame_no));
+        }
+        Ok(())
+    }
+
+    /// Counts frames of other generations behind the end, by their headers alone.
+    fn look_behind_the_end(&mut self) -> io::Result<()> {
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        let mut frame_no = FrameNo(self.frames.len() as u32 + 1);
+        while self.header.frame_offset(frame_no) + self.header.frame_bytes() <= self.file_bytes {
+            let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame_no))?;
+            if let Some(frame) = FrameHeader::parse(bytes.get(..found).unwrap_or_default()) {
+                match self.stale.last_mut() {
+                    Some((salts, count)) if *salts == frame.salts => *count += 1,
+                    _ => self.stale.push((frame.salts, 1)),
+                }
+            }
+            frame_no = FrameNo(frame_no.0.saturating_add(1));
+        }
+        Ok(())
+    }
+
+    fn page_one(&self) -> Option<Vec<u8>> {
+        let frame = self.versions.get(&PageNo::ONE)?.last()?;
+        let mut bytes = vec![0; self.header.page_size.bytes()];
+        self.file.read_exact_at(&mut bytes, self.header.frame_offset(*frame) + FRAME_HEADER_BYTES as u64).ok()?;
+        Some(bytes)
+    }
+}
+
+/// Reads until the buffer is full or the file ends; returns the bytes read.
+fn read_at_most(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

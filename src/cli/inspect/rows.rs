@@ -1,0 +1,254 @@
+//! The row changes of every committed transaction of a WAL.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+
+use super::files::{Commit, Files};
+use crate::change::{
+    ChangeSink, DiffError, Differ, PageError, PageSource, RowChange, SchemaChange, TransactionError, TxSpan,
+};
+use crate::format::{BtreePage, DatabaseHeader, FrameNo, PageNo, TextEncoding};
+use crate::schema::Catalogue;
+
+/// What could not be shown, and where.
+#[derive(Debug)]
+pub struct Damage {
+    /// The transaction; `None` for the database as a whole.
+    pub tx: Option<u64>,
+    /// What is wrong, in words.
+    pub what: String,
+    loss: bool,
+}
+
+impl Damage {
+    /// Whether row changes are missing or uncertain because of it.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        self.loss
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tx {
+            Some(tx) => write!(f, "transaction {tx}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
+/// More of these than a person reads.
+const DAMAGE_MAX: usize = 100;
+
+/// Gives the changes of every committed transaction to `sink`; returns what could not be shown.
+///
+/// # Errors
+/// Only those of the sink.
+pub fn each_transaction<E>(files: &Files, sink: &mut dyn ChangeSink<E>) -> Result<Vec<Damage>, E> {
+    let mut damage = Vec::new();
+    let mut differ: Option<Differ> = None;
+    let Some(wal) = &files.wal else { return Ok(damage) };
+    for commit in &wal.commits {
+        let span = TxSpan {
+            tx: commit.tx,
+            salts: wal.header.salts,
+            frame_first: commit.first,
+            frame_last: commit.last,
+            repaired: false,
+        };
+        let changed = files.pages_of(commit);
+        let after = State::after(files, commit);
+        let unknown = changed.iter().any(|page| {
+            wal.overwritten.contains(page) && files.first_frame(*page).is_some_and(|frame| frame >= commit.first)
+        });
+        let result = if unknown {
+            differ = None;
+            without_before(&after, &changed, &span, sink, &mut differ)
+        } else {
+            let before = State::before(files, commit);
+            let opened = match differ.take() {
+                Some(differ) => Ok(differ),
+                None => Differ::open(&before),
+            };
+            opened.map_err(TransactionError::Diff).and_then(|mut opened| {
+                let done = opened.transaction(&before, &after, &changed, &span, sink).map(|_| ());
+                if done.is_ok() {
+                    differ = Some(opened);
+                }
+                done
+            })
+        };
+        let (what, loss) = match result {
+            Err(TransactionError::Sink(error)) => return Err(error),
+            Err(TransactionError::Diff(error)) => (format!("cannot be shown: {}", with_causes(&error)), true),
+            Ok(()) if unknown => {
+                ("a checkpoint overwrote what was before it, so deleted rows are not shown".to_owned(), true)
+            }
+            Ok(()) => continue,
+        };
+        if damage.len() < DAMAGE_MAX {
+            damage.push(Damage { tx: Some(commit.tx), what, loss });
+        }
+    }
+    let trees = differ.iter().flat_map(|differ| differ.damage());
+    damage.extend(trees.map(|error| Damage { tx: None, what: with_causes(error), loss: true }));
+    Ok(damage)
+}
+
+fn with_causes(error: &DiffError) -> String {
+    crate::cli::Failure::of(error).message
+}
+
+/// A transaction whose before images are not known: every row on the leaf pages that it wrote is given out as one that may have been
+/// there. To the differ those pages are shown as empty before.
+fn without_before<E>(
+    after: &State<'_>,
+    changed: &[PageNo],
+    span: &TxSpan,
+    sink: &mut dyn ChangeSink<E>,
+    differ: &mut Option<Differ>,
+) -> Result<(), TransactionError<E>> {
+    let schema = schema_pages(after)?;
+    let emptied = changed.iter().copied().filter(|page| !schema.contains(page)).collect();
+    let before = State { emptied, ..*after };
+    let mut opened = Differ::open(&before)?;
+    opened.transaction(&before, after, changed, span, &mut Unknown(sink))?;
+    *differ = Some(opened);
+    Ok(())
+}
+
+/// Pages of the schema's own tree: emptied they would make every table new.
+fn schema_pages(state: &State<'_>) -> Result<BTreeSet<PageNo>, DiffError> {
+    let usable = DatabaseHeader::parse(&state.page(PageNo::ONE)?)?.usable();
+    let mut pages = BTreeSet::from([PageNo::ONE]);
+    let mut open = vec![PageNo::ONE];
+    // Ends because no page is taken twice.
+    while let Some(page) = open.pop() {
+        let bytes = state.page(page)?;
+        for child in BtreePage::parse(page, &bytes, usable)?.children() {
+            let child = child?;
+            if pages.insert(child) {
+                open.push(child);
+            }
+        }
+    }
+    Ok(pages)
+}
+
+/// Marks changes as ones whose before is not known.
+struct Unknown<'s, E>(&'s mut dyn ChangeSink<E>);
+
+impl<E> ChangeSink<E> for Unknown<'_, E> {
+    fn begin(&mut self, span: &TxSpan) -> Result<(), E> {
+        self.0.begin(span)
+    }
+
+    fn schema(&mut self, change: SchemaChange) -> Result<(), E> {
+        self.0.schema(change)
+    }
+
+    fn change(&mut self, change: RowChange) -> Result<(), E> {
+        self.0.change(RowChange { before: None, before_unknown: true, ..change })
+    }
+
+    fn commit(&mut self, span: &TxSpan, changes: u64) -> Result<(), E> {
+        self.0.commit(span, changes)
+    }
+}
+
+/// The schema as it is at the end.
+///
+/// # Errors
+/// [`DiffError`] when page 1 or the schema cannot be read.
+pub(super) fn catalogue(files: &Files) -> Result<std::sync::Arc<Catalogue>, DiffError> {
+    Ok(std::sync::Arc::clone(Differ::open(&State::last(files))?.catalogue()))
+}
+
+/// Encoding and schema as they are before the first transaction.
+pub(super) fn before_first(files: &Files) -> Result<(TextEncoding, std::sync::Arc<Catalogue>), DiffError> {
+    let state = files.commits().first().map_or_else(|| State::last(files), |commit| State::before(files, commit));
+    let differ = Differ::open(&state)?;
+    Ok((differ.header().encoding, std::sync::Arc::clone(differ.catalogue())))
+}
+
+/// The database at one commit.
+struct State<'f> {
+    files: &'f Files,
+    limit: FrameNo,
+    page_count: u32,
+    /// Leaf pages that are shown without their cells.
+    emptied: BTreeSet<PageNo>,
+}
+
+impl<'f> State<'f> {
+    fn after(files: &'f Files, commit: &Commit) -> State<'f> {
+        State { files, limit: commit.last, page_count: commit.page_count, emptied: BTreeSet::new() }
+    }
+
+    fn before(files: &'f Files, commit: &Commit) -> State<'f> {
+        let previous = files.commits().iter().rfind(|other| other.last < commit.first);
+        match previous {
+            Some(previous) => State::after(files, previous),
+            None => {
+                let page_count = size_in_file(files).unwrap_or(commit.page_count);
+                State { files, limit: FrameNo(0), page_count, emptied: BTreeSet::new() }
+            }
+        }
+    }
+
+    fn last(files: &'f Files) -> State<'f> {
+        match files.commits().last() {
+            Some(commit) => State::after(files, commit),
+            None => {
+                let page_count = size_in_file(files).unwrap_or(0);
+                State { files, limit: FrameNo(0), page_count, emptied: BTreeSet::new() }
+            }
+        }
+    }
+}
+
+/// The size that page 1 of the file tells, if it is that of the generation's beginning.
+fn size_in_file(files: &Files) -> Option<u32> {
+    if files.wal.as_ref().is_some_and(|wal| wal.overwritten.contains(&PageNo::ONE)) {
+        return None;
+    }
+    let database = files.database.as_ref()?;
+    let in_file = u32::try_from(database.file_bytes / u64::from(files.page_size().get())).unwrap_or(u32::MAX);
+    let header = &database.header;
+    Some(if header.size_is_valid { header.page_count } else { in_file })
+}
+
+impl PageSource for State<'_> {
+    fn page_count(&self) -> u32 {
+        self.page_count
+    }
+
+    fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
+        if page.get() > self.page_count {
+            return Err(PageError::Missing { page, page_count: self.page_count });
+        }
+        let unreadable = |source: io::Error| PageError::Unreadable { page, source };
+        let files = self.files;
+        let overwritten = files.wal.as_ref().is_some_and(|wal| wal.overwritten.contains(&page));
+        // Of an overwritten page the oldest version in the WAL is nearest to what it was. It only serves to find a page's table: the
+        // transaction that wrote it is shown without before images.
+        let frame = files.frame_at(page, self.limit).or_else(|| files.first_frame(page).filter(|_| overwritten));
+        let mut bytes = match frame {
+            Some(frame) => files.read_frame(frame).map_err(unreadable)?,
+            None => files.read_file(page).map_err(unreadable)?.ok_or(PageError::Unknown { page })?,
+        };
+        if self.emptied.contains(&page) {
+            empty_leaf(&mut bytes);
+        }
+        Ok(Cow::Owned(bytes))
+    }
+}
+
+/// Takes the cells out of a leaf page (kinds 10 and 13): no cells, no free blocks, content at the page's end.
+fn empty_leaf(bytes: &mut [u8]) {
+    if let Some([10 | 13, header @ ..]) = bytes.first_chunk_mut::<8>() {
+        *header = [0; 7];
+    }
+}

@@ -1,0 +1,12 @@
+//! Row changes as text: one writer a format, each a [`crate::change::ChangeSink`] over any `io::Write`, flushed at every commit.
+
+mod filter;
+mod json;
+mod pretty;
+mod spill;
+mod sql;
+
+pub use filter::{Filtered, RowWriter};
+pub use json::JsonLines;
+pub use pretty::{Pretty, Style, bytes_text};
+pub use sql::{SchemaObject, SqlScript};

@@ -1,0 +1,156 @@
+//! The few things that must be read out of a CREATE statement: the name, and for tables the column definitions.
+//!
+//! SQLite stores `CREATE TABLE ` (or `CREATE VIRTUAL TABLE `) followed by the statement from the name on, as typed.
+
+/// A CREATE TABLE statement taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CreateTable<'a> {
+    /// The table's name, without quotes.
+    pub(super) name: String,
+    /// The column definitions, as typed. Empty for virtual tables.
+    pub(super) columns: Vec<&'a str>,
+    /// Whether it is a virtual table.
+    pub(super) is_virtual: bool,
+}
+
+/// Takes a statement apart; `None` if it is not a CREATE TABLE that SQLite could have stored.
+pub(super) fn create_table(sql: &str) -> Option<CreateTable<'_>> {
+    let (is_virtual, rest) = match strip(sql, "CREATE TABLE ") {
+        Some(rest) => (false, rest),
+        None => (true, strip(sql, "CREATE VIRTUAL TABLE ")?),
+    };
+    let mut tokens = Tokens { text: rest, offset: 0 };
+    let name = unquote(tokens.next()?.1);
+    let mut columns = Vec::new();
+    if !is_virtual && tokens.next().is_some_and(|(_, text)| text == "(") {
+        let mut depth = 0_usize;
+        let mut from: Option<usize> = None;
+        let mut to = tokens.offset;
+        for (offset, token) in tokens {
+            if depth == 0 && (token == "," || token == ")") {
+                if let Some(item) = from.take().and_then(|from| rest.get(from..to)) {
+                    columns.extend((!is_constraint(item)).then_some(item));
+                }
+                if token == ")" {
+                    break;
+                }
+                continue;
+            }
+            match token {
+                "(" => depth += 1,
+                ")" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            from.get_or_insert(offset);
+            to = offset + token.len();
+        }
+    }
+    Some(CreateTable { name, columns, is_virtual })
+}
+
+/// The first token of a column definition as typed, and the name it stands for.
+pub(super) fn column_name(definition: &str) -> Option<(&str, String)> {
+    let (_, token) = Tokens { text: definition, offset: 0 }.next()?;
+    Some((token, unquote(token)))
+}
+
+fn is_constraint(item: &str) -> bool {
+    let first = Tokens { text: item, offset: 0 }.next().map_or("", |(_, token)| token);
+    ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].iter().any(|word| first.eq_ignore_ascii_case(word))
+}
+
+fn strip<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let start = text.get(..prefix.len())?;
+    if start.eq_ignore_ascii_case(prefix) { text.get(prefix.len()..) } else { None }
+}
+
+fn unquote(token: &str) -> String {
+    for (open, close) in [('"', '"'), ('`', '`'), ('\'', '\''), ('[', ']')] {
+        if let Some(inner) = token.strip_prefix(open).and_then(|rest| rest.strip_suffix(close)) {
+            return if open == '[' {
+                inner.to_owned()
+            } else {
+                inner.replace(&format!("{close}{close}"), &close.to_string())
+            };
+        }
+    }
+    token.to_owned()
+}
+
+/// SQL as tokens with their offsets; spaces and comments are skipped.
+struct Tokens<'a> {
+    text: &'a str,
+    offset: usize,
+}
+
+impl<'a> Tokens<'a> {
+    fn rest(&self) -> &'a str {
+        self.text.get(self.offset..).unwrap_or("")
+    }
+
+    fn skip_blank(&mut self) {
+        loop {
+            let rest = self.rest();
+            let trimmed = rest.trim_start();
+            self.offset += rest.len() - trimmed.len();
+            if trimmed.starts_with("--") {
+                self.offset += trimmed.find('\n').unwrap_or(trimmed.len());
+            } else if trimmed.starts_with("/*") {
+                self.offset += trimmed.get(2..).and_then(|body| body.find("*/")).map_or(trimmed.len(), |end| end + 4);
+            } else {
+                return;
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = (usize, &'a str);
+
+    fn next(&mut self) -> Option<(usize, &'a str)> {
+        self.skip_blank();
+        let rest = self.rest();
+        let first = rest.chars().next()?;
+        let length = match first {
+            '"' | '`' | '\'' => quoted_length(rest, first),
+            '[' => rest.find(']').map_or(rest.len(), |end| end + 1),
+            c if in_word(c) => rest.find(|c| !in_word(c)).unwrap_or(rest.len()),
+            c => c.len_utf8(),
+        };
+        let start = self.offset;
+        self.offset += length;
+        Some((start, rest.get(..length)?))
+    }
+}
+
+fn in_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii()
+}
+
+/// Length of a quoted token with both quotes; a doubled quote stands for itself.
+fn quoted_length(text: &str, quote: char) -> usize {
+    let mut chars = text.char_indices().skip(1).peekable();
+    while let Some((index, c)) = chars.next() {
+        if c == quote && chars.next_if(|(_, next)| *next == quote).is_none() {
+            return index + 1;
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_and_constraints_are_told_apart() {
+        let sql = "CREATE TABLE \"a \"\"b\"(id INTEGER /* , */ PRIMARY KEY, [c,d] TEXT DEFAULT (1,2), \"check\" -- x,\n CHECK(1), UNIQUE(id)) STRICT";
+        let parsed = create_table(sql).unwrap();
+        assert_eq!(parsed.name, "a \"b");
+        assert_eq!(parsed.columns.len(), 3);
+        assert_eq!(parsed.columns[1], "[c,d] TEXT DEFAULT (1,2)");
+        assert_eq!(column_name(parsed.columns[2]).unwrap(), ("\"check\"", "check".to_owned()));
+        let parsed = create_table("CREATE VIRTUAL TABLE f USING fts5(a, b)").unwrap();
+        assert!(parsed.is_virtual && parsed.columns.is_empty());
+    }
+}

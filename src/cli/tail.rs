@@ -1,0 +1,98 @@
+//! `tail`: the row changes of a live database as they are committed.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::TailArgs;
+use super::exit::Failure;
+use super::glob::TableFilter;
+use super::output::{Filtered, RowWriter, SchemaObject, Style};
+use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
+
+/// What a shell reports for a program that SIGINT ended: the second signal ends us where we stand.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// Prints changes until SIGINT or SIGTERM, or until nobody reads the output any more.
+///
+/// # Errors
+/// [`CaptureError`] as a failure with its hint; failures of the output.
+pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
+    let stop = stop_signal().map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))?;
+    let mut follower = Follower::attach(&args.database)?;
+    let wake_ups = WakeUps::new(follower.file())?;
+    for damage in follower.damage() {
+        note(format_args!("a tree of the database cannot be read: {}", Failure::of(damage).message));
+    }
+    note(format_args!("following {} (Ctrl-C ends)", follower.file().path().display()));
+
+    let objects = follower.catalogue().rows().iter().filter_map(SchemaObject::of).collect();
+    let encoding = follower.header().encoding;
+    let writer = RowWriter::new(args.format, io::stdout().lock(), Style::of_stdout(), encoding, objects);
+    let mut sink = Filtered::new(writer, TableFilter::new(&args.tables, &args.exclude_tables));
+    let mut follow = || -> Result<(), FollowError<io::Error>> {
+        loop {
+            // Asked before the look: what was committed before the signal is still shown.
+            let stopping = stop.load(Ordering::Relaxed);
+            let polled = follower.poll(&mut sink)?;
+            follower.maintain(&mut sink)?;
+            if stopping && !polled.more {
+                return Ok(());
+            }
+            if !polled.more {
+                wake_ups.wait(if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL });
+            }
+        }
+    };
+    let followed = follow();
+    // Also after an error: whatever happened, the database is left as one that nobody follows.
+    let detached = follower.detach();
+    followed?;
+    Ok(detached?)
+}
+
+impl From<CaptureError> for Failure {
+    fn from(error: CaptureError) -> Failure {
+        let hint = error.hint();
+        Failure::of(&error).hint(hint)
+    }
+}
+
+impl From<FollowError<io::Error>> for Failure {
+    fn from(error: FollowError<io::Error>) -> Failure {
+        match error {
+            FollowError::Capture(error) => error.into(),
+            FollowError::Sink(error) => Failure::output(&error),
+        }
+    }
+}
+
+fn note(text: std::fmt::Arguments<'_>) {
+    // With stderr gone there is nobody left to tell.
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
+/// Becomes true with the first SIGINT or SIGTERM. The second ends the process at once: someone is in a hurry, or the output is stuck.
+fn stop_signal() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    // Registered here and not in the thread: from now on no signal is lost.
+    let (mut interrupt, mut terminate) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let wait = async move {
+        loop {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            if seen.swap(true, Ordering::Relaxed) {
+                std::process::exit(EXIT_INTERRUPTED);
+            }
+        }
+    };
+    // Ends with the process.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait))?;
+    Ok(stop)
+}

@@ -1,0 +1,175 @@
+//! Following a live database that other processes write.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use rusqlite::Connection;
+use woodchuck::capture::{CheckpointOptions, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
+use woodchuck::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan};
+use woodchuck::format::Value;
+
+fn writer(database: &Path, mode: &str, count: u64, seed: u64) -> Child {
+    Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/writer.py"))
+        .arg(database)
+        .args([mode, &count.to_string(), &seed.to_string()])
+        .spawn()
+        .expect("python3 is needed as an outside writer")
+}
+
+/// Calls the follower as its owner would, until `done` says so and nothing is left to read.
+fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut done: impl FnMut(&Follower) -> bool) {
+    let wake_ups = WakeUps::new(follower.file()).unwrap();
+    loop {
+        let finished = done(follower);
+        let polled = match follower.poll(sink) {
+            Ok(polled) => polled,
+            Err(FollowError::Capture(error)) => panic!("{error}"),
+            Err(FollowError::Sink(never)) => match never {},
+        };
+        follower.maintain(sink).map_err(|error| error.to_string()).unwrap();
+        if finished && !polled.more && polled.commits == 0 {
+            return;
+        }
+        if !polled.more {
+            wake_ups.wait(if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Ids {
+    last: i64,
+    transactions: u64,
+}
+
+impl ChangeSink<Infallible> for Ids {
+    fn begin(&mut self, span: &TxSpan) -> Result<(), Infallible> {
+        self.transactions += 1;
+        assert_eq!(span.tx, self.transactions, "transactions are counted without gaps");
+        Ok(())
+    }
+    fn schema(&mut self, change: SchemaChange) -> Result<(), Infallible> {
+        panic!("{change:?}");
+    }
+    fn change(&mut self, change: RowChange) -> Result<(), Infallible> {
+        assert_eq!(change.op, Op::Insert);
+        let Some(Value::Integer(id)) = change.after.as_ref().map(|row| row[0].clone()) else { panic!("{change:?}") };
+        assert_eq!(id, self.last + 1, "every commit is seen, in order, once");
+        self.last = id;
+        Ok(())
+    }
+    fn commit(&mut self, _: &TxSpan, changes: u64) -> Result<(), Infallible> {
+        assert_eq!(changes, 1);
+        Ok(())
+    }
+}
+
+#[test]
+fn every_commit_of_another_process_is_seen_once_and_the_wal_stays_bounded() {
+    const COUNT: u64 = 57_200;
+    const WAL_BYTES_MAX: u64 = 2 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let setup = Connection::open(&path).unwrap();
+    setup.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);").unwrap();
+    drop(setup);
+
+    let mut follower = Follower::attach(&path).unwrap();
+    follower.set_checkpoint_options(CheckpointOptions { wal_bytes_max: WAL_BYTES_MAX, ..CheckpointOptions::default() });
+    let mut ids = Ids::default();
+    let mut child = writer(&path, "insert", COUNT, 1);
+    let began = std::time::Instant::now();
+    let mut wal_bytes = 0;
+    let mut generations = std::collections::HashSet::new();
+    follow(&mut follower, &mut ids, |follower| {
+        wal_bytes = wal_bytes.max(follower.wal_bytes());
+        generations.insert(follower.position().salts);
+        child.try_wait().unwrap().is_some_and(|status| {
+            assert!(status.success(), "the application saw no error");
+            true
+        })
+    });
+    println!(
+        "{COUNT} transactions in {:?}, {} generations, {} restarts of ours, largest WAL {} KiB",
+        began.elapsed(),
+        generations.len(),
+        follower.restarts_prepared(),
+        wal_bytes >> 10
+    );
+    assert_eq!(ids.last, COUNT as i64);
+    assert!(generations.len() >= 15, "the log was restarted at least 15 times, not {}", generations.len());
+    // Between two looks the writer goes on; what it adds is bounded by how fast it is, not by how long it runs.
+    assert!(wal_bytes < 8 * WAL_BYTES_MAX, "the WAL grew to {wal_bytes} bytes");
+}
+
+struct Images {
+    rows: HashMap<i64, i64>,
+    updates: u64,
+    transactions: u64,
+}
+
+impl ChangeSink<Infallible> for Images {
+    fn begin(&mut self, _: &TxSpan) -> Result<(), Infallible> {
+        self.transactions += 1;
+        Ok(())
+    }
+    fn schema(&mut self, change: SchemaChange) -> Result<(), Infallible> {
+        panic!("{change:?}");
+    }
+    fn change(&mut self, change: RowChange) -> Result<(), Infallible> {
+        if change.table.name == "done" {
+            return Ok(());
+        }
+        let number = |row: &Option<Vec<Value>>, index: usize| match row.as_ref().map(|row| &row[index]) {
+            Some(Value::Integer(number)) => *number,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(change.op, Op::Update);
+        let id = number(&change.after, 0);
+        let known = self.rows.insert(id, number(&change.after, 1));
+        assert_eq!(known, Some(number(&change.before, 1)), "the image before is the image after of the last change");
+        self.updates += 1;
+        Ok(())
+    }
+    fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+#[test]
+fn every_image_before_is_right_while_commits_and_checkpoints_of_others_race() {
+    const WRITERS: u64 = 2;
+    const COUNT: u64 = 50_000;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let setup = Connection::open(&path).unwrap();
+    setup
+        .execute_batch(
+            "PRAGMA page_size = 1024; PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v INTEGER, filler);
+             CREATE TABLE done(writer);
+             WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+             INSERT INTO t SELECT i, 0, hex(randomblob(40)) FROM n; PRAGMA wal_checkpoint(TRUNCATE);",
+        )
+        .unwrap();
+    drop(setup);
+    let mut follower = Follower::attach(&path).unwrap();
+    let mut images = Images { rows: (1..=2000).map(|id| (id, 0)).collect(), updates: 0, transactions: 0 };
+    let mut children: Vec<Child> = (0..WRITERS).map(|seed| writer(&path, "update", COUNT, seed)).collect();
+    children.push(writer(&path, "checkpoint", WRITERS, 9));
+    follow(&mut follower, &mut images, |_| {
+        children.iter_mut().all(|child| {
+            child.try_wait().unwrap().is_some_and(|status| {
+                assert!(status.success(), "the application saw no error");
+                true
+            })
+        })
+    });
+    println!("{} transactions, {} images before compared", images.transactions, images.updates);
+    assert_eq!(images.transactions, WRITERS * (COUNT + 1));
+    let check = Connection::open(&path).unwrap();
+    let sum: i64 = check.query_row("SELECT sum(v) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(sum, images.rows.values().sum::<i64>());
+}

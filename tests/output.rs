@@ -1,0 +1,4 @@
+//! The formats that changes are printed in.
+
+mod json;
+mod sql;

@@ -1,0 +1,123 @@
+//! `tail`, run as a program on a database that an application writes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rusqlite::Connection;
+
+struct Tail {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Tail {
+    /// Starts it and waits until it is attached.
+    fn start(path: &Path, args: &[&str]) -> Tail {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_woodchuck"))
+            .arg("tail")
+            .arg(path)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("following "), "{line}");
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Tail { child, out }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Asks it to end and returns what it still printed.
+    fn stop(mut self) -> String {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut rest = String::new();
+        self.out.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        rest
+    }
+}
+
+fn application(path: &Path) -> Connection {
+    let connection = Connection::open(path).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE secret(x)")
+        .unwrap();
+    connection
+}
+
+#[test]
+fn changes_appear_as_they_are_committed_and_a_signal_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let application = application(&path);
+    let mut tail = Tail::start(&path, &["--format", "json", "--exclude-tables", "sec*"]);
+    application.execute_batch("INSERT INTO secret VALUES(1); INSERT INTO t VALUES(1,'a')").unwrap();
+    assert!(tail.line().starts_with(r#"{"op":"begin","tx":2,"#));
+    assert_eq!(tail.line(), r#"{"op":"insert","tx":2,"table":"t","key":{"id":1},"after":{"id":1,"v":"a"}}"#);
+    assert!(tail.line().ends_with(r#""changes":1}"#));
+    application.execute_batch("UPDATE t SET v=2.0").unwrap();
+    let rest = tail.stop();
+    let want =
+        r#"{"op":"update","tx":3,"table":"t","key":{"id":1},"before":{"id":1,"v":"a"},"after":{"id":1,"v":2.0}}"#;
+    assert!(rest.contains(want), "what was committed before the signal is shown: {rest}");
+    drop(application);
+    assert!(!dir.path().join("app.db-wal").exists(), "the last to close leaves one file");
+}
+
+#[test]
+fn a_script_of_a_live_database_makes_a_copy_equal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copy) = (dir.path().join("app.db"), dir.path().join("copy.db"));
+    let application = application(&path);
+    application.execute_batch(&format!("VACUUM INTO '{}'", copy.display())).unwrap();
+    let tail = Tail::start(&path, &["--format", "sql"]);
+    application
+        .execute_batch("INSERT INTO t VALUES(1,'it''s'),(2,NULL); CREATE INDEX tv ON t(v); DELETE FROM t WHERE id=2")
+        .unwrap();
+    let script = tail.stop();
+    let copied = Connection::open(&copy).unwrap();
+    copied.execute_batch(&script).unwrap();
+    let all = |connection: &Connection| -> Vec<String> {
+        let sql = "SELECT id||quote(v) FROM t UNION ALL SELECT sql FROM sqlite_schema";
+        connection.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(all(&copied), all(&application));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let application = application(&path);
+    let Tail { mut child, mut out } = Tail::start(&path, &[]);
+    application.execute_batch("INSERT INTO t VALUES(1,'a')").unwrap();
+    let mut header = String::new();
+    out.read_line(&mut header).unwrap();
+    assert!(header.starts_with("── transaction 1 · frame"), "{header}");
+    drop(out);
+    // The next write finds nobody there.
+    application.execute_batch("INSERT INTO t VALUES(2,'b')").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_followed_is_one_error_and_one_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rollback.db");
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+    for path in [path.as_path(), dir.path(), &dir.path().join("missing")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_woodchuck")).arg("tail").arg(path).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 2), "{text}");
+        assert!(text.contains("\nhint: "), "{text}");
+    }
+}
