@@ -219,7 +219,15 @@ fn a_surrogate_without_its_partner_survives_in_a_utf16_database() {
     a.sql("INSERT INTO t VALUES(1, 'a')");
     // As capture reads it from the page: generalised UTF-8.
     let table = catalogue(&a.app).table("t").cloned().unwrap();
-    let span = TxSpan { tx: 9, salts: Salts([3; 8]), frame_first: FrameNo(1), frame_last: FrameNo(2), repaired: false };
+    let span = TxSpan {
+        tx: 9,
+        salts: Salts([3; 8]),
+        frame_first: FrameNo(1),
+        frame_last: FrameNo(2),
+        repaired: false,
+        checksum: woodchuck::format::Checksum::default(),
+        page_count: 0,
+    };
     let row = vec![Value::Integer(2), Value::Text(vec![b'x', 0xed, 0xa0, 0x81, b'y'])];
     let key = row_key(&table, &row, Some(2));
     let mut sink = a.replica.local_sink();
@@ -474,7 +482,15 @@ fn applying_leaves_the_schema_and_the_settings_of_the_database_alone() {
 fn a_local_transaction_that_fails_leaves_no_trace() {
     let (mut a, _, _) = pair("CREATE TABLE t(id INTEGER PRIMARY KEY, x)");
     let table = catalogue(&a.app).table("t").cloned().unwrap();
-    let span = TxSpan { tx: 1, salts: Salts([3; 8]), frame_first: FrameNo(1), frame_last: FrameNo(2), repaired: false };
+    let span = TxSpan {
+        tx: 1,
+        salts: Salts([3; 8]),
+        frame_first: FrameNo(1),
+        frame_last: FrameNo(2),
+        repaired: false,
+        checksum: woodchuck::format::Checksum::default(),
+        page_count: 0,
+    };
     let row = vec![Value::Integer(1), Value::Null];
     let change = |before_unknown| RowChange {
         table: Arc::clone(&table),

@@ -106,6 +106,8 @@ fn decoded(lesson: &Path) -> Vec<Vec<String>> {
             frame_first: commit.first,
             frame_last: commit.last,
             repaired: false,
+            checksum: woodchuck::format::Checksum::default(),
+            page_count: 0,
         };
         let mut found = Recorder::default();
         differ.transaction(&before, &after, &changed, &span, &mut found).unwrap();

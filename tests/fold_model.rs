@@ -410,6 +410,8 @@ impl Node {
                 frame_first: FrameNo(1),
                 frame_last: FrameNo(self.tx as u32),
                 repaired: false,
+                checksum: woodchuck::format::Checksum::default(),
+                page_count: 0,
             };
             let mut sink = self.replica.as_mut().unwrap().local_sink();
             feed(&mut sink, &span, tables, &before, &after);

@@ -16,7 +16,7 @@ use super::connections::{Bound, Link};
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::{CaptureError, DatabaseFile, FollowError, Position};
 use crate::change::{ChangeSink, Differ, TxSpan};
-use crate::format::{Checksum, DatabaseHeader, FrameNo, PageNo, PageSize, Salts};
+use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
 /// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
@@ -56,8 +56,6 @@ pub struct Follower {
     position: Position,
     page_size: PageSize,
     next_tx: u64,
-    /// The commit frame of a transaction that this process made itself and that is not to be given out.
-    own_commit: Option<FrameNo>,
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
@@ -90,8 +88,7 @@ impl Follower {
         let page_size = file.header()?.page_size;
         let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
         let position = stand_at(&mut frames, &file, salts, bound)?;
-        let differ =
-            Differ::open(&AtPosition { frames: &frames, file: &file, page_size, page_count: position.page_count })?;
+        let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
         Ok(Follower {
             differ,
             pins,
@@ -104,7 +101,6 @@ impl Follower {
             position,
             page_size,
             next_tx: 1,
-            own_commit: None,
             bound,
             resting: false,
             policy: Policy::default(),
@@ -195,6 +191,30 @@ impl Follower {
         Ok(polled)
     }
 
+    /// Takes in the transaction that this process has just committed itself, ending at frame `commit`, and nothing behind it: its pages
+    /// become part of the structure, its rows are not given out. To be called after a drain under the write lock and the commit that
+    /// ended it, before the next look.
+    ///
+    /// # Errors
+    /// [`CaptureError::Frame`] when the next transaction does not end there.
+    pub fn take_own(&mut self, commit: FrameNo) -> Result<(), CaptureError> {
+        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        self.bound = bound;
+        if let Some(salts) = salts.filter(|salts| *salts != self.position.salts || self.frames.header().is_none()) {
+            self.enter_generation(salts)?;
+        }
+        self.frames.cover(FrameNo(bound.committed))?;
+        let tx = self.frames.collect(FrameNo(self.position.frame.0 + 1), FrameNo(bound.committed))?;
+        let Some((_, header)) = tx.commit.filter(|(frame, _)| *frame == commit) else {
+            return Err(self.damaged(commit, "it is not the end of our own transaction"));
+        };
+        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
+        let after = AfterTx { before: &before, tx: &tx };
+        self.differ.absorb(&before, &after, &tx.changed())?;
+        self.advance(&tx, commit, &header);
+        Ok(())
+    }
+
     /// Begins the next read transaction and ends the older. For callers that hold the write lock and have read everything: without the
     /// lock a commit could slip in, and the new pin alone would let a checkpoint copy it before it is read.
     pub(super) fn hand_over(&mut self) -> Result<(), CaptureError> {
@@ -240,11 +260,8 @@ impl Follower {
                 // The bound stands behind a commit frame, always.
                 return Err(self.damaged(last, "no commit frame up to the bound").into());
             };
-            let changed = self.take_transaction(&tx, commit, sink)?;
-            self.frames.take(&tx);
-            self.position.frame = commit;
-            self.position.checksum = header.checksum;
-            self.position.page_count = tx.page_count;
+            let changed = self.take_transaction(&tx, commit, &header, sink)?;
+            self.advance(&tx, commit, &header);
             polled.commits += 1;
             polled.transactions += u64::from(changed);
         }
@@ -255,44 +272,35 @@ impl Follower {
         &mut self,
         tx: &TxFrames,
         commit: FrameNo,
+        header: &FrameHeader,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<bool, FollowError<E>> {
-        let before = AtPosition {
-            frames: &self.frames,
-            file: &self.file,
-            page_size: self.page_size,
-            page_count: self.position.page_count,
-        };
+        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
         let after = AfterTx { before: &before, tx };
-        let changed: Vec<PageNo> =
-            tx.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= tx.page_count).collect();
-        if self.own_commit == Some(commit) {
-            self.own_commit = None;
-            self.differ.absorb(&before, &after, &changed).map_err(CaptureError::from)?;
-            return Ok(false);
-        }
         let span = TxSpan {
             tx: self.next_tx,
             salts: self.position.salts,
             frame_first: tx.first,
             frame_last: commit,
             repaired: false,
+            checksum: header.checksum,
+            page_count: tx.page_count,
         };
-        let count = self.differ.transaction(&before, &after, &changed, &span, sink)?;
+        let count = self.differ.transaction(&before, &after, &tx.changed(), &span, sink)?;
         if count > 0 {
             self.next_tx += 1;
         }
         Ok(count > 0)
     }
 
-    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
-        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
+    fn advance(&mut self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) {
+        self.frames.take(tx);
+        let salts = self.position.salts;
+        self.position = Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count };
     }
 
-    /// The next transaction is one that this process committed itself, ending at this frame: its pages are taken in, its rows not given
-    /// out. To be called after a drain under the write lock and before the next look.
-    pub fn expect_own(&mut self, commit: FrameNo) {
-        self.own_commit = Some(commit);
+    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
+        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
     }
 
     /// Sets the number that the next transaction gets.

@@ -68,6 +68,7 @@ impl ModelTable {
             without_rowid: false,
             rowid_name: Some("rowid"),
             autoincrement: false,
+            shadow_of: None,
             uniques: self.uniques.iter().enumerate().map(unique).collect(),
         })
     }

@@ -78,6 +78,8 @@ impl Peer {
             frame_first: FrameNo(1),
             frame_last: FrameNo(2),
             repaired: false,
+            checksum: woodchuck::format::Checksum::default(),
+            page_count: 0,
         };
         let mut sink = self.replica.local_sink();
         sink.begin(&span).unwrap();
