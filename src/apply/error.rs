@@ -156,8 +156,9 @@ pub enum ApplyError {
         /// The table.
         table: String,
     },
-    /// The applying connection is not as [`super::open_applying_connection`] makes it.
-    #[error("a message cannot be applied")]
+    /// A pending change of our own cannot be replayed: the local table refuses what it once held. (Messages that cannot be applied are
+    /// reported as blocked, not as an error.)
+    #[error("a change cannot be applied")]
     Cannot(#[from] Cannot),
     /// The fold of own messages alone would change what the application sees. It must not be able to.
     #[error("own messages changed visible rows: state.db does not match the database")]
