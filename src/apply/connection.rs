@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 use super::error::ApplyError;
 use crate::format::Value;
 
-/// How long the applying connection waits for another writer. Longer than any sane transaction; the node tries again afterwards.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The applying connection does not wait for other writers: its thread has a pin to renew meanwhile, and tries again.
+const BUSY_TIMEOUT: Duration = Duration::ZERO;
 
 /// Prepared statements kept: a handful for each table that is written to at a time.
 const STATEMENTS_MAX: usize = 512;

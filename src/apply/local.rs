@@ -188,7 +188,10 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         taken
     }
 
-    fn commit(&mut self, _span: &TxSpan, _changes: u64) -> Result<(), ApplyError> {
+    fn commit(&mut self, span: &TxSpan, _changes: u64) -> Result<(), ApplyError> {
+        if let (None, Some(position_of)) = (&self.position, &self.replica.position_of) {
+            self.position = Some(position_of(span));
+        }
         let ended = self.end();
         if ended.is_err() {
             self.abandon()?;

@@ -16,13 +16,16 @@ use super::net_effect::NetEffect;
 use super::seal::{InFlight, SealLimits};
 use super::shape::{Merge, Tables};
 use super::state::State;
-use crate::change::RowKey;
+use crate::change::{RowKey, TxSpan};
 use crate::format::Row;
 use crate::log::{Batch, SealedMessage, ShardId, StreamSeq};
 use crate::schema::Table;
 
 /// Finds the shard of a row from its table and canonical key; `None` for tables that are not replicated.
 pub type Route = Box<dyn Fn(&Table, &[u8]) -> Option<ShardId> + Send>;
+
+/// Writes down where capture stands behind a transaction, for the commit that stores the transaction.
+pub type PositionOf = Box<dyn Fn(&TxSpan) -> Vec<u8> + Send>;
 
 /// A message with its place in its stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +88,7 @@ pub struct Replica {
     /// The write lock of the user's database is ours.
     begun: bool,
     pub(super) unit_bytes_max: Option<usize>,
+    pub(super) position_of: Option<PositionOf>,
 }
 
 impl fmt::Debug for Replica {
@@ -104,7 +108,7 @@ impl Replica {
     /// When `state.db` fails.
     pub fn new(state: State, route: Route, merge: Merge) -> Result<Replica, ApplyError> {
         let phase = state.intent()?.map_or(Phase::Idle, Phase::Recovering);
-        Ok(Replica { state, route, merge, phase, begun: false, unit_bytes_max: None })
+        Ok(Replica { state, route, merge, phase, begun: false, unit_bytes_max: None, position_of: None })
     }
 
     /// What is stored.
@@ -116,6 +120,11 @@ impl Replica {
     /// Sets the encoded size at which a unit is finished, for tests of what small ones do.
     pub fn set_unit_bytes_max(&mut self, bytes: usize) {
         self.unit_bytes_max = Some(bytes);
+    }
+
+    /// Stores with every local transaction the capture position behind it.
+    pub fn set_position_of(&mut self, position_of: PositionOf) {
+        self.position_of = Some(position_of);
     }
 
     /// Whether a crash left an intent of which the first captured transaction must decide. [`Replica::local_sink`] does it by itself; when

@@ -1,5 +1,6 @@
 //! Where capture stands.
 
+use crate::change::TxSpan;
 use crate::format::{Checksum, FrameNo, Salts};
 
 /// The last captured commit frame. Positions are comparable only within a generation.
@@ -40,6 +41,13 @@ impl Position {
             checksum: Checksum { s0: number(12)?, s1: number(16)? },
             page_count: number(20)?,
         })
+    }
+}
+
+impl From<&TxSpan> for Position {
+    /// Where capture stands behind a transaction that was read from frames.
+    fn from(span: &TxSpan) -> Position {
+        Position { salts: span.salts, frame: span.frame_last, checksum: span.checksum, page_count: span.page_count }
     }
 }
 

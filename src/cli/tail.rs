@@ -8,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::TailArgs;
 use super::exit::Failure;
-use super::glob::TableFilter;
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
+use crate::schema::TableFilter;
 
 /// What a shell reports for a program that SIGINT ended: the second signal ends us where we stand.
 const EXIT_INTERRUPTED: i32 = 130;

@@ -2,7 +2,9 @@
 
 mod catalogue;
 mod decode;
+mod filter;
 mod table;
 
 pub use catalogue::{Catalogue, CatalogueError, SchemaRow};
+pub use filter::TableFilter;
 pub use table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Format, InspectArgs, View};
 use super::exit::Failure;
-use super::glob::TableFilter;
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
+use crate::schema::TableFilter;
 pub use files::{Files, OpenError};
 pub use report::{Generation, InspectReport, TableCounts, TransactionReport, WalReport};
 pub use rows::{Damage, each_transaction};

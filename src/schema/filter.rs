@@ -11,6 +11,7 @@ pub struct TableFilter {
 
 impl TableFilter {
     /// Makes the set.
+    #[must_use]
     pub fn new<S: AsRef<str>>(include: &[S], exclude: &[S]) -> TableFilter {
         let patterns = |globs: &[S]| globs.iter().map(|glob| Pattern::new(glob.as_ref())).collect();
         TableFilter { include: patterns(include), exclude: patterns(exclude) }
