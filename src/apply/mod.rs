@@ -29,6 +29,7 @@ mod statements;
 mod text;
 mod undo_redo;
 
+pub use crate::schema::TableFilter;
 pub use conflicts::{Conflict, ConflictKind};
 pub use connection::{open_applying_connection, prepare_applying_connection};
 pub use error::{ApplyError, Cannot};

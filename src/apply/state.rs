@@ -127,6 +127,16 @@ impl State {
         self.origin
     }
 
+    /// What is stored under a name; a new name takes `value`. For settings that the state depends on.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn setting_or(&self, name: &str, value: &[u8]) -> Result<Vec<u8>, ApplyError> {
+        let name = format!("setting:{name}");
+        self.db.execute("INSERT OR IGNORE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
+        Ok(self.db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))?)
+    }
+
     /// The opaque bytes of the last capture position, empty if none was stored.
     ///
     /// # Errors

@@ -197,7 +197,8 @@ impl Follower {
     ///
     /// # Errors
     /// [`CaptureError::Frame`] when the next transaction does not end there.
-    pub fn take_own(&mut self, commit: FrameNo) -> Result<(), CaptureError> {
+    pub fn take_own(&mut self, commit: u32) -> Result<(), CaptureError> {
+        let commit = FrameNo(commit);
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         self.bound = bound;
         if let Some(salts) = salts.filter(|salts| *salts != self.position.salts || self.frames.header().is_none()) {
@@ -306,6 +307,12 @@ impl Follower {
     /// Sets the number that the next transaction gets.
     pub fn set_next_tx(&mut self, tx: u64) {
         self.next_tx = tx;
+    }
+
+    /// The number that the next transaction gets.
+    #[must_use]
+    pub fn next_tx(&self) -> u64 {
+        self.next_tx
     }
 
     /// Closes everything but one connection.

@@ -1,5 +1,29 @@
-//! Layer 6: the daemon.
+//! Layer 6: the daemon. It wires capture, log and apply, owns the runtime and the state directory, and decides what each error means.
+//!
+//! ```text
+//!  database thread: capture ─▶ outbox ─▶ seal ──▶ outgoing ─▶ publisher ══▶ log
+//!                   apply ◀── inbox ◀───────────── deliveries ◀─ consumers ◀══╛
+//! ```
 
 mod config;
+mod database;
+mod error;
+mod inbox;
+mod network;
+mod policy;
+mod report;
+mod run;
+mod server;
+mod start;
+mod state_dir;
+mod status;
 
 pub use config::{ApplyConfig, CaptureConfig, Conflict, Durability, LogConfig, NatsConfig, RunConfig, Secret};
+pub use database::Stop;
+pub use error::NodeError;
+pub use network::{connect_log, stream_options};
+pub use policy::Verdict;
+pub use run::run;
+pub use server::DEFAULT_URL;
+pub use state_dir::is_running;
+pub use status::{STATUS_FILE, ShardStatus, Status, read_status};

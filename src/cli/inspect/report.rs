@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::files::Files;
 use super::rows::each_transaction;
 use crate::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan};
-use crate::cli::TableFilter;
 use crate::format::{AutoVacuum, ScanEnd, TextEncoding};
+use crate::schema::TableFilter;
 
 /// A database and its WAL.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::files::Files;
 use super::report::{InspectReport, TableCounts};
-use crate::cli::TableFilter;
 use crate::cli::args::Format;
 use crate::cli::output::{Style, bytes_text};
 use crate::schema::Catalogue;
+use crate::schema::TableFilter;
 
 /// Labels stand in a column of this width.
 const LABEL_WIDTH: usize = 16;

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use super::{JsonLines, Pretty, SchemaObject, SqlScript, Style};
 use crate::change::{ChangeSink, RowChange, SchemaChange, TxSpan};
-use crate::cli::TableFilter;
 use crate::cli::args::Format;
 use crate::format::TextEncoding;
+use crate::schema::TableFilter;
 
 /// A writer of any format.
 #[derive(Debug)]

@@ -1,0 +1,198 @@
+//! The network side of a node: reaches the server, checks the streams, then publishes and consumes until told to stop.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::config::{NatsConfig, RunConfig};
+use super::database::LogReady;
+use super::error::NodeError;
+use super::server::{DEFAULT_URL, stopped};
+use super::start::Known;
+use crate::log::{
+    Announced, ConnectError, Delivery, JetStreamLog, Log, LogError, NatsOptions, Outgoing, PublishState, Published,
+    ShardId, StreamOptions, StreamSeq, consume_headers, publish,
+};
+
+/// The first wait after a failure to reach the server, and the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// The network's ends of what the database thread waits at.
+pub(super) struct Ends {
+    pub(super) deliveries: mpsc::Sender<Delivery<Announced>>,
+    pub(super) published: mpsc::Sender<Published>,
+    pub(super) outgoing: mpsc::Receiver<Outgoing>,
+    pub(super) ready: mpsc::Sender<LogReady>,
+    pub(super) connected: watch::Sender<bool>,
+}
+
+fn nats_options(config: &NatsConfig, node_id: u64) -> Result<NatsOptions, NodeError> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|source| NodeError::ConfigFile { path: path.to_owned(), source })
+    };
+    let urls = if config.urls.is_empty() { vec![DEFAULT_URL.to_owned()] } else { config.urls.clone() };
+    Ok(NatsOptions {
+        urls,
+        name: format!("woodchuck node {node_id}"),
+        tls_ca: config.ca_file.clone(),
+        tls_identity: config.cert_file.clone().zip(config.key_file.clone()),
+        user: config.user.clone().zip(config.password.as_ref().map(|secret| secret.0.clone())),
+        token: config.token.as_ref().map(|secret| secret.0.clone()),
+        nkey_seed: config.nkey_file.as_deref().map(read).transpose()?.map(|seed| seed.trim().to_owned()),
+        creds_file: config.creds_file.clone(),
+    })
+}
+
+/// Where the streams are and how they must be.
+#[must_use]
+pub fn stream_options(config: &RunConfig) -> StreamOptions {
+    StreamOptions {
+        stream_prefix: config.log.stream_prefix.clone(),
+        subject_prefix: config.log.subject_prefix.clone(),
+        shard_count: config.log.shards,
+        max_log_entries: u32::try_from(config.log.max_entries).unwrap_or(u32::MAX),
+        replica_count: config.log.replicas,
+    }
+}
+
+/// Connects to the log that the settings name, once.
+///
+/// # Errors
+/// [`NodeError::Connect`], or a file of the settings that cannot be read.
+pub async fn connect_log(nats: &NatsConfig, streams: StreamOptions, node_id: u64) -> Result<JetStreamLog, NodeError> {
+    Ok(JetStreamLog::connect(&nats_options(nats, node_id)?, streams).await?)
+}
+
+/// Waits longer and longer, and says each new trouble once.
+struct Patience {
+    wait: Duration,
+    told: String,
+}
+
+impl Patience {
+    async fn after(&mut self, trouble: &(dyn std::error::Error + Sync)) {
+        let text = trouble.to_string();
+        if text != self.told {
+            let cause = trouble.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!("{text}{cause}; trying again, changes wait in the outbox");
+            self.told = text;
+        }
+        tokio::time::sleep(self.wait).await;
+        self.wait = (self.wait * 2).min(RETRY_CAP);
+    }
+}
+
+/// Reaches the log, however long it takes. Settings that can never work end it.
+async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogReady), NodeError> {
+    let mut patience = Patience { wait: RETRY_FIRST, told: String::new() };
+    let log = loop {
+        match connect_log(&config.nats, stream_options(config), known.origin.node_id).await {
+            Ok(log) => break log,
+            Err(NodeError::Connect(error)) if is_transient(&error) => patience.after(&error).await,
+            Err(error) => return Err(error),
+        }
+    };
+    loop {
+        match look(&log, known).await {
+            Ok(last) => {
+                let message_bytes_max = log.message_bytes_max();
+                return Ok((log, LogReady { last, message_bytes_max }));
+            }
+            Err(NodeError::Log(error)) if error.is_transient() => patience.after(&error).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_transient(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Unreachable { .. })
+}
+
+/// Makes or checks the streams and compares them with what was applied here.
+async fn look(log: &JetStreamLog, known: &Known) -> Result<BTreeMap<ShardId, StreamSeq>, NodeError> {
+    log.ensure().await?;
+    let mut last = BTreeMap::new();
+    for (shard, applied) in &known.applied {
+        let bounds = log.bounds(*shard).await?;
+        let stream = log.stream_name(*shard);
+        if bounds.last < *applied {
+            return Err(NodeError::LogShorter { stream, last: bounds.last.0, applied: applied.0 });
+        }
+        if bounds.first.0 > applied.0 + 1 && bounds.last > *applied {
+            if applied.0 == 0 {
+                return Err(NodeError::LogTrimmed { stream, first: bounds.first.0 });
+            }
+            return Err(LogError::FellBehind { stream, wanted: StreamSeq(applied.0 + 1), first: bounds.first }.into());
+        }
+        last.insert(*shard, bounds.last);
+    }
+    Ok(last)
+}
+
+/// Serves the database thread until `stop`.
+pub(super) async fn serve(
+    config: RunConfig,
+    known: Known,
+    ends: Ends,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), NodeError> {
+    tokio::select! {
+        served = serve_for_ever(config, known, ends) => served,
+        () = stopped(&mut stop) => Ok(()),
+    }
+}
+
+async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(), NodeError> {
+    let (log, ready) = reach(&config, &known).await?;
+    let mut link = log.link();
+    let log: Arc<dyn Log> = Arc::new(log);
+    let Ends { deliveries, published, outgoing, ready: ready_sender, connected } = ends;
+    let _ = connected.send(true);
+    if ready_sender.send(ready).await.is_err() {
+        return Ok(());
+    }
+    // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
+    let mut tasks = JoinSet::new();
+    for (shard, applied) in known.applied {
+        let from = StreamSeq(applied.0 + 1);
+        tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
+    }
+    let (state, mut publishing) = watch::channel(PublishState::new());
+    tasks.spawn(publish(Arc::clone(&log), outgoing, published, state, std::future::pending()));
+    tasks.spawn(async move {
+        let mut troubled = false;
+        while publishing.changed().await.is_ok() {
+            let now = publishing.borrow_and_update().values().next().cloned();
+            match (&now, troubled) {
+                (Some(retrying), false) => tracing::warn!("cannot publish: {}; trying again", retrying.error_last),
+                (None, true) => tracing::info!("publishing again"),
+                _ => {}
+            }
+            troubled = now.is_some();
+        }
+    });
+    tasks.spawn(async move {
+        loop {
+            let now = link.borrow_and_update().clone();
+            if connected.send_replace(now.connected) != now.connected {
+                if now.connected {
+                    tracing::info!("connected to the log again");
+                } else {
+                    tracing::warn!("the connection to the log is lost; changes wait in the outbox");
+                }
+            }
+            if link.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    drop(deliveries);
+    while tasks.join_next().await.is_some() {}
+    // Without consumers and publisher there is nothing to serve; the database thread has the reason.
+    std::future::pending().await
+}

@@ -1,0 +1,96 @@
+//! What is done about each kind of error that ends a node: how it is judged, and what the operator is told.
+
+use super::error::NodeError;
+use crate::apply::ApplyError;
+use crate::capture::CaptureError;
+use crate::log::LogError;
+
+/// How a node that ended is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It failed; starting it again may help.
+    Failed,
+    /// It was told something that cannot be.
+    Usage,
+    /// It refused to go on because data could be lost.
+    Refused,
+}
+
+impl NodeError {
+    /// Judges the error.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
+            NodeError::AlreadyRunning { .. }
+            | NodeError::LogTrimmed { .. }
+            | NodeError::LogShorter { .. }
+            | NodeError::OutboxFull { .. } => Verdict::Refused,
+            NodeError::Log(error) => match error {
+                LogError::FellBehind { .. }
+                | LogError::StreamRecreated { .. }
+                | LogError::StreamMissing { .. }
+                | LogError::LostTail { .. }
+                | LogError::Rewritten { .. }
+                | LogError::Hole { .. } => Verdict::Refused,
+                LogError::Config { .. } | LogError::NoShard { .. } => Verdict::Usage,
+                LogError::Unreachable { .. } | LogError::Refused { .. } | LogError::Undecodable { .. } => {
+                    Verdict::Failed
+                }
+            },
+            NodeError::Apply(error) => match error {
+                ApplyError::StateVersion { .. }
+                | ApplyError::OtherDatabase { .. }
+                | ApplyError::NotState { .. }
+                | ApplyError::OwnChangedRows => Verdict::Refused,
+                ApplyError::State(_)
+                | ApplyError::Database { .. }
+                | ApplyError::Damaged { .. }
+                | ApplyError::BeforeUnknown { .. }
+                | ApplyError::Cannot(_) => Verdict::Failed,
+            },
+            NodeError::Capture(CaptureError::Replaced { .. }) => Verdict::Refused,
+            NodeError::Capture(_)
+            | NodeError::Connect(_)
+            | NodeError::StateDirectory { .. }
+            | NodeError::NoServer { .. }
+            | NodeError::Server { .. }
+            | NodeError::ConfigFile { .. }
+            | NodeError::Ended(_) => Verdict::Failed,
+        }
+    }
+
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            NodeError::Capture(error) => error.hint().to_owned(),
+            NodeError::Apply(error) => match error {
+                ApplyError::StateVersion { .. } => "use the version of woodchuck that wrote it".to_owned(),
+                ApplyError::OtherDatabase { .. } => "give each database a state directory of its own (--state-dir)".to_owned(),
+                ApplyError::NotState { .. } => "check --state-dir; move the file away if it is not needed".to_owned(),
+                ApplyError::Cannot(cannot) => cannot.remedy(),
+                ApplyError::State(_)
+                | ApplyError::Database { .. }
+                | ApplyError::Damaged { .. }
+                | ApplyError::BeforeUnknown { .. }
+                | ApplyError::OwnChangedRows => {
+                    "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
+                }
+            },
+            NodeError::Connect(error) => error.hint().to_owned(),
+            NodeError::Log(error) => error.hint(),
+            NodeError::StateDirectory { .. } => "check the owner, the permissions and the free space of the state directory".to_owned(),
+            NodeError::AlreadyRunning { .. } => "stop the other one first; one node serves all programs that use the database".to_owned(),
+            NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
+            NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
+            NodeError::LogTrimmed { .. } => "copy the database of a node that is up to date, together with nothing else, while that node is stopped, or use new streams (--stream-prefix)".to_owned(),
+            NodeError::LogShorter { .. } => "restore the server's storage; if it is gone for good, use new streams (--stream-prefix) on all nodes".to_owned(),
+            NodeError::OutboxFull { .. } => "bring the server back, or raise log.outbox_bytes_max; nothing is lost: changes stay in the database and its log".to_owned(),
+            NodeError::NoServer { .. } => "give --nats-url, or put nats-server on the PATH".to_owned(),
+            NodeError::Server { .. } => "see nats/nats.log in the state directory".to_owned(),
+            NodeError::ConfigFile { .. } => "check the path and its permissions".to_owned(),
+            NodeError::Ended(_) => "start again, and report it with the log".to_owned(),
+        }
+    }
+}

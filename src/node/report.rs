@@ -1,0 +1,103 @@
+//! What a node tells: the log on stderr and the status file.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::state_dir::StateDirectory;
+use super::status::{STATUS_FILE, ShardStatus, Status};
+use crate::apply::FoldCounts;
+use crate::log::ShardId;
+
+/// How often the status is written.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Writing it takes at most this part of the thread's time: counting a long outbox is work.
+const STATUS_SHARE: u32 = 50;
+
+/// Counts, and writes down once a second.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    node_id: u64,
+    pub(super) phase: &'static str,
+    pub(super) transactions_captured: u64,
+    pub(super) cuts_broken: u64,
+    rows_applied: u64,
+    conflicts: u64,
+    blocked: BTreeMap<u16, String>,
+    last_error: String,
+    due_at: Instant,
+}
+
+impl Reporter {
+    pub(super) fn new(node_id: u64) -> Reporter {
+        Reporter {
+            node_id,
+            phase: "starting",
+            transactions_captured: 0,
+            cuts_broken: 0,
+            rows_applied: 0,
+            conflicts: 0,
+            blocked: BTreeMap::new(),
+            last_error: String::new(),
+            due_at: Instant::now(),
+        }
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        Instant::now() >= self.due_at
+    }
+
+    /// A shard stopped.
+    pub(super) fn blocked(&mut self, shard: ShardId, text: &str, remedy: &str) {
+        tracing::error!("{text}; {remedy}");
+        self.blocked.insert(shard.0, format!("{text}; {remedy}"));
+        text.clone_into(&mut self.last_error);
+    }
+
+    /// A shard went on.
+    pub(super) fn applied(&mut self, shard: ShardId) {
+        if self.blocked.remove(&shard.0).is_some() {
+            tracing::info!("shard {} goes on", shard.0);
+        }
+    }
+
+    pub(super) fn trouble(&mut self, text: String) {
+        self.last_error = text;
+    }
+
+    pub(super) fn count(&mut self, counts: &FoldCounts) {
+        self.rows_applied += counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
+        self.conflicts += counts.conflicts;
+    }
+
+    /// What is known here; the rest is the caller's.
+    pub(super) fn status(&self) -> Status {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let shards = self
+            .blocked
+            .iter()
+            .map(|(shard, text)| (*shard, ShardStatus { blocked: text.clone(), ..ShardStatus::default() }));
+        Status {
+            node_id: self.node_id,
+            pid: std::process::id(),
+            phase: self.phase.to_owned(),
+            written_at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            transactions_captured: self.transactions_captured,
+            rows_applied: self.rows_applied,
+            conflicts: self.conflicts,
+            shards: shards.collect(),
+            last_error: self.last_error.clone(),
+            ..Status::default()
+        }
+    }
+
+    /// Writes the status; `began` is when gathering it began.
+    pub(super) fn write(&mut self, directory: &StateDirectory, status: &Status, began: Instant) {
+        let written = serde_json::to_vec(status)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| directory.replace(STATUS_FILE, &bytes));
+        if let Err(error) = written {
+            tracing::warn!("cannot write {}: {error}", directory.file(STATUS_FILE).display());
+        }
+        self.due_at = Instant::now() + STATUS_INTERVAL.max(began.elapsed() * STATUS_SHARE);
+    }
+}

@@ -1,0 +1,110 @@
+//! One node from start to stop.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::config::RunConfig;
+use super::database::{Links, Stop};
+use super::error::NodeError;
+use super::network::{Ends, serve};
+use super::server::ManagedServer;
+use super::start::open;
+use crate::capture::Waker;
+
+/// Messages between the network and the database thread: enough to keep either busy while the other works.
+const MESSAGES_UNDER_WAY_MAX: usize = 64;
+
+/// Replicates a database until `stop` says otherwise.
+///
+/// # Errors
+/// [`NodeError`]: why the node did not start, or stopped by itself.
+pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), NodeError> {
+    let (deliveries, deliveries_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
+    let (published, published_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
+    let (outgoing_start, outgoing) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
+    let (ready, ready_end) = mpsc::channel(1);
+    let (connected, connected_end) = watch::channel(false);
+    let wake = Arc::new(Notify::new());
+    let links = Links {
+        deliveries: deliveries_end,
+        published: published_end,
+        outgoing: outgoing_start,
+        ready: ready_end,
+        connected: connected_end,
+        wake: Arc::clone(&wake),
+        stop,
+        handle: Handle::current(),
+    };
+    let ends = Ends { deliveries, published, outgoing, ready, connected };
+
+    // The database is opened on the thread that owns it from then on.
+    let (opened, known) = oneshot::channel();
+    let (ended, end) = oneshot::channel();
+    let of_thread = config.clone();
+    let thread = std::thread::Builder::new().name("database".to_owned()).spawn(move || {
+        let _ = ended.send(own_database(of_thread, links, wake, opened));
+    });
+    let thread = thread.map_err(|source| NodeError::StateDirectory {
+        path: config.state_dir.clone(),
+        what: "cannot start the database thread",
+        source,
+    })?;
+    let Ok(known) = known.await else { return finish(end, thread).await };
+
+    let (stop_network, network_stop) = watch::channel(false);
+    let server = match config.nats.urls.is_empty() {
+        true => ManagedServer::start_if_alone(&config.state_dir).await,
+        false => Ok(None),
+    };
+    let server = match server {
+        Ok(server) => server.map(|server| tokio::spawn(server.supervise(network_stop.clone()))),
+        Err(error) => {
+            // The database thread sees its channels close and is told by the stop below.
+            drop(ends);
+            return Err(error);
+        }
+    };
+    let mut network = tokio::spawn(serve(config, known, ends, network_stop));
+    let mut end = std::pin::pin!(finish(end, thread));
+    let result = tokio::select! {
+        result = &mut end => result,
+        served = &mut network => match served {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) => Err(NodeError::Ended("network side")),
+            Err(_) => Err(NodeError::Ended("network side")),
+        },
+    };
+    let _ = stop_network.send(true);
+    if !network.is_finished() {
+        let _ = network.await;
+    }
+    if let Some(server) = server {
+        let _ = server.await;
+    }
+    result
+}
+
+async fn finish(
+    end: oneshot::Receiver<Result<(), NodeError>>,
+    thread: std::thread::JoinHandle<()>,
+) -> Result<(), NodeError> {
+    let result = end.await.unwrap_or(Err(NodeError::Ended("database thread")));
+    let _ = thread.join();
+    result
+}
+
+fn own_database(
+    config: RunConfig,
+    links: Links,
+    wake: Arc<Notify>,
+    opened: oneshot::Sender<super::start::Known>,
+) -> Result<(), NodeError> {
+    let (database, known) = open(config, links)?;
+    let _waker = Waker::new(database.follower.file(), move || wake.notify_one())?;
+    if opened.send(known).is_err() {
+        return Ok(());
+    }
+    database.run()
+}

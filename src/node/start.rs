@@ -1,0 +1,104 @@
+//! From a configuration to a database thread that is ready to run.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::config::{Conflict, RunConfig};
+use super::database::{Database, Links};
+use super::error::NodeError;
+use super::state_dir::StateDirectory;
+use crate::apply::{Merge, Replica, State, open_applying_connection, route_by_hash};
+use crate::capture::{CheckpointOptions, DatabaseFile, Follower, POSITION_BYTES, Position};
+use crate::log::{Origin, ShardId, StreamSeq};
+
+/// What the network side needs to know of the state.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) origin: Origin,
+    /// The last message applied in each shard.
+    pub(super) applied: Vec<(ShardId, StreamSeq)>,
+}
+
+/// The capture position as `state.db` keeps it: the position, then the number of the next transaction.
+pub(super) fn position_bytes(position: &Position, next_tx: u64) -> Vec<u8> {
+    let mut bytes = position.to_bytes().to_vec();
+    bytes.extend_from_slice(&next_tx.to_be_bytes());
+    bytes
+}
+
+fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
+    let (position, next_tx) = bytes.split_at_checked(POSITION_BYTES)?;
+    Some((Position::from_bytes(position)?, u64::from_be_bytes(next_tx.try_into().ok()?)))
+}
+
+/// Opens database and state. Nothing of ours is made before the database was found fit to be followed.
+pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known), NodeError> {
+    let file = DatabaseFile::open(&config.db_path)?;
+    let directory = StateDirectory::open(&config.state_dir)?;
+    let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let random = || RandomState::new().build_hasher().finish();
+    let origin = Origin { node_id: config.node_id.unwrap_or_else(random), epoch: random() };
+    let state = State::open(&directory.file("state.db"), &name, origin)?;
+    let path = || config.state_dir.clone();
+    let found = state.origin().node_id;
+    if let Some(wanted) = config.node_id.filter(|wanted| *wanted != found) {
+        return Err(NodeError::OtherNode { path: path(), found, wanted });
+    }
+    let wanted = config.log.shards;
+    let found = state.setting_or("shards", &wanted.to_be_bytes())?;
+    let found = found.try_into().map_or(0, u16::from_be_bytes);
+    if found != wanted {
+        return Err(NodeError::OtherShards { path: path(), found, wanted });
+    }
+
+    let shards: Vec<ShardId> = (1..=wanted).map(ShardId).collect();
+    let mut applied = Vec::with_capacity(shards.len());
+    for shard in &shards {
+        applied.push((*shard, state.position(*shard)?));
+    }
+    let known = Known { origin: state.origin(), applied };
+
+    let stored = position_of(&state.capture_position()?);
+    let mut follower = Follower::attach(&config.db_path)?;
+    follower.set_checkpoint_options(CheckpointOptions {
+        passive_frames: config.capture.checkpoint_frames,
+        wal_bytes_max: config.capture.wal_bytes_max.unwrap_or(u64::MAX),
+        may_block_writers: config.capture.wal_bytes_max.is_some(),
+    });
+    if let Some((_, next_tx)) = stored {
+        follower.set_next_tx(next_tx);
+    }
+    for damage in follower.damage() {
+        tracing::warn!("a tree of the database cannot be read: {damage}");
+    }
+    for table in follower.catalogue().virtual_tables() {
+        tracing::warn!(
+            "virtual table {table} does not replicate, nor do the tables that hold its content; all others do"
+        );
+    }
+
+    let mut connection = open_applying_connection(file.path())?;
+    let own_frames = Arc::new(AtomicU32::new(0));
+    let frames = Arc::clone(&own_frames);
+    connection
+        .wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+            frames.store(u32::try_from(pages).unwrap_or(0), Ordering::SeqCst);
+            Ok(())
+        }))
+        .map_err(|source| crate::apply::ApplyError::Database { doing: "asking to be told of own commits", source })?;
+
+    let filter = if config.publish {
+        route_by_hash(crate::apply::TableFilter::new(&config.tables, &config.exclude_tables), wanted)
+    } else {
+        // Nothing that happens here leaves the machine.
+        Box::new(|_: &_, _: &[u8]| None)
+    };
+    let merge = match config.apply.conflict {
+        Conflict::Column => Merge::Column,
+        Conflict::Row => Merge::Row,
+    };
+    let mut replica = Replica::new(state, filter, merge)?;
+    replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
+    Ok((Database::new(config, directory, follower, connection, own_frames, replica, shards, links), known))
+}

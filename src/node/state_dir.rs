@@ -1,0 +1,57 @@
+//! The state directory: ours alone, locked while a node runs.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::error::NodeError;
+
+/// An open, locked state directory.
+#[derive(Debug)]
+pub(super) struct StateDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDirectory {
+    /// Makes the directory if it is not there, and locks it.
+    pub(super) fn open(path: &Path) -> Result<StateDirectory, NodeError> {
+        let fail = |what| move |source| NodeError::StateDirectory { path: path.to_owned(), what, source };
+        fs::create_dir_all(path).map_err(fail("cannot make the state directory"))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(fail("cannot open the lock file"))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(NodeError::AlreadyRunning { path: path.to_owned() });
+        }
+        Ok(StateDirectory { path: path.to_owned(), _lock: lock })
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Replaces a file of ours in one step: readers see the old or the new content.
+    pub(super) fn replace(&self, name: &str, content: &[u8]) -> std::io::Result<()> {
+        let new = self.path.join(format!("{name}.new"));
+        File::create(&new)?.write_all(content)?;
+        fs::rename(new, self.path.join(name))
+    }
+}
+
+/// Whether a node runs on a state directory. Opens nothing but the lock file.
+///
+/// # Errors
+/// What opening the lock file gave; a directory without one has no node.
+pub fn is_running(state_dir: &Path) -> std::io::Result<bool> {
+    match File::open(state_dir.join("lock")) {
+        Ok(lock) => Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
