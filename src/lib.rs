@@ -5,7 +5,7 @@
 //!                (frames)   (row changes)  (sealed rounds)          (undo, fold, redo)
 //! ```
 //!
-//! Layers, lowest first: [`format`], [`schema`], [`change`], [`capture`], [`log`], [`apply`], [`node`], [`cli`]. A module uses lower
+//! Layers, lowest first: [`mod@format`], [`schema`], [`change`], [`capture`], [`log`], [`apply`], [`node`], [`cli`]. A module uses lower
 //! layers only, and of those only the ones its `mod.rs` names; `tests/layers.rs` reads the sources and fails on anything else.
 
 pub mod apply;

@@ -93,9 +93,10 @@ fn every_commit_of_another_process_is_seen_once_and_the_wal_stays_bounded() {
         })
     });
     println!(
-        "{COUNT} transactions in {:?}, {} generations, largest WAL {} KiB",
+        "{COUNT} transactions in {:?}, {} generations, {} restarts of ours, largest WAL {} KiB",
         began.elapsed(),
         generations.len(),
+        follower.restarts_prepared(),
         wal_bytes >> 10
     );
     assert_eq!(ids.last, COUNT as i64);

@@ -304,6 +304,8 @@ fn judge(
         frame_first: commit.first,
         frame_last: commit.last,
         repaired: false,
+        checksum: woodchuck::format::Checksum::default(),
+        page_count: 0,
     };
     let mut recorder = Recorder::default();
     let failed = |what: String| format!("SEED={seed} transaction {round}: {what}");

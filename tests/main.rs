@@ -1,12 +1,17 @@
 //! One binary for all integration tests: they share one link step.
+// Helpers of tests may panic, and nothing outside sees what they make public.
+#![allow(unreachable_pub, missing_docs)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-// clippy.toml allows these in test functions; helpers beside them are tests too.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
-
+mod apply;
 mod capture;
 mod cli;
 mod diff;
+mod fixtures;
+mod fold_model;
 mod inspect;
+mod layers;
+mod log;
 mod output;
 mod support;
 mod tail;

@@ -1,1 +1,41 @@
-//! Layer.
+//! Layer 5: messages become SQL, by the rules under which all nodes end equal.
+//!
+//! The database thread drives a [`Replica`]:
+//!
+//! ```text
+//! capture ──▶ local_sink ──▶ pending, base          seal ──▶ in_flight ──▶ acknowledged
+//! begin (write lock) ──▶ drain capture ──▶ fold ──▶ commit (intent, then the user's database) ──▶ finish (intent becomes state)
+//! ```
+
+mod base;
+mod claims;
+mod codec;
+mod conflicts;
+mod connection;
+mod error;
+mod fold;
+mod intent;
+mod local;
+mod messages;
+mod net_effect;
+mod pending;
+mod replica;
+mod seal;
+mod shape;
+mod sql;
+mod state;
+mod statements;
+mod text;
+mod undo_redo;
+
+pub use conflicts::{Conflict, ConflictKind};
+pub use connection::{open_applying_connection, prepare_applying_connection};
+pub use error::{ApplyError, Cannot};
+pub use fold::FoldCounts;
+pub use local::{LocalSink, Recovered};
+pub use net_effect::NetEffect;
+pub use pending::Backlog;
+pub use replica::{Arrived, Blocked, FoldReport, Outcome, Replica, Route};
+pub use seal::{InFlight, SealLimits};
+pub use shape::{Merge, Tables, shape_of};
+pub use state::State;

@@ -31,11 +31,15 @@ impl Default for CheckpointOptions {
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long writers are stopped at most while somebody else's checkpoint is in the way of ours.
 const BLOCKING_MAX: Duration = Duration::from_millis(100);
+/// How often the write lock is tried meanwhile: a commit takes about as long.
+const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
+/// A log over its budget is tried again after this time.
+const RETRY_OVER_BUDGET: Duration = Duration::from_millis(20);
 /// How long nobody else must have had the database open before the log is emptied: programs that open it for one statement come and go.
 const UNATTACHED_AFTER: Duration = Duration::from_secs(1);
 
 /// What the policy remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Policy {
     options: CheckpointOptions,
     tried: Option<(Instant, u32)>,
@@ -44,24 +48,13 @@ pub(super) struct Policy {
     restarts: u64,
 }
 
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
-            options: CheckpointOptions::default(),
-            tried: None,
-            unattached: None,
-            pinned_by_others: false,
-            restarts: 0,
-        }
-    }
-}
-
 impl Policy {
-    fn is_due(&self, frames: u32) -> bool {
+    fn is_due(&self, frames: u32, over_budget: bool) -> bool {
+        let retry_after = if over_budget { RETRY_OVER_BUDGET } else { RETRY_AFTER };
         match self.tried {
             // A smaller log is another one.
             Some((at, tried)) if frames >= tried => {
-                frames - tried >= self.options.passive_frames || at.elapsed() >= RETRY_AFTER
+                frames - tried >= self.options.passive_frames || at.elapsed() >= retry_after
             }
             _ => true,
         }
@@ -99,16 +92,19 @@ impl Follower {
         if self.position().frame.0 != committed {
             return Ok(());
         }
-        self.truncate_when_alone()?;
-        if committed < self.policy.options.passive_frames || committed == checkpointed || !self.policy.is_due(committed)
+        self.truncate_when_alone(sink)?;
+        let over_budget = self.wal_bytes() > self.policy.options.wal_bytes_max;
+        if committed < self.policy.options.passive_frames
+            || committed == checkpointed
+            || !self.policy.is_due(committed, over_budget && !self.policy.pinned_by_others)
         {
             return Ok(());
         }
         self.refuse_replaced()?;
         let reached = self.checkpoints.passive()?;
         if complete(reached) && reached.is_some_and(|bound| bound.committed == committed) {
-            self.restart_prepared()?;
-        } else if self.wal_bytes() > self.policy.options.wal_bytes_max && self.policy.options.may_block_writers {
+            self.prepare_restart(sink)?;
+        } else if over_budget && self.policy.options.may_block_writers {
             self.checkpoint_without_writers(sink)?;
         } else {
             self.policy.pinned_by_others = reached.is_some_and(|bound| bound.checkpointed < committed);
@@ -118,18 +114,24 @@ impl Follower {
         Ok(())
     }
 
-    /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write.
-    fn restart_prepared(&mut self) -> Result<(), CaptureError> {
-        self.hand_over()?;
+    /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
+    /// comes in between is read before the older pin goes.
+    fn prepare_restart<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
+        self.poll(sink)?;
         self.policy.pinned_by_others = false;
-        self.policy.restarts += 1;
+        self.policy.restarts += u64::from(self.is_resting());
         Ok(())
     }
 
     /// Stops writers for as long as a complete checkpoint needs.
     fn checkpoint_without_writers<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
-        if !self.checkpoints.begin_immediate()? {
-            return Ok(());
+        // SQLite's own waiting sleeps longer and longer and never meets the gaps of a busy writer.
+        let began = Instant::now();
+        while !self.checkpoints.begin_immediate()? {
+            if began.elapsed() > BLOCKING_MAX || self.file().has_waiting_checkpoint() {
+                return Ok(());
+            }
+            std::thread::sleep(LOCK_TRY_INTERVAL);
         }
         let done = self.checkpoint_under_lock(sink);
         self.checkpoints.rollback()?;
@@ -145,7 +147,9 @@ impl Follower {
         loop {
             let reached = self.bounds.passive()?;
             if complete(reached) {
-                self.restart_prepared()?;
+                self.hand_over()?;
+                self.policy.pinned_by_others = false;
+                self.policy.restarts += 1;
                 return Ok(());
             }
             // Incomplete without being refused: another reader keeps frames, and waiting would only stop the writers.
@@ -166,7 +170,7 @@ impl Follower {
     }
 
     /// Empties the log when nobody else has the database open: its last application's close would have done so, had we not been there.
-    fn truncate_when_alone(&mut self) -> Result<(), CaptureError> {
+    fn truncate_when_alone<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         if self.frames.file_bytes()? == 0 || self.file().other_user().is_some() {
             self.policy.unattached = None;
             return Ok(());
@@ -176,16 +180,13 @@ impl Follower {
             return Ok(());
         }
         self.policy.unattached = None;
-        self.truncate()
-    }
-
-    fn truncate(&mut self) -> Result<(), CaptureError> {
         self.refuse_replaced()?;
-        if !complete(self.checkpoints.passive()?) {
-            return Ok(());
+        if complete(self.checkpoints.passive()?) {
+            self.prepare_restart(sink)?;
+            if self.is_resting() {
+                self.checkpoints.truncate()?;
+            }
         }
-        self.hand_over()?;
-        self.checkpoints.truncate()?;
         Ok(())
     }
 

@@ -71,8 +71,15 @@ impl Link {
             .map_err(self.fail("ending a read transaction"))
     }
 
-    /// Takes the writer's place without writing. `false` when another holds it.
+    /// Takes the writer's place without writing. `false`, at once, when another holds it.
     pub(super) fn begin_immediate(&self) -> Result<bool, CaptureError> {
+        let _ = self.connection.busy_timeout(Duration::ZERO);
+        let taken = self.try_immediate();
+        let _ = self.connection.busy_timeout(BUSY_WAIT);
+        taken
+    }
+
+    fn try_immediate(&self) -> Result<bool, CaptureError> {
         match self.connection.execute_batch("BEGIN IMMEDIATE") {
             Ok(()) => Ok(true),
             Err(error) if is_busy(&error) => Ok(false),

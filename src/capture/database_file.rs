@@ -27,6 +27,9 @@ pub struct FileIdentity {
 /// The first byte of the range in which SQLite's readers hold their shared locks, and its length (`SHARED_FIRST`, `SHARED_SIZE`).
 const SHARED_FIRST: u64 = 0x4000_0002;
 const SHARED_SIZE: u64 = 510;
+/// The bytes of `-shm` for the write lock and the checkpoint lock (`UNIX_SHM_BASE` and the next).
+const SHM_WRITE: u64 = 120;
+const SHM_CHECKPOINT: u64 = 121;
 /// The byte of `-shm` on which everyone who uses it holds a shared lock (`UNIX_SHM_DMS`).
 const SHM_IN_USE: u64 = 128;
 
@@ -142,7 +145,7 @@ impl DatabaseFile {
     ///
     /// # Errors
     /// [`CaptureError::Open`].
-    pub fn len(&self) -> Result<u64, CaptureError> {
+    pub fn file_bytes(&self) -> Result<u64, CaptureError> {
         self.file
             .metadata()
             .map(|metadata| metadata.len())
@@ -177,6 +180,15 @@ impl DatabaseFile {
         let pid = self.other_user()?;
         let (_, shm) = keep(&self.companion("-shm")).ok()?;
         lock_holder(shm, SHM_IN_USE, 1).is_none().then_some(pid)
+    }
+}
+
+impl DatabaseFile {
+    /// Whether another process checkpoints while it holds the write lock: a FULL, RESTART or TRUNCATE, which waits for readers.
+    /// To be asked after SQLite has opened the database.
+    pub(super) fn has_waiting_checkpoint(&self) -> bool {
+        let Ok((_, shm)) = keep(&self.companion("-shm")) else { return false };
+        lock_holder(shm, SHM_CHECKPOINT, 1).is_some() && lock_holder(shm, SHM_WRITE, 1).is_some()
     }
 }
 

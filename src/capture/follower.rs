@@ -9,18 +9,18 @@
 //! generation with frames follows behind it, and it is whole when we look.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::checkpoint::Policy;
 use super::connections::{Bound, Link};
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::{CaptureError, DatabaseFile, FollowError, Position};
 use crate::change::{ChangeSink, Differ, TxSpan};
-use crate::format::{Checksum, DatabaseHeader, FrameNo, PageNo, PageSize, Salts};
+use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
-/// Hand-overs in one look at the log: a writer that is faster than we are does not keep the caller from its other work for ever.
-const HANDOVERS_PER_POLL: usize = 64;
+/// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
+const RETREAT: Duration = Duration::from_millis(20);
 /// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
 const BOUND_LOOKS_MAX: usize = 100_000;
 /// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
@@ -34,7 +34,7 @@ pub struct Polled {
     pub commits: u64,
     /// Transactions among them that changed something.
     pub transactions: u64,
-    /// More is waiting already.
+    /// Something was read: look again at once, for more may have come and the pin of before is still held.
     pub more: bool,
 }
 
@@ -43,7 +43,12 @@ pub struct Polled {
 pub struct Follower {
     pub(super) file: DatabaseFile,
     pins: [Link; 2],
+    /// Index of the newest pin.
     held: usize,
+    /// The other pin is held as well: it is older.
+    older_held: bool,
+    /// The newest pin was let go until then; the other one is held alone.
+    retreat_until: Option<Instant>,
     pub(super) bounds: Link,
     pub(super) checkpoints: Link,
     pub(super) frames: Frames,
@@ -51,8 +56,6 @@ pub struct Follower {
     position: Position,
     page_size: PageSize,
     next_tx: u64,
-    /// The commit frame of a transaction that this process made itself and that is not to be given out.
-    own_commit: Option<FrameNo>,
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
@@ -85,19 +88,19 @@ impl Follower {
         let page_size = file.header()?.page_size;
         let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
         let position = stand_at(&mut frames, &file, salts, bound)?;
-        let differ =
-            Differ::open(&AtPosition { frames: &frames, file: &file, page_size, page_count: position.page_count })?;
+        let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
         Ok(Follower {
             differ,
             pins,
             held: 0,
+            older_held: false,
+            retreat_until: None,
             bounds,
             checkpoints,
             frames,
             position,
             page_size,
             next_tx: 1,
-            own_commit: None,
             bound,
             resting: false,
             policy: Policy::default(),
@@ -123,25 +126,58 @@ impl Follower {
             return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
         }
         let mut polled = Polled::default();
-        for _ in 0..HANDOVERS_PER_POLL {
-            let next = 1 - self.held;
-            self.pin(next)?.begin_read()?;
-            let read = self.read_to_bound(sink, &mut polled);
-            // After an error the older pin stays: it protects what was not read.
-            let done = if read.is_ok() { self.held } else { next };
-            self.pin(done)?.end_read()?;
-            let found = read?;
-            self.held = next;
-            if !found {
-                self.resting = self.bound.committed == self.bound.checkpointed;
-                self.frames.rest();
-                return Ok(polled);
+        if !self.settle_pins()? {
+            return Ok(polled);
+        }
+        let before = self.bound;
+        let next = 1 - self.held;
+        self.pin(next)?.begin_read()?;
+        let found = match self.read_to_bound(sink, &mut polled) {
+            Ok(found) => found,
+            Err(error) => {
+                // The older pin stays alone: it protects what was not read.
+                self.pin(next)?.end_read()?;
+                return Err(error);
             }
+        };
+        self.held = next;
+        if found {
+            self.older_held = true;
             self.resting = false;
             self.moved_at = Instant::now();
+            polled.more = true;
+        } else {
+            self.pin(1 - next)?.end_read()?;
+            // Complete before the pin began, so the pin could take read-lock 0.
+            self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
+            self.frames.rest();
         }
-        polled.more = true;
         Ok(polled)
+    }
+
+    /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
+    ///
+    /// A checkpoint of another process that waits for readers (FULL, RESTART, TRUNCATE) looks at the mark of one slot and then waits for
+    /// that slot, whatever its mark becomes. When a new pin takes the slot in between, it holds it with the newest mark, every later pin
+    /// prefers it, and because pins overlap the slot would never be free: the application would wait until its busy timeout, holding the
+    /// write lock. So, while such a checkpoint waits, the newer pin is let go for a moment and the older one, on another slot, protects.
+    fn settle_pins(&mut self) -> Result<bool, CaptureError> {
+        if let Some(until) = self.retreat_until {
+            if Instant::now() < until && self.file.has_waiting_checkpoint() {
+                return Ok(false);
+            }
+            self.retreat_until = None;
+            self.held = 1 - self.held;
+        } else if self.older_held {
+            self.older_held = false;
+            if self.file.has_waiting_checkpoint() {
+                self.pin(self.held)?.end_read()?;
+                self.retreat_until = Some(Instant::now() + RETREAT);
+                return Ok(false);
+            }
+            self.pin(1 - self.held)?.end_read()?;
+        }
+        Ok(true)
     }
 
     /// Reads up to the bound without changing pins, for a caller that holds the write lock on a connection of this process: nothing can
@@ -155,8 +191,38 @@ impl Follower {
         Ok(polled)
     }
 
-    /// Begins the next read transaction and ends the older. For callers that know that everything committed was read.
+    /// Takes in the transaction that this process has just committed itself, ending at frame `commit`, and nothing behind it: its pages
+    /// become part of the structure, its rows are not given out. To be called after a drain under the write lock and the commit that
+    /// ended it, before the next look.
+    ///
+    /// # Errors
+    /// [`CaptureError::Frame`] when the next transaction does not end there.
+    pub fn take_own(&mut self, commit: FrameNo) -> Result<(), CaptureError> {
+        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        self.bound = bound;
+        if let Some(salts) = salts.filter(|salts| *salts != self.position.salts || self.frames.header().is_none()) {
+            self.enter_generation(salts)?;
+        }
+        self.frames.cover(FrameNo(bound.committed))?;
+        let tx = self.frames.collect(FrameNo(self.position.frame.0 + 1), FrameNo(bound.committed))?;
+        let Some((_, header)) = tx.commit.filter(|(frame, _)| *frame == commit) else {
+            return Err(self.damaged(commit, "it is not the end of our own transaction"));
+        };
+        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
+        let after = AfterTx { before: &before, tx: &tx };
+        self.differ.absorb(&before, &after, &tx.changed())?;
+        self.advance(&tx, commit, &header);
+        Ok(())
+    }
+
+    /// Begins the next read transaction and ends the older. For callers that hold the write lock and have read everything: without the
+    /// lock a commit could slip in, and the new pin alone would let a checkpoint copy it before it is read.
     pub(super) fn hand_over(&mut self) -> Result<(), CaptureError> {
+        if !self.settle_pins()? {
+            // Nobody else can hold the write lock, so nobody waits.
+            self.retreat_until = Some(Instant::now());
+            self.settle_pins()?;
+        }
         let next = 1 - self.held;
         self.pin(next)?.begin_read()?;
         self.pin(self.held)?.end_read()?;
@@ -194,11 +260,8 @@ impl Follower {
                 // The bound stands behind a commit frame, always.
                 return Err(self.damaged(last, "no commit frame up to the bound").into());
             };
-            let changed = self.take_transaction(&tx, commit, sink)?;
-            self.frames.take(&tx);
-            self.position.frame = commit;
-            self.position.checksum = header.checksum;
-            self.position.page_count = tx.page_count;
+            let changed = self.take_transaction(&tx, commit, &header, sink)?;
+            self.advance(&tx, commit, &header);
             polled.commits += 1;
             polled.transactions += u64::from(changed);
         }
@@ -209,44 +272,35 @@ impl Follower {
         &mut self,
         tx: &TxFrames,
         commit: FrameNo,
+        header: &FrameHeader,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<bool, FollowError<E>> {
-        let before = AtPosition {
-            frames: &self.frames,
-            file: &self.file,
-            page_size: self.page_size,
-            page_count: self.position.page_count,
-        };
+        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
         let after = AfterTx { before: &before, tx };
-        let changed: Vec<PageNo> =
-            tx.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= tx.page_count).collect();
-        if self.own_commit == Some(commit) {
-            self.own_commit = None;
-            self.differ.absorb(&before, &after, &changed).map_err(CaptureError::from)?;
-            return Ok(false);
-        }
         let span = TxSpan {
             tx: self.next_tx,
             salts: self.position.salts,
             frame_first: tx.first,
             frame_last: commit,
             repaired: false,
+            checksum: header.checksum,
+            page_count: tx.page_count,
         };
-        let count = self.differ.transaction(&before, &after, &changed, &span, sink)?;
+        let count = self.differ.transaction(&before, &after, &tx.changed(), &span, sink)?;
         if count > 0 {
             self.next_tx += 1;
         }
         Ok(count > 0)
     }
 
-    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
-        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
+    fn advance(&mut self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) {
+        self.frames.take(tx);
+        let salts = self.position.salts;
+        self.position = Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count };
     }
 
-    /// The next transaction is one that this process committed itself, ending at this frame: its pages are taken in, its rows not given
-    /// out. To be called after a drain under the write lock and before the next look.
-    pub fn expect_own(&mut self, commit: FrameNo) {
-        self.own_commit = Some(commit);
+    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
+        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
     }
 
     /// Sets the number that the next transaction gets.
@@ -337,7 +391,7 @@ fn stand_at(
 ) -> Result<Position, CaptureError> {
     let header = file.header()?;
     // With nothing in the log the size is what page 1 says; the file can be longer.
-    let of_file = u32::try_from(file.len()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
+    let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
     let page_count = if header.size_is_valid { header.page_count } else { of_file };
     let mut position = Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum: Checksum::default(), page_count };
     let Some(salts) = salts else { return Ok(position) };

@@ -51,6 +51,13 @@ pub(super) struct TxFrames {
     pub(super) page_count: u32,
 }
 
+impl TxFrames {
+    /// The pages of the database that the transaction wrote, ascending.
+    pub(super) fn changed(&self) -> Vec<PageNo> {
+        self.pages.iter().map(|(page, _)| *page).filter(|page| page.get() <= self.page_count).collect()
+    }
+}
+
 impl Frames {
     pub(super) fn open(path: &Path) -> Result<Frames, CaptureError> {
         let file = File::open(path).map_err(|source| CaptureError::Wal { path: path.to_owned(), source })?;
@@ -155,10 +162,10 @@ impl Frames {
 
 /// The database at our position: frames at or below it, else the file.
 pub(super) struct AtPosition<'f> {
-    pub(super) frames: &'f Frames,
-    pub(super) file: &'f DatabaseFile,
-    pub(super) page_size: crate::format::PageSize,
-    pub(super) page_count: u32,
+    frames: &'f Frames,
+    file: &'f DatabaseFile,
+    page_size: crate::format::PageSize,
+    page_count: u32,
 }
 
 impl PageSource for AtPosition<'_> {
@@ -177,6 +184,17 @@ impl PageSource for AtPosition<'_> {
                 bytes.map(Cow::Owned).map_err(|source| PageError::Unreadable { page, source })
             }
         }
+    }
+}
+
+impl<'f> AtPosition<'f> {
+    pub(super) fn new(
+        frames: &'f Frames,
+        file: &'f DatabaseFile,
+        page_size: crate::format::PageSize,
+        page_count: u32,
+    ) -> AtPosition<'f> {
+        AtPosition { frames, file, page_size, page_count }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::format::{FrameNo, Row, Salts, Value};
+use crate::format::{Checksum, FrameNo, Row, Salts, Value};
 use crate::schema::Table;
 
 /// What happened to a row between two versions of the database.
@@ -84,6 +84,10 @@ pub struct TxSpan {
     pub frame_first: FrameNo,
     /// The commit frame.
     pub frame_last: FrameNo,
+    /// The commit frame's stored checksum.
+    pub checksum: Checksum,
+    /// Size of the database in pages after the transaction.
+    pub page_count: u32,
     /// The transaction was not read from frames but found by comparing the database with what we last knew.
     pub repaired: bool,
 }

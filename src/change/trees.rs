@@ -53,6 +53,7 @@ pub(crate) fn schema_table() -> Table {
         without_rowid: false,
         rowid_name: Some("rowid"),
         autoincrement: false,
+        shadow_of: None,
         uniques: Vec::new(),
     }
 }

@@ -36,7 +36,7 @@ const MAGIC_LITTLE: u32 = 0x377f_0682;
 const MAGIC_BIG: u32 = 0x377f_0683;
 const VERSION: u32 = 3_007_000;
 
-const _: () = assert!((WAL_HEADER_BYTES - 8) % 8 == 0, "the checksum runs over 8-byte units");
+const _: () = assert!((WAL_HEADER_BYTES - 8).is_multiple_of(8), "the checksum runs over 8-byte units");
 
 /// In which order the checksum reads its 32-bit words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

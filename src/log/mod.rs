@@ -1,5 +1,46 @@
 //! Layer 4: transactions to and from the log.
+//!
+//! ```text
+//!  changes ─▶ UnitBuilder ─▶ units ─▶ plan, seal ─▶ messages ─▶ publish ══▶ Log: a stream per shard
+//!                          (outbox: apply's)                                  ║
+//!  whole transactions ◀─ consistent_cut ◀─ Folded::judge, Assembler ◀─ consume ◀═╝
+//! ```
+//!
+//! Everything left of [`Log`] and of `consume` is pure: no network, no clock. What is durable is kept by the layer above. Uses `format`
+//! (values) and `change` (operations).
 
+mod assemble;
+mod backoff;
+mod consumer;
+mod contract;
+mod cut;
+mod envelope;
+mod error;
+mod jetstream;
+mod memory;
 mod message;
+mod order;
+mod publisher;
+mod seal;
+mod shard;
+mod units;
 
+pub use assemble::{AssembleError, Assembler, Incomplete};
+pub use consumer::{Announced, Arrived, Delivery, consume, consume_headers, spawn_consumers};
+pub use contract::{Bounds, Entry, Log};
+pub use cut::{CutShard, consistent_cut};
+pub use envelope::{
+    ENVELOPE_VERSION, EnvelopeError, MESSAGE_BYTES_MAX, decode, decode_header, decode_units, encode, encode_unit,
+    encode_units,
+};
+pub use error::{ConnectError, LogError, PublishError};
+pub use jetstream::{JetStreamLog, Link, NatsOptions, StreamOptions};
+pub use memory::{Faults, MemoryLog};
 pub use message::{Batch, Body, Header, Origin, RoundPart, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey};
+pub use order::{Folded, Sequence};
+pub use publisher::{Outgoing, PublishState, Published, Retrying, publish, send_round};
+pub use seal::{
+    Numbers, PlannedContent, PlannedMessage, Round, SealedMessage, message_id, plan, seal, seal_encoded, write_message,
+};
+pub use shard::shard_of;
+pub use units::{UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

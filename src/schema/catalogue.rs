@@ -70,7 +70,8 @@ impl Catalogue {
         for row in rows.iter().filter(|row| row.kind == "table") {
             let Some(root) = row.root else { continue };
             match oracle.table(row, root)? {
-                Some(table) => {
+                Some(mut table) => {
+                    table.shadow_of = shadows.get(&row.name.to_ascii_lowercase()).cloned();
                     tables.insert(row.name.to_ascii_lowercase(), Arc::new(table));
                 }
                 None => unreadable.push(row.name.clone()),
@@ -105,7 +106,7 @@ impl Catalogue {
     /// Whether rows of this table travel to other nodes: not SQLite's own tables, not shadow tables.
     #[must_use]
     pub fn is_replicated(&self, table: &Table) -> bool {
-        !table.is_internal() && self.shadow_of(&table.name).is_none()
+        !table.is_internal() && table.shadow_of.is_none()
     }
 
     /// Names of virtual tables.
@@ -244,6 +245,7 @@ impl Oracle {
             without_rowid,
             rowid_name,
             autoincrement,
+            shadow_of: None,
             uniques,
         }))
     }

@@ -96,6 +96,8 @@ pub struct Table {
     pub rowid_name: Option<&'static str>,
     /// Whether the table keeps its largest rowid in `sqlite_sequence`.
     pub autoincrement: bool,
+    /// The virtual table whose content this table holds. Its rows are that table's business and do not travel by themselves.
+    pub shadow_of: Option<String>,
     /// UNIQUE constraints and indexes beyond the key.
     pub uniques: Vec<UniqueIndex>,
 }

@@ -13,6 +13,8 @@ const SPAN: TxSpan = TxSpan {
     frame_first: FrameNo(42),
     frame_last: FrameNo(44),
     repaired: false,
+    checksum: woodchuck::format::Checksum { s0: 0, s1: 0 },
+    page_count: 0,
 };
 
 fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
@@ -33,6 +35,7 @@ fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
         without_rowid: false,
         rowid_name: Some("rowid"),
         autoincrement: false,
+        shadow_of: None,
         uniques: Vec::new(),
     })
 }

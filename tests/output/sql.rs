@@ -65,6 +65,8 @@ impl Scene {
                 frame_first: commit.first,
                 frame_last: commit.last,
                 repaired: false,
+                checksum: woodchuck::format::Checksum::default(),
+                page_count: 0,
             };
             match self.differ.transaction(&self.image, &after, &changed, &span, &mut self.script) {
                 Ok(_) => {}

@@ -1,5 +1,8 @@
 //! What several tests need.
 
+pub mod model;
+pub mod nats;
 pub mod oracle;
 pub mod pages;
+pub mod peer;
 pub mod random;

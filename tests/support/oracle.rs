@@ -12,6 +12,9 @@ use woodchuck::schema::{Catalogue, SchemaRow, Table};
 /// Rows of a table by canonical key.
 pub type Rows = BTreeMap<Vec<u8>, Row>;
 
+/// Rows before and after by canonical key, where they differ.
+type Differences = BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>;
+
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -118,7 +121,7 @@ impl Recorder {
             }
         }
         let before = &renamed;
-        let mut expected: BTreeMap<String, BTreeMap<Vec<u8>, (Option<Row>, Option<Row>)>> = BTreeMap::new();
+        let mut expected: BTreeMap<String, Differences> = BTreeMap::new();
         for name in before.keys().chain(after.keys()) {
             let old = before.get(name);
             let new = after.get(name);

@@ -1,0 +1,43 @@
+# The commands that people and CI run. `make` alone lists them.
+
+CARGO ?= cargo
+DB ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check fmt fmt-check clippy doc nats fixtures clean
+
+help: ## lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## replicates two copies of a sample database (or of DB=path) before your eyes
+	$(CARGO) build --release --locked
+	@server=$$(scripts/nats-server) && exec scripts/demo --nats-server "$$server" $(if $(DB),--db "$(DB)")
+
+test: ## runs all tests against a real nats-server
+	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" $(CARGO) test --locked
+
+bench: ## measures, as ratios in one run
+	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" $(CARGO) bench --locked --bench '*'
+
+check: fmt-check clippy doc ## formatting, lints and documentation, all warnings denied
+
+fmt: ## formats the sources
+	$(CARGO) fmt
+
+fmt-check: ## fails if the sources are not formatted
+	$(CARGO) fmt --check
+
+clippy: ## lints
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc: ## builds the documentation
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+nats: ## prints the path of a nats-server, fetching the pinned one if PATH has none
+	@scripts/nats-server
+
+fixtures: ## makes the golden WALs of fixtures/wal again, with real SQLite
+	python3 scripts/fixtures.py
+
+clean: ## removes what was built, the fetched nats-server too
+	$(CARGO) clean

@@ -1,0 +1,196 @@
+//! Base: for every row whose visible value may differ from the fold, the row as the fold has it.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::codec::{Reader, push_key, push_row, push_varint};
+use super::error::ApplyError;
+use super::shape::LocalTable;
+use super::state::State;
+use crate::change::RowKey;
+use crate::format::Row;
+
+/// What is kept of one row.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct BaseRow {
+    /// The pending units that change the row, oldest first. Empty for rows that pending pushed out of a UNIQUE value.
+    pub(super) pending: Vec<i64>,
+    /// How SQL finds it.
+    pub(super) key: RowKey,
+    /// The row as the fold has it; `None` for no row.
+    pub(super) row: Option<Row>,
+}
+
+impl State {
+    pub(super) fn base(&self, table: &LocalTable, key: &[u8]) -> Result<Option<BaseRow>, ApplyError> {
+        if self.base_rows(table) == 0 {
+            return Ok(None);
+        }
+        let mut found = self.db.prepare_cached("SELECT entry FROM base WHERE table_id = ?1 AND key = ?2")?;
+        let entry: Option<Vec<u8>> = found.query_row(params![table.id, key], |row| row.get(0)).optional()?;
+        entry.map(|entry| self.read_base(table, &entry)).transpose()
+    }
+
+    pub(super) fn base_has(&self, table: &LocalTable, key: &[u8]) -> Result<bool, ApplyError> {
+        if self.base_rows(table) == 0 {
+            return Ok(false);
+        }
+        Ok(self
+            .db
+            .prepare_cached("SELECT 1 FROM base WHERE table_id = ?1 AND key = ?2")?
+            .exists(params![table.id, key])?)
+    }
+
+    pub(super) fn base_rows(&self, table: &LocalTable) -> u64 {
+        self.table_state(table).map_or(0, |state| state.base_rows)
+    }
+
+    pub(super) fn table_state(&self, table: &LocalTable) -> Option<&super::state::TableState> {
+        // Names are folded once, when the shape is made, so this is one look-up.
+        self.tables.get(&table.name_lower)
+    }
+
+    pub(super) fn set_base(&mut self, table: &LocalTable, key: &[u8], base: &BaseRow) -> Result<(), ApplyError> {
+        self.keep_before(table, key)?;
+        let entry = write_base(table, base);
+        let sql = "INSERT OR IGNORE INTO base(table_id, key, entry) VALUES(?1, ?2, ?3)";
+        if self.db.prepare_cached(sql)?.execute(params![table.id, key, entry])? == 1 {
+            if let Some(state) = self.tables.get_mut(&table.name_lower) {
+                state.base_rows += 1;
+            }
+        } else {
+            self.db
+                .prepare_cached("UPDATE base SET entry = ?3 WHERE table_id = ?1 AND key = ?2")?
+                .execute(params![table.id, key, entry])?;
+        }
+        Ok(())
+    }
+
+    /// A local change of a row: the row as it was goes into base unless it is there, and `unit` is noted.
+    pub(super) fn note_local(
+        &mut self,
+        table: &LocalTable,
+        key: &[u8],
+        base: BaseRow,
+        unit: i64,
+    ) -> Result<(), ApplyError> {
+        match self.base(table, key)? {
+            None => self.set_base(table, key, &BaseRow { pending: vec![unit], ..base }),
+            Some(mut known) => {
+                if known.pending.last() != Some(&unit) {
+                    known.pending.push(unit);
+                }
+                self.set_base(table, key, &known)
+            }
+        }
+    }
+
+    pub(super) fn remove_base(&mut self, table: &LocalTable, key: &[u8]) -> Result<(), ApplyError> {
+        self.keep_before(table, key)?;
+        let removed = self
+            .db
+            .prepare_cached("DELETE FROM base WHERE table_id = ?1 AND key = ?2")?
+            .execute(params![table.id, key])?;
+        if removed > 0
+            && let Some(state) = self.tables.get_mut(&table.name_lower)
+        {
+            state.base_rows = state.base_rows.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Takes a row out of base where this unit is all that is pending on it; whether it did. Own units mostly come back to such rows, and
+    /// there is no need to read them.
+    pub(super) fn remove_base_of(&mut self, table: &LocalTable, key: &[u8], unit: i64) -> Result<bool, ApplyError> {
+        self.keep_before(table, key)?;
+        let mut begins = Vec::with_capacity(10);
+        push_varint(&mut begins, 1);
+        push_varint(&mut begins, unit as u64);
+        let sql = "DELETE FROM base WHERE table_id = ?1 AND key = ?2 AND substr(entry, 1, ?4) = ?3";
+        let removed = self.db.prepare_cached(sql)?.execute(params![table.id, key, begins, begins.len() as i64])?;
+        if removed > 0
+            && let Some(state) = self.tables.get_mut(&table.name_lower)
+        {
+            state.base_rows = state.base_rows.saturating_sub(1);
+        }
+        Ok(removed > 0)
+    }
+
+    /// Hands every row of a table's base to `each`, in key order.
+    pub(super) fn each_base(
+        &self,
+        table: &LocalTable,
+        mut each: impl FnMut(&[u8], BaseRow) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT key, entry FROM base WHERE table_id = ?1")?;
+        let mut rows = found.query([table.id])?;
+        while let Some(row) = rows.next()? {
+            let key: Vec<u8> = row.get(0)?;
+            let entry: Vec<u8> = row.get(1)?;
+            each(&key, self.read_base(table, &entry)?)?;
+        }
+        Ok(())
+    }
+
+    /// Empties a table's base.
+    pub(super) fn clear_base(&mut self, name: &str) -> Result<(), ApplyError> {
+        let Some(state) = self.tables.get_mut(&name.to_ascii_lowercase()) else { return Ok(()) };
+        if self.revertible {
+            let keep = "INSERT OR IGNORE INTO base_before(table_id, key, entry) SELECT table_id, key, entry FROM base WHERE table_id = ?1";
+            self.db.prepare_cached(keep)?.execute([state.id])?;
+        }
+        self.db.prepare_cached("DELETE FROM base WHERE table_id = ?1")?.execute([state.id])?;
+        state.base_rows = 0;
+        Ok(())
+    }
+
+    fn keep_before(&self, table: &LocalTable, key: &[u8]) -> Result<(), ApplyError> {
+        if self.revertible {
+            let sql = "INSERT OR IGNORE INTO base_before(table_id, key, entry)
+                VALUES(?1, ?2, (SELECT entry FROM base WHERE table_id = ?1 AND key = ?2))";
+            self.db.prepare_cached(sql)?.execute(params![table.id, key])?;
+        }
+        Ok(())
+    }
+
+    fn read_base(&self, table: &LocalTable, entry: &[u8]) -> Result<BaseRow, ApplyError> {
+        let mut reader = Reader::new(entry);
+        let count = reader.varint()?;
+        let mut pending = Vec::new();
+        let mut last = 0_u64;
+        for _ in 0..count {
+            last = last.wrapping_add(reader.varint()?);
+            pending.push(last as i64);
+        }
+        let shape = reader.varint()? as i64;
+        let key = reader.key()?;
+        let mut row = if reader.byte()? == 1 { Some(reader.row()?) } else { None };
+        // The table may have got or lost columns since the row was put here.
+        if shape != table.shape_id
+            && let Some(stored) = row
+        {
+            row = Some(table.refit(&self.shape_columns(shape)?, &stored));
+        }
+        Ok(BaseRow { pending, key, row })
+    }
+}
+
+/// `varint count, varint differences of the pending units, varint shape, key, 0 | 1 row`
+fn write_base(table: &LocalTable, base: &BaseRow) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    push_varint(&mut out, base.pending.len() as u64);
+    let mut last = 0_i64;
+    for id in &base.pending {
+        push_varint(&mut out, id.wrapping_sub(last) as u64);
+        last = *id;
+    }
+    push_varint(&mut out, table.shape_id as u64);
+    push_key(&mut out, &base.key);
+    match &base.row {
+        None => out.push(0),
+        Some(row) => {
+            out.push(1);
+            push_row(&mut out, row);
+        }
+    }
+    out
+}

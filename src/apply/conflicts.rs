@@ -1,0 +1,140 @@
+//! The conflict journal: what a change overrode, kept so that a person can find it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::params;
+
+use super::codec::{Reader, push_key, push_row};
+use super::error::ApplyError;
+use super::shape::LocalTable;
+use super::state::{State, from_db, names_bytes, names_of, origin_bytes, origin_of};
+use crate::change::RowKey;
+use crate::format::Row;
+use crate::log::Origin;
+
+/// Entries kept; the oldest go first. At a kilobyte each this is ten megabytes.
+const CONFLICTS_MAX: i64 = 10_000;
+
+/// How two changes met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConflictKind {
+    /// Both changed one row.
+    SameRow,
+    /// Two rows wanted one UNIQUE value; the later change has it.
+    UniqueValue,
+}
+
+/// Two changes that met, and what became of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conflict {
+    /// Counts up; the newest has the largest.
+    pub id: u64,
+    /// When it was seen here, in seconds since 1970, by this machine's clock.
+    pub recorded_at: u64,
+    /// How they met.
+    pub kind: ConflictKind,
+    /// The table.
+    pub table: String,
+    /// The columns of both images.
+    pub columns: Vec<String>,
+    /// The key of the row that lost something.
+    pub key: RowKey,
+    /// The row that stays; `None` where a deletion won.
+    pub kept: Option<Row>,
+    /// What it overrode; `None` where a deletion lost.
+    pub lost: Option<Row>,
+    /// Who made what stays.
+    pub kept_origin: Option<Origin>,
+    /// Who made what was overridden, where it is known.
+    pub lost_origin: Option<Origin>,
+}
+
+/// A conflict to be recorded.
+#[derive(Debug)]
+pub(super) struct Met<'a> {
+    pub(super) kind: ConflictKind,
+    pub(super) key: &'a RowKey,
+    pub(super) kept: Option<&'a Row>,
+    pub(super) lost: Option<&'a Row>,
+    pub(super) kept_origin: Option<Origin>,
+    pub(super) lost_origin: Option<Origin>,
+}
+
+impl State {
+    /// Notes a conflict, once: redo meets the same rows again and again. Returns whether it is new.
+    pub(super) fn record_conflict(&self, table: &LocalTable, met: &Met<'_>) -> Result<bool, ApplyError> {
+        let encoded = |row: Option<&Row>| {
+            row.map(|row| {
+                let mut out = Vec::new();
+                push_row(&mut out, row);
+                out
+            })
+        };
+        let mut key = Vec::new();
+        push_key(&mut key, met.key);
+        let kind = match met.kind {
+            ConflictKind::SameRow => "row",
+            ConflictKind::UniqueValue => "unique",
+        };
+        // A clock before 1970 is shown as 1970; nothing depends on it.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let sql = "INSERT INTO conflicts(recorded_at, kind, table_name, columns, key, kept, lost, kept_origin, lost_origin, fresh)
+            SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1
+            WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE table_name = ?3 AND key = ?5 AND kept IS ?6 AND lost IS ?7)";
+        let recorded = self.db.prepare_cached(sql)?.execute(params![
+            now as i64,
+            kind,
+            table.table.name,
+            names_bytes(&table.shape.columns),
+            key,
+            encoded(met.kept),
+            encoded(met.lost),
+            met.kept_origin.map(origin_bytes),
+            met.lost_origin.map(origin_bytes)
+        ])?;
+        Ok(recorded > 0)
+    }
+
+    /// The newest conflicts first, at most `limit`.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn conflicts(&self, limit: u32) -> Result<Vec<Conflict>, ApplyError> {
+        let sql = "SELECT id, recorded_at, kind, table_name, columns, key, kept, lost, kept_origin, lost_origin FROM conflicts ORDER BY id DESC LIMIT ?1";
+        let mut found = self.db.prepare_cached(sql)?;
+        let mut rows = found.query([limit])?;
+        let mut all = Vec::new();
+        let image = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Reader::new(&bytes).row()).transpose();
+        let origin = |bytes: Option<Vec<u8>>| bytes.map(|bytes| origin_of(&bytes)).transpose();
+        while let Some(row) = rows.next()? {
+            let kind: String = row.get(2)?;
+            all.push(Conflict {
+                id: from_db(row.get(0)?),
+                recorded_at: from_db(row.get(1)?),
+                kind: if kind == "row" { ConflictKind::SameRow } else { ConflictKind::UniqueValue },
+                table: row.get(3)?,
+                columns: names_of(&row.get::<_, Vec<u8>>(4)?)?,
+                key: Reader::new(&row.get::<_, Vec<u8>>(5)?).key()?,
+                kept: image(row.get(6)?)?,
+                lost: image(row.get(7)?)?,
+                kept_origin: origin(row.get(8)?)?,
+                lost_origin: origin(row.get(9)?)?,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Makes new entries permanent and drops the oldest beyond the bound.
+    pub(super) fn keep_conflicts(&self) -> Result<(), ApplyError> {
+        if self.db.prepare_cached("UPDATE conflicts SET fresh = 0 WHERE fresh = 1")?.execute([])? > 0 {
+            let sql = "DELETE FROM conflicts WHERE id <= (SELECT max(id) FROM conflicts) - ?1";
+            self.db.prepare_cached(sql)?.execute([CONFLICTS_MAX])?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget_fresh_conflicts(&self) -> Result<(), ApplyError> {
+        self.db.prepare_cached("DELETE FROM conflicts WHERE fresh = 1")?.execute([])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! What can go wrong while applying, told apart by who has to act.
+
+use crate::log::{Origin, ShardId};
+
+/// Why a message cannot be applied now. It stops its shard; nothing of it is skipped, and it is tried again later.
+#[derive(Debug, thiserror::Error)]
+pub enum Cannot {
+    /// The table is not in the local database.
+    #[error("cannot apply: table {table} does not exist here")]
+    NoTable {
+        /// Its name at the origin.
+        table: String,
+    },
+    /// The table lacks a column that the change carries.
+    #[error("cannot apply: table {table} has no column {column} here")]
+    NoColumn {
+        /// The table.
+        table: String,
+        /// The column's name at the origin.
+        column: String,
+    },
+    /// The table's key is another one than at the origin.
+    #[error("cannot apply: table {table} has the key ({ours}) here and ({theirs}) at the origin")]
+    KeyDiffers {
+        /// The table.
+        table: String,
+        /// The local key's columns; `rowid` where there is none.
+        ours: String,
+        /// The origin's.
+        theirs: String,
+    },
+    /// Rows are told apart by a rowid that SQL cannot name.
+    #[error("cannot apply: the columns of table {table} hide its rowid")]
+    RowidHidden {
+        /// The table.
+        table: String,
+    },
+    /// SQLite refuses the row: NOT NULL, a type of a STRICT table, a collation or function that this process does not have.
+    #[error("cannot apply: table {table} refuses a row")]
+    Refused {
+        /// The table.
+        table: String,
+        /// SQLite's words.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The log skips a message of an origin: a server lost what it had acknowledged.
+    #[error("shard {}: message {wanted} of origin {:016x}-{:016x} is missing, found {found}", shard.0, origin.node_id, origin.epoch)]
+    MissingBatch {
+        /// The shard.
+        shard: ShardId,
+        /// Whose message.
+        origin: Origin,
+        /// The `batch_no` that had to come.
+        wanted: u64,
+        /// The `batch_no` that came.
+        found: u64,
+    },
+    /// A piece of a large unit does not follow the one before, or the pieces do not decode.
+    #[error("shard {}: piece {index} of {count} of origin {:016x}-{:016x} does not fit what came before", shard.0, origin.node_id, origin.epoch)]
+    BadPiece {
+        /// The shard.
+        shard: ShardId,
+        /// Whose piece.
+        origin: Origin,
+        /// Its index, from 0.
+        index: u32,
+        /// How many pieces there are.
+        count: u32,
+    },
+    /// A message carries our origin and we never sealed it: two nodes share an identity, or the state is an older copy.
+    #[error("shard {}: message {batch_no} carries our origin, and this state directory never sealed it", shard.0)]
+    NotOurs {
+        /// The shard.
+        shard: ShardId,
+        /// Its number.
+        batch_no: u64,
+    },
+}
+
+impl Cannot {
+    /// What the operator can do about it, one line.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Cannot::NoTable { table } => {
+                format!("create table {table} as the other nodes have it; applying resumes by itself")
+            }
+            Cannot::NoColumn { table, column } => {
+                format!("add column {column} to table {table}; applying resumes by itself")
+            }
+            Cannot::KeyDiffers { table, theirs, .. } => format!("rebuild table {table} with PRIMARY KEY ({theirs})"),
+            Cannot::RowidHidden { table } => {
+                format!("give table {table} a PRIMARY KEY, or exclude it with --exclude-tables")
+            }
+            Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
+            Cannot::MissingBatch { .. } => {
+                "the log lost data: restore this node from a snapshot, and check the NATS servers' storage".to_owned()
+            }
+            Cannot::BadPiece { .. } => "the log holds a damaged message: restore this node from a snapshot".to_owned(),
+            Cannot::NotOurs { .. } => {
+                "give every node its own --node-id and state directory; never copy a state directory".to_owned()
+            }
+        }
+    }
+}
+
+/// A failure of applying, capturing into the outbox, or sealing.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Our own database failed.
+    #[error("state.db failed")]
+    State(#[from] rusqlite::Error),
+    /// The user's database failed for a reason that is not the row's.
+    #[error("database failed while {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// SQLite's words.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The file is no state database of ours.
+    #[error("{path} is not a woodchuck state database")]
+    NotState {
+        /// Where it is.
+        path: String,
+    },
+    /// The state database was written by a version that we do not know.
+    #[error("{path} has state version {found}, this program knows {known}")]
+    StateVersion {
+        /// Where it is.
+        path: String,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// The state directory belongs to another database.
+    #[error("the state belongs to database {found}, not to {wanted}")]
+    OtherDatabase {
+        /// The identity in the state.
+        found: String,
+        /// The identity of the database at hand.
+        wanted: String,
+    },
+    /// Something that we wrote ourselves cannot be read.
+    #[error("state.db is damaged: {what}")]
+    Damaged {
+        /// What cannot be read.
+        what: &'static str,
+    },
+    /// A local change came without its before image, so the row's base is not known.
+    #[error("a change of table {table} has no before image")]
+    BeforeUnknown {
+        /// The table.
+        table: String,
+    },
+    /// The applying connection is not as [`super::open_applying_connection`] makes it.
+    #[error("a message cannot be applied")]
+    Cannot(#[from] Cannot),
+    /// The fold of own messages alone would change what the application sees. It must not be able to.
+    #[error("own messages changed visible rows: state.db does not match the database")]
+    OwnChangedRows,
+}
+
+impl ApplyError {
+    /// Sorts a failure of the user's database: what SQLite says about a row or a definition stops the shard, anything else is an error of
+    /// the database itself.
+    pub(super) fn row(table: &str, source: rusqlite::Error) -> ApplyError {
+        use rusqlite::ErrorCode;
+        let about_row = match source.sqlite_error_code() {
+            // `Unknown` is plain SQLITE_ERROR: no such collation, no such function, no such column.
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig | ErrorCode::Unknown) => {
+                true
+            }
+            Some(_) | None => false,
+        };
+        if about_row {
+            ApplyError::Cannot(Cannot::Refused { table: table.to_owned(), source })
+        } else {
+            ApplyError::Database { doing: "writing rows", source }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! How one unit folds into rows: the specification's rule, in SQL.
+
+use rusqlite::Connection;
+
+use super::base::BaseRow;
+use super::conflicts::{ConflictKind, Met};
+use super::error::ApplyError;
+use super::net_effect::NetEffect;
+use super::shape::{Change, LocalTable};
+use super::state::State;
+use super::statements::{Rows, Written};
+use crate::change::{Op, RowKey, canonical_key};
+use crate::format::{Row, Value};
+use crate::log::Origin;
+
+/// What a fold did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FoldCounts {
+    /// Messages folded.
+    pub messages: u64,
+    /// Messages dropped because they were folded before.
+    pub duplicates: u64,
+    /// Rows inserted, redo included.
+    pub rows_inserted: u64,
+    /// Rows updated, redo included.
+    pub rows_updated: u64,
+    /// Rows deleted, undo and redo included.
+    pub rows_deleted: u64,
+    /// Own units that came back.
+    pub units_own: u64,
+    /// Foreign units.
+    pub units_foreign: u64,
+    /// Rows of plain tables that pending was replayed on.
+    pub rows_redone: u64,
+    /// Tables with UNIQUE that were undone and redone.
+    pub tables_redone: u64,
+    /// New entries of the conflict journal.
+    pub conflicts: u64,
+}
+
+/// Writes rows, and keeps account of it.
+pub(super) struct Folder<'c> {
+    pub(super) rows: Rows<'c>,
+    pub(super) net: NetEffect,
+    pub(super) counts: FoldCounts,
+    /// Who made the unit that is folded.
+    pub(super) origin: Option<Origin>,
+}
+
+impl<'c> Folder<'c> {
+    pub(super) fn new(conn: &'c Connection) -> Result<Folder<'c>, ApplyError> {
+        Ok(Folder { rows: Rows::new(conn)?, net: NetEffect::new(), counts: FoldCounts::default(), origin: None })
+    }
+
+    /// Folds the changes of one unit to one table. `redo` is the pending unit that is replayed: then base takes each row before it changes.
+    ///
+    /// The rows that are put in are taken out together first, so that a swap of UNIQUE values keeps its meaning. As long as no row meets
+    /// another, changing them in place one by one comes to the same: what is in a row's way while the others are out is also in its way
+    /// while they are in. So taking out begins at the first row that meets one.
+    pub(super) fn fold(
+        &mut self,
+        state: &mut State,
+        table: &LocalTable,
+        changes: &[Change<'_>],
+        redo: Option<i64>,
+    ) -> Result<(), ApplyError> {
+        for change in changes.iter().filter(|change| change.op == Op::Delete) {
+            self.take_out(state, table, change, redo)?;
+        }
+        let mut put = changes.iter().filter(|change| change.op != Op::Delete);
+        let mut rest = Vec::new();
+        for change in put.by_ref() {
+            if !self.in_place(state, table, change, redo)? {
+                rest.push(change);
+                break;
+            }
+        }
+        rest.extend(put);
+        let mut images = Vec::with_capacity(rest.len());
+        for change in &rest {
+            let old = self.take_out(state, table, change, redo)?;
+            images.extend(change.step(old.as_ref()).map(|image| (*change, image)));
+        }
+        for (change, image) in &images {
+            self.put(state, table, &change.key, &change.canonical, image, redo.is_some())?;
+        }
+        if let Some(unit) = redo {
+            for change in changes {
+                self.note_pending(state, table, change, unit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the change where the row stands. `false` when another row is in the way; then nothing was done.
+    fn in_place(
+        &mut self,
+        state: &mut State,
+        table: &LocalTable,
+        change: &Change<'_>,
+        redo: Option<i64>,
+    ) -> Result<bool, ApplyError> {
+        let Some(image) = change.image.as_deref() else { return Ok(true) };
+        if change.op == Op::Insert && redo.is_none() && self.rows.insert(table, &change.key, image)? == Written::Done {
+            self.added(table, &change.canonical, image);
+            return Ok(true);
+        }
+        let old = self.rows.get(table, &change.key)?;
+        if redo.is_some() {
+            note(state, table, &change.key, &change.canonical, old.as_ref())?;
+        }
+        let Some(old) = old else {
+            let done = self.rows.insert(table, &change.key, image)? == Written::Done;
+            if done {
+                self.added(table, &change.canonical, image);
+            }
+            return Ok(done);
+        };
+        self.set(table, &change.key, &change.canonical, &old, &change.step(Some(&old)).unwrap_or_default())
+    }
+
+    /// Turns a row into another under the same key, writing the columns that differ. `false` when another row is in the way.
+    pub(super) fn set(
+        &mut self,
+        table: &LocalTable,
+        key: &RowKey,
+        canonical: &[u8],
+        old: &Row,
+        new: &Row,
+    ) -> Result<bool, ApplyError> {
+        let mask: Vec<bool> = old.iter().zip(new).map(|(old, new)| old != new).collect();
+        if !mask.contains(&true) {
+            return Ok(true);
+        }
+        if self.rows.update(table, key, new, &mask)? != Written::Done {
+            return Ok(false);
+        }
+        self.net.add_old(&table.name_lower, canonical, old);
+        self.net.add_new(&table.name_lower, canonical, new);
+        self.counts.rows_updated += 1;
+        Ok(true)
+    }
+
+    fn take_out(
+        &mut self,
+        state: &mut State,
+        table: &LocalTable,
+        change: &Change<'_>,
+        redo: Option<i64>,
+    ) -> Result<Option<Row>, ApplyError> {
+        let old = self.rows.get(table, &change.key)?;
+        if redo.is_some() {
+            note(state, table, &change.key, &change.canonical, old.as_ref())?;
+        }
+        if let Some(old) = &old {
+            self.remove(table, &change.key, &change.canonical, old)?;
+        }
+        Ok(old)
+    }
+
+    /// Deletes a row that is there.
+    pub(super) fn remove(
+        &mut self,
+        table: &LocalTable,
+        key: &RowKey,
+        canonical: &[u8],
+        old: &Row,
+    ) -> Result<(), ApplyError> {
+        match self.rows.delete(table, key)? {
+            Written::Done => {}
+            // It was read just now, in the same transaction.
+            Written::NoRow | Written::InTheWay => return Err(ApplyError::Damaged { what: "the key of a row" }),
+        }
+        self.net.add_old(&table.name_lower, canonical, old);
+        self.counts.rows_deleted += 1;
+        Ok(())
+    }
+
+    /// Puts a row in that is not there. Rows in its way are deleted: the later change wins.
+    pub(super) fn put(
+        &mut self,
+        state: &mut State,
+        table: &LocalTable,
+        key: &RowKey,
+        canonical: &[u8],
+        row: &Row,
+        redo: bool,
+    ) -> Result<(), ApplyError> {
+        // Each index can name one row, and so can the key and the hidden rowid.
+        for _ in 0..table.uniques.len() + 3 {
+            let Some((other, lost)) = self.rows.insert_or_meet(table, key, row)? else {
+                self.added(table, canonical, row);
+                if redo && table.is_unique() {
+                    state.claim(table, row)?;
+                }
+                return Ok(());
+            };
+            let other_canonical = canonical_key(&table.table, &other);
+            if redo {
+                note(state, table, &other, &other_canonical, Some(&lost))?;
+            }
+            self.remove(table, &other, &other_canonical, &lost)?;
+            let met = Met {
+                kind: ConflictKind::UniqueValue,
+                key: &other,
+                kept: Some(row),
+                lost: Some(&lost),
+                kept_origin: self.origin,
+                lost_origin: None,
+            };
+            self.counts.conflicts += u64::from(state.record_conflict(table, &met)?);
+        }
+        Err(ApplyError::Damaged { what: "a UNIQUE index" })
+    }
+
+    fn added(&mut self, table: &LocalTable, canonical: &[u8], row: &[Value]) {
+        self.net.add_new(&table.name_lower, canonical, row);
+        self.counts.rows_inserted += 1;
+    }
+
+    fn note_pending(
+        &mut self,
+        state: &mut State,
+        table: &LocalTable,
+        change: &Change<'_>,
+        unit: i64,
+    ) -> Result<(), ApplyError> {
+        if table.is_unique()
+            && let Some(now) = self.rows.get(table, &change.key)?
+        {
+            state.claim(table, &now)?;
+        }
+        if let Some(mut base) = state.base(table, &change.canonical)?
+            && base.pending.last() != Some(&unit)
+        {
+            base.pending.push(unit);
+            state.set_base(table, &change.canonical, &base)?;
+        }
+        Ok(())
+    }
+}
+
+/// Redo is about to change a row: base keeps what the fold says about it.
+fn note(
+    state: &mut State,
+    table: &LocalTable,
+    key: &RowKey,
+    canonical: &[u8],
+    old: Option<&Row>,
+) -> Result<(), ApplyError> {
+    if state.base_has(table, canonical)? {
+        return Ok(());
+    }
+    if let Some(old) = old {
+        state.claim(table, old)?;
+    }
+    state.set_base(table, canonical, &BaseRow { pending: Vec::new(), key: key.clone(), row: old.cloned() })
+}

@@ -1,0 +1,68 @@
+//! The intent: how two databases that cannot commit together come to agree.
+//!
+//! Applying writes the whole next state into `state.db`, with everything that is needed to take it back, and the digest of what the user's
+//! database is about to become. Then the user's database commits, then the intent is made the state. After a crash between the two the
+//! first captured transaction tells which it was: if its net effect is the intent's it is ours, else ours never happened.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::error::ApplyError;
+use super::net_effect::NetEffect;
+use super::state::State;
+
+impl State {
+    pub(super) fn intent(&self) -> Result<Option<NetEffect>, ApplyError> {
+        let digest: Option<Vec<u8>> =
+            self.db.prepare_cached("SELECT digest FROM intent")?.query_row([], |row| row.get(0)).optional()?;
+        let Some(digest) = digest else { return Ok(None) };
+        let digest: [u8; 32] = digest.try_into().map_err(|_| ApplyError::Damaged { what: "the intent" })?;
+        Ok(Some(NetEffect::from_digest(digest)))
+    }
+
+    pub(super) fn write_intent(&self, net: &NetEffect) -> Result<(), ApplyError> {
+        self.db.prepare_cached("INSERT INTO intent(only, digest) VALUES(1, ?1)")?.execute(params![net.digest()])?;
+        Ok(())
+    }
+
+    /// Makes what was folded the state, inside the open transaction: nothing can be taken back afterwards.
+    pub(super) fn settle(&mut self) -> Result<(), ApplyError> {
+        for sql in [
+            "DELETE FROM intent",
+            // Without WHERE: SQLite drops the pages instead of visiting rows.
+            "DELETE FROM base_before",
+            "UPDATE positions SET seq_before = seq WHERE seq_before <> seq",
+            "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",
+            "DELETE FROM pieces WHERE spent = 1",
+            "UPDATE pieces SET fresh = 0 WHERE fresh = 1",
+        ] {
+            self.db.prepare_cached(sql)?.execute([])?;
+        }
+        self.keep_conflicts()?;
+        self.forget_folded()?;
+        self.forget_sealed()?;
+        self.settle_tables()?;
+        self.revertible = false;
+        Ok(())
+    }
+
+    /// Takes an intent back, inside the open transaction: the user's database never committed it. (What was seen on the log stays
+    /// acknowledged: that is true either way.)
+    pub(super) fn revert_intent(&mut self) -> Result<(), ApplyError> {
+        for sql in [
+            "DELETE FROM intent",
+            "DELETE FROM base WHERE (table_id, key) IN (SELECT table_id, key FROM base_before)",
+            "INSERT INTO base(table_id, key, entry) SELECT table_id, key, entry FROM base_before WHERE entry IS NOT NULL",
+            "DELETE FROM base_before",
+            "UPDATE positions SET seq = seq_before WHERE seq_before <> seq",
+            "UPDATE origins SET batch_no = batch_no_before, round_no = round_no_before, part = part_before WHERE batch_no_before <> batch_no",
+            "DELETE FROM origins WHERE batch_no = 0",
+            "DELETE FROM pieces WHERE fresh = 1",
+            "UPDATE pieces SET spent = 0 WHERE spent = 1",
+            "UPDATE pending SET folded = 0 WHERE folded = 1",
+        ] {
+            self.db.prepare_cached(sql)?.execute([])?;
+        }
+        self.forget_fresh_conflicts()?;
+        self.reload()
+    }
+}

@@ -1,0 +1,213 @@
+//! Takes local transactions from capture into pending and base, streaming: one commit of `state.db` for each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::base::BaseRow;
+use super::error::ApplyError;
+use super::net_effect::{NetEffect, written};
+use super::replica::{Phase, Replica};
+use super::shape::LocalTable;
+use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
+use crate::log::{ShardId, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+
+/// What became of the intent of a node that died between its two commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovered {
+    /// The first captured transaction was the intent: it is the state now, and nothing is published.
+    Ours,
+    /// The user's database never committed it: it was taken back, and the messages will be folded again.
+    NotOurs,
+}
+
+/// The unit that is being filled in one shard.
+#[derive(Debug)]
+struct Open {
+    builder: UnitBuilder,
+    id: i64,
+    tables: Vec<i64>,
+}
+
+/// Takes captured transactions. Made by [`Replica::local_sink`].
+///
+/// While the fate of an intent is open, the first transaction decides it: it is taken as local on top of the state before the intent, and
+/// when its net effect turns out to be the intent's, that is dropped and the intent becomes the state.
+#[derive(Debug)]
+pub struct LocalSink<'r> {
+    replica: &'r mut Replica,
+    open: BTreeMap<ShardId, Open>,
+    origin: Option<UnitOrigin>,
+    position: Option<Vec<u8>>,
+    judged: Option<(NetEffect, NetEffect)>,
+    recovered: Option<Recovered>,
+}
+
+impl<'r> LocalSink<'r> {
+    pub(super) fn new(replica: &'r mut Replica) -> LocalSink<'r> {
+        LocalSink { replica, open: BTreeMap::new(), origin: None, position: None, judged: None, recovered: None }
+    }
+
+    /// The capture position after the transaction at hand: its commit stores it.
+    pub fn set_capture_position(&mut self, position: &[u8]) {
+        self.position = Some(position.to_vec());
+    }
+
+    /// What the first transaction told about an intent, if there was one.
+    #[must_use]
+    pub fn recovered(&self) -> Option<Recovered> {
+        self.recovered
+    }
+
+    /// Takes back what came of a transaction that did not end. Also done when the sink is dropped.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn abandon(&mut self) -> Result<(), ApplyError> {
+        self.open.clear();
+        self.judged = None;
+        if self.origin.take().is_some() { self.replica.state.rollback() } else { Ok(()) }
+    }
+
+    fn take_change(&mut self, change: RowChange) -> Result<(), ApplyError> {
+        if change.table.is_internal() {
+            return Ok(());
+        }
+        let canonical = canonical_key(&change.table, &change.key);
+        let Some(shard) = (self.replica.route)(&change.table, &canonical) else { return Ok(()) };
+        if change.before_unknown {
+            return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
+        }
+        if let Some((net, _)) = &mut self.judged {
+            net.add_change(&change);
+        }
+        let local = self.replica.state.local_table(&change.table)?;
+        let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
+        let before = change.before.as_ref().map(|row| written(&change.table, row));
+        let image = change
+            .after
+            .map(|row| if local.shape.columns.len() == row.len() { row } else { written(&change.table, &row) });
+        if local.is_unique() {
+            for row in [&before, &image].into_iter().flatten() {
+                self.replica.state.claim(&local, row)?;
+            }
+        }
+        let key = match &change.key {
+            RowKey::Rowid(rowid) => UnitKey::Rowid(*rowid),
+            RowKey::Columns(values) => UnitKey::Columns(values.clone()),
+        };
+        let id = self.push(shard, &local, UnitChange { table: 0, op: change.op, key, image, mask, before: None })?;
+        self.replica.state.note_local(
+            &local,
+            &canonical,
+            BaseRow { pending: Vec::new(), key: change.key, row: before },
+            id,
+        )
+    }
+
+    /// Adds a change to its shard's unit; returns the unit's number.
+    fn push(&mut self, shard: ShardId, local: &LocalTable, change: UnitChange) -> Result<i64, ApplyError> {
+        let origin = self.origin;
+        assert!(origin.is_some(), "a change belongs to a transaction that has begun");
+        let state = &mut self.replica.state;
+        let open = match (self.open.entry(shard), origin) {
+            (std::collections::btree_map::Entry::Occupied(open), _) => open.into_mut(),
+            (std::collections::btree_map::Entry::Vacant(open), origin) => {
+                let origin = origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false });
+                let builder = UnitBuilder::new(origin, self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX));
+                open.insert(Open { builder, id: state.pending_id(), tables: Vec::new() })
+            }
+        };
+        if let Some(unit) = open.builder.push(&local.shape, change) {
+            state.push_pending(open.id, shard, &unit, &open.tables)?;
+            open.id = state.pending_id();
+            open.tables.clear();
+        }
+        if !open.tables.contains(&local.id) {
+            open.tables.push(local.id);
+        }
+        Ok(open.id)
+    }
+
+    fn end(&mut self) -> Result<(), ApplyError> {
+        for (shard, open) in std::mem::take(&mut self.open) {
+            let (id, tables) = (open.id, open.tables);
+            let last: Option<Unit> = open.builder.finish();
+            if let Some(unit) = last {
+                self.replica.state.push_pending(id, shard, &unit, &tables)?;
+            }
+        }
+        if let Some((found, wanted)) = self.judged.take() {
+            if found == wanted {
+                // The rows are the intent's. What was written here in the meantime took it for somebody else's.
+                self.replica.state.rollback()?;
+                self.origin = None;
+                self.replica.phase = Phase::Committed;
+                self.replica.finish(self.position.take().as_deref())?;
+                self.recovered = Some(Recovered::Ours);
+                return Ok(());
+            }
+            self.replica.phase = Phase::Idle;
+            self.recovered = Some(Recovered::NotOurs);
+        }
+        if let Some(position) = self.position.take() {
+            self.replica.state.set_meta("capture_position", &position)?;
+        }
+        self.replica.state.commit()?;
+        self.origin = None;
+        Ok(())
+    }
+}
+
+impl ChangeSink<ApplyError> for LocalSink<'_> {
+    fn begin(&mut self, span: &TxSpan) -> Result<(), ApplyError> {
+        assert!(self.origin.is_none(), "a transaction ends before the next begins");
+        let frame = if span.repaired { 0 } else { span.frame_last.0 };
+        self.replica.state.begin()?;
+        self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired });
+        if let Phase::Recovering(intent) = self.replica.phase {
+            self.judged = Some((NetEffect::new(), intent));
+            let reverted = self.replica.state.revert_intent();
+            if reverted.is_err() {
+                self.abandon()?;
+            }
+            return reverted;
+        }
+        Ok(())
+    }
+
+    fn schema(&mut self, _change: SchemaChange) -> Result<(), ApplyError> {
+        // Definitions are looked up by the table that comes with each row change; a changed one is noticed there.
+        Ok(())
+    }
+
+    fn change(&mut self, change: RowChange) -> Result<(), ApplyError> {
+        let taken = self.take_change(change);
+        if taken.is_err() {
+            self.abandon()?;
+        }
+        taken
+    }
+
+    fn commit(&mut self, _span: &TxSpan, _changes: u64) -> Result<(), ApplyError> {
+        let ended = self.end();
+        if ended.is_err() {
+            self.abandon()?;
+        }
+        ended
+    }
+}
+
+impl Drop for LocalSink<'_> {
+    fn drop(&mut self) {
+        // Nobody is left to tell; the next use of state.db meets the same failure.
+        let _ = self.abandon();
+    }
+}
+
+fn mask_of(local: &Arc<LocalTable>, change: &RowChange) -> Vec<bool> {
+    let changed = change.changed_columns();
+    let columns: &Vec<_> = &local.table.columns;
+    let mask: Vec<bool> =
+        columns.iter().zip(&changed).filter(|(column, _)| !column.generated).map(|(_, changed)| *changed).collect();
+    mask
+}

@@ -1,0 +1,127 @@
+//! Messages in order: duplicates, missing ones, pieces, and whose units they carry.
+
+use rusqlite::{Connection, params};
+
+use super::error::{ApplyError, Cannot};
+use super::fold::{FoldCounts, Folder};
+use super::net_effect::NetEffect;
+use super::replica::Arrived;
+use super::shape::{Merge, Tables};
+use super::state::{State, origin_bytes};
+use super::undo_redo::Call;
+use crate::log::{Body, Folded, Origin, Sequence, ShardId, StreamSeq, Unit, decode_units};
+
+/// Why a call of fold ended early.
+pub(super) enum Stop {
+    /// The shard cannot take this message.
+    At(ShardId, StreamSeq, Cannot),
+    /// Nothing can go on.
+    Failed(ApplyError),
+}
+
+/// One attempt, inside open transactions of both databases.
+pub(super) fn fold_all(
+    state: &mut State,
+    conn: &Connection,
+    tables: &dyn Tables,
+    merge: Merge,
+    arrived: &[&Arrived],
+) -> Result<(NetEffect, FoldCounts), Stop> {
+    let own = state.origin();
+    // Own messages alone change nothing that can be seen, so there will be no intent to take back.
+    state.revertible = arrived.iter().any(|message| message.batch.header.origin != own);
+    let folder = Folder::new(conn).map_err(Stop::Failed)?;
+    let mut call = Call::new(state, folder, tables, merge);
+    for (index, message) in arrived.iter().enumerate() {
+        let rest = arrived.get(index..).unwrap_or_default();
+        fold_message(&mut call, message, rest, own).map_err(|error| match error {
+            ApplyError::Cannot(cause) => Stop::At(message.shard, message.seq, cause),
+            error => Stop::Failed(error),
+        })?;
+    }
+    call.redo().map_err(Stop::Failed)?;
+    Ok((call.folder.net, call.folder.counts))
+}
+
+fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], own: Origin) -> Result<(), ApplyError> {
+    let (shard, header) = (message.shard, &message.batch.header);
+    call.state.set_position(shard, message.seq)?;
+    match call.state.folded(shard, header.origin)?.judge(header) {
+        Sequence::Next => {}
+        Sequence::Duplicate => {
+            call.folder.counts.duplicates += 1;
+            return Ok(());
+        }
+        Sequence::Missing { from, .. } => {
+            return Err(
+                Cannot::MissingBatch { shard, origin: header.origin, wanted: from, found: header.batch_no }.into()
+            );
+        }
+    }
+    call.state.set_folded(shard, header.origin, Folded::from(header))?;
+    call.folder.counts.messages += 1;
+    if header.origin == own {
+        if header.batch_no > call.state.batch_no_sealed(shard)? {
+            return Err(Cannot::NotOurs { shard, batch_no: header.batch_no }.into());
+        }
+        call.state.mark_acknowledged(shard, header.batch_no)?;
+        let run_end = own_run_end(rest, shard, own);
+        for id in call.state.pending_of(shard, header.batch_no)? {
+            let (last, last_batch_no) = call.state.transaction_end(id)?;
+            let whole = last == id || last_batch_no.is_some_and(|no| no <= run_end);
+            call.fold_own(id, whole)?;
+        }
+        return Ok(());
+    }
+    match &message.batch.body {
+        Body::Units(units) => units.iter().try_for_each(|unit| call.fold_foreign(unit, header.origin)),
+        Body::Piece { index, count, bytes } => {
+            let joined = join_piece(call.state, shard, header.origin, *index, *count, bytes)?;
+            joined.iter().try_for_each(|unit| call.fold_foreign(unit, header.origin))
+        }
+    }
+}
+
+/// The last own message that follows here with none of another origin between.
+fn own_run_end(rest: &[&Arrived], shard: ShardId, own: Origin) -> u64 {
+    let of_shard = rest.iter().filter(|message| message.shard == shard).map(|message| &message.batch.header);
+    of_shard.take_while(|header| header.origin == own).map(|header| header.batch_no).max().unwrap_or(0)
+}
+
+/// Keeps a piece; returns the units when it is the last.
+fn join_piece(
+    state: &State,
+    shard: ShardId,
+    origin: Origin,
+    index: u32,
+    count: u32,
+    bytes: &[u8],
+) -> Result<Vec<Unit>, ApplyError> {
+    let bad = || Cannot::BadPiece { shard, origin, index, count };
+    let of = params![shard.0, origin_bytes(origin)];
+    let next = "SELECT count(*) FROM pieces WHERE shard = ?1 AND origin = ?2 AND spent = 0";
+    let known: i64 = state.db.prepare_cached(next)?.query_row(of, |row| row.get(0))?;
+    if known != i64::from(index) || index >= count {
+        return Err(bad().into());
+    }
+    // Pieces of the list before may still be there, marked as spent, until they cannot be needed any more.
+    let insert = "INSERT INTO pieces(shard, origin, piece_index, bytes, fresh)
+        VALUES(?1, ?2, 1 + (SELECT coalesce(max(piece_index), 0) FROM pieces WHERE shard = ?1 AND origin = ?2), ?3, 1)";
+    state.db.prepare_cached(insert)?.execute(params![shard.0, origin_bytes(origin), bytes])?;
+    if index + 1 < count {
+        return Ok(Vec::new());
+    }
+    let mut list = Vec::new();
+    let mut found = state.db.prepare_cached(
+        "SELECT bytes FROM pieces WHERE shard = ?1 AND origin = ?2 AND spent = 0 ORDER BY piece_index",
+    )?;
+    let mut rows = found.query(of)?;
+    while let Some(row) = rows.next()? {
+        list.extend_from_slice(&row.get::<_, Vec<u8>>(0)?);
+    }
+    state
+        .db
+        .prepare_cached("UPDATE pieces SET spent = 1 WHERE shard = ?1 AND origin = ?2 AND spent = 0")?
+        .execute(of)?;
+    decode_units(&list).map_err(|_| bad().into())
+}

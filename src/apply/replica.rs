@@ -1,0 +1,357 @@
+//! The replica: the one entrance to applying, sealing and taking local transactions.
+//!
+//! Invariants, after every call:
+//! I1: the database with base put in place is the fold of the log up to the applied positions.
+//! I2: the database is pending folded on top of that.
+
+use std::fmt;
+
+use rusqlite::Connection;
+
+use super::error::{ApplyError, Cannot};
+use super::fold::FoldCounts;
+use super::local::{LocalSink, Recovered};
+use super::messages::{Stop, fold_all};
+use super::net_effect::NetEffect;
+use super::seal::{InFlight, SealLimits};
+use super::shape::{Merge, Tables};
+use super::state::State;
+use crate::change::RowKey;
+use crate::format::Row;
+use crate::log::{Batch, SealedMessage, ShardId, StreamSeq};
+use crate::schema::Table;
+
+/// Finds the shard of a row from its table and canonical key; `None` for tables that are not replicated.
+pub type Route = Box<dyn Fn(&Table, &[u8]) -> Option<ShardId> + Send>;
+
+/// A message with its place in its stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrived {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its number there.
+    pub seq: StreamSeq,
+    /// The message.
+    pub batch: Batch,
+}
+
+/// A shard that stops at a message.
+#[derive(Debug)]
+pub struct Blocked {
+    /// The shard.
+    pub shard: ShardId,
+    /// The message; those before it are folded.
+    pub seq: StreamSeq,
+    /// Why.
+    pub cause: Cannot,
+}
+
+/// What a fold did, and where it stopped.
+#[derive(Debug, Default)]
+pub struct FoldReport {
+    /// What was done.
+    pub counts: FoldCounts,
+    /// Shards that could not go on. When one of their rounds is in other shards too, those parts are folded: a node that wants whole
+    /// rounds rolls back and cuts before the message.
+    pub blocked: Vec<Blocked>,
+}
+
+/// How [`Replica::commit`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The user's database did not change; its transaction was rolled back and everything is done.
+    Unchanged,
+    /// The user's database committed. [`Replica::finish`] must follow with the capture position behind that commit.
+    Written,
+}
+
+/// Where applying stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Phase {
+    Idle,
+    Folded(NetEffect),
+    /// The user's database has committed, the intent is not yet the state.
+    Committed,
+    /// An intent is on disk and nobody knows whether the user's database committed.
+    Recovering(NetEffect),
+}
+
+/// A node's state with the rules that change it.
+pub struct Replica {
+    pub(super) state: State,
+    pub(super) route: Route,
+    pub(super) merge: Merge,
+    pub(super) phase: Phase,
+    /// The write lock of the user's database is ours.
+    begun: bool,
+    pub(super) unit_bytes_max: Option<usize>,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("state", &self.state)
+            .field("merge", &self.merge)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Replica {
+    /// Makes a replica of an open state.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn new(state: State, route: Route, merge: Merge) -> Result<Replica, ApplyError> {
+        let phase = state.intent()?.map_or(Phase::Idle, Phase::Recovering);
+        Ok(Replica { state, route, merge, phase, begun: false, unit_bytes_max: None })
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Sets the encoded size at which a unit is finished, for tests of what small ones do.
+    pub fn set_unit_bytes_max(&mut self, bytes: usize) {
+        self.unit_bytes_max = Some(bytes);
+    }
+
+    /// Whether a crash left an intent of which the first captured transaction must decide. [`Replica::local_sink`] does it by itself; when
+    /// capture finds that there is no transaction, [`Replica::abandon_intent`] must be called.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        matches!(self.phase, Phase::Recovering(_))
+    }
+
+    /// Capture has found no transaction behind its position: the user's database never committed the intent, which is taken back.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn abandon_intent(&mut self) -> Result<Option<Recovered>, ApplyError> {
+        if !self.is_recovering() {
+            return Ok(None);
+        }
+        self.state.begin()?;
+        let reverted = self.state.revert_intent().and_then(|()| self.state.commit());
+        if let Err(error) = reverted {
+            self.state.rollback()?;
+            return Err(error);
+        }
+        self.phase = Phase::Idle;
+        Ok(Some(Recovered::NotOurs))
+    }
+
+    /// Takes local transactions from capture.
+    ///
+    /// # Panics
+    /// While a fold is waiting for its commit: what comes then is its own effect or belongs behind it.
+    pub fn local_sink(&mut self) -> LocalSink<'_> {
+        assert!(!matches!(self.phase, Phase::Folded(_) | Phase::Committed), "capture rests from fold to finish");
+        LocalSink::new(self)
+    }
+
+    /// Stores the capture position when it moved without a change for us.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn store_capture_position(&mut self, position: &[u8]) -> Result<(), ApplyError> {
+        self.state.set_meta("capture_position", position)
+    }
+
+    /// Seals the next round, when none is in flight and something waits. It is stored before its messages are returned.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn seal(&mut self, limits: SealLimits) -> Result<Vec<InFlight>, ApplyError> {
+        self.state.seal(limits)
+    }
+
+    /// The sealed messages that are not acknowledged, in order per shard: after a restart they are sent again.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn in_flight(&self) -> Result<Vec<InFlight>, ApplyError> {
+        self.state.in_flight()
+    }
+
+    /// The bytes of a message in flight.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn sealed_message(&self, message: InFlight, compress: bool) -> Result<SealedMessage, ApplyError> {
+        self.state.sealed_message(message, compress)
+    }
+
+    /// The server has stored a message. Saying so twice does no harm.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn acknowledged(&mut self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        self.state.mark_acknowledged(shard, batch_no)?;
+        self.state.forget_sealed()
+    }
+
+    /// Begins to apply: takes the write lock of the user's database. Capture is then drained, and [`Replica::fold`] called.
+    ///
+    /// # Errors
+    /// [`ApplyError::Database`], for instance when another writer holds the lock too long.
+    pub fn begin(&mut self, conn: &Connection) -> Result<(), ApplyError> {
+        assert!(
+            !self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)),
+            "applying ends before it begins again"
+        );
+        conn.execute_batch("BEGIN IMMEDIATE")
+            .map_err(|source| ApplyError::Database { doing: "taking the write lock", source })?;
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Gives up what was begun, in both databases.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub fn rollback(&mut self, conn: &Connection) -> Result<(), ApplyError> {
+        self.begun = false;
+        if matches!(self.phase, Phase::Folded(_)) {
+            self.phase = Phase::Idle;
+            self.state.rollback()?;
+        }
+        if conn.is_autocommit() {
+            return Ok(());
+        }
+        conn.execute_batch("ROLLBACK").map_err(|source| ApplyError::Database { doing: "rolling back", source })
+    }
+
+    /// Folds messages, in order per shard: drops duplicates, takes own units out of pending, undoes, folds, redoes.
+    ///
+    /// A message that cannot be applied stops its shard and is reported; everything before it, and the other shards, are folded.
+    ///
+    /// # Errors
+    /// When a database fails. Then [`Replica::rollback`] must follow.
+    ///
+    /// # Panics
+    /// Unless begun. Captured transactions must have been drained since.
+    pub fn fold(
+        &mut self,
+        conn: &Connection,
+        tables: &dyn Tables,
+        arrived: &[Arrived],
+    ) -> Result<FoldReport, ApplyError> {
+        assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "fold follows begin");
+        // Capture was drained under the write lock. A transaction would have decided about the intent, so there was none.
+        self.abandon_intent()?;
+        let database = |source| ApplyError::Database { doing: "keeping a savepoint", source };
+        conn.execute_batch("SAVEPOINT woodchuck_fold").map_err(database)?;
+        let mut blocked: Vec<Blocked> = Vec::new();
+        // Each turn stops at an earlier message of some shard than the one before.
+        for _ in 0..=arrived.len() {
+            let is_open =
+                |message: &&Arrived| !blocked.iter().any(|stop| stop.shard == message.shard && stop.seq <= message.seq);
+            let open: Vec<&Arrived> = arrived.iter().filter(is_open).collect();
+            self.state.begin()?;
+            match fold_all(&mut self.state, conn, tables, self.merge, &open) {
+                Ok((net, counts)) => {
+                    self.phase = Phase::Folded(net);
+                    return Ok(FoldReport { counts, blocked });
+                }
+                Err(Stop::At(shard, seq, cause)) => {
+                    self.state.rollback()?;
+                    conn.execute_batch("ROLLBACK TO woodchuck_fold").map_err(database)?;
+                    blocked.retain(|stop| stop.shard != shard);
+                    blocked.push(Blocked { shard, seq, cause });
+                }
+                Err(Stop::Failed(error)) => {
+                    self.state.rollback()?;
+                    return Err(error);
+                }
+            }
+        }
+        Err(ApplyError::Damaged { what: "the order of messages" })
+    }
+
+    /// Commits what was folded: the intent, then the user's database.
+    ///
+    /// # Errors
+    /// When a database fails. If it is the user's, whether it committed is for the next captured transaction to tell, as after a crash.
+    pub fn commit(&mut self, conn: &Connection) -> Result<Outcome, ApplyError> {
+        let Phase::Folded(net) = self.phase else {
+            assert!(matches!(self.phase, Phase::Folded(_)), "commit follows fold");
+            return Ok(Outcome::Unchanged);
+        };
+        if net.is_zero() {
+            self.state.settle()?;
+            self.state.commit()?;
+            self.phase = Phase::Idle;
+            self.begun = false;
+            conn.execute_batch("ROLLBACK")
+                .map_err(|source| ApplyError::Database { doing: "ending an empty transaction", source })?;
+            return Ok(Outcome::Unchanged);
+        }
+        if !self.state.revertible {
+            return Err(ApplyError::OwnChangedRows);
+        }
+        self.prepare_commit()?;
+        self.begun = false;
+        conn.execute_batch("COMMIT").map_err(|source| ApplyError::Database { doing: "committing", source })?;
+        self.phase = Phase::Committed;
+        Ok(Outcome::Written)
+    }
+
+    /// Makes the intent durable; from here on only the user's database can tell what happened.
+    fn prepare_commit(&mut self) -> Result<(), ApplyError> {
+        let Phase::Folded(net) = self.phase else { return Ok(()) };
+        self.state.write_intent(&net)?;
+        self.state.commit()?;
+        self.phase = Phase::Recovering(net);
+        Ok(())
+    }
+
+    /// Hands out every row of base: put in place of the visible ones they give the fold, which is what a snapshot holds. The row has the
+    /// columns that are not generated, in declared order; `None` stands for no row.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged, and whatever `each` returns.
+    pub fn each_base_row(
+        &mut self,
+        tables: &dyn Tables,
+        mut each: impl FnMut(&Table, &RowKey, Option<&Row>) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let names: Vec<String> =
+            self.state.tables.iter().filter(|(_, state)| state.base_rows > 0).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            // A table that is gone shows no row, and the fold's are gone with it.
+            let Some(table) = tables.table(&name) else { continue };
+            let local = self.state.local_table(&table)?;
+            self.state.each_base(&local, |_, base| each(&table, &base.key, base.row.as_ref()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the intent the state and stores the capture position behind the commit (`None`: the position stays), in one commit.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    ///
+    /// # Panics
+    /// Unless [`Replica::commit`] said [`Outcome::Written`].
+    pub fn finish(&mut self, capture_position: Option<&[u8]>) -> Result<(), ApplyError> {
+        assert!(matches!(self.phase, Phase::Committed), "finish follows a commit that wrote");
+        self.state.begin()?;
+        let settled = self.state.settle().and_then(|()| match capture_position {
+            Some(position) => self.state.set_meta("capture_position", position),
+            None => Ok(()),
+        });
+        match settled.and_then(|()| self.state.commit()) {
+            Ok(()) => {
+                self.phase = Phase::Idle;
+                Ok(())
+            }
+            Err(error) => {
+                self.state.rollback()?;
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Rounds: whole pending transactions become sealed messages, one round in flight at a time.
+
+use std::collections::BTreeMap;
+
+use rusqlite::params;
+
+use super::error::ApplyError;
+use super::state::{State, from_db, to_db};
+use crate::log::{
+    Header, Numbers, PlannedContent, PlannedMessage, RoundPart, SealedMessage, ShardId, plan, write_message,
+};
+
+/// How large rounds and messages get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealLimits {
+    /// A round takes waiting transactions until it has this many bytes, and always at least one.
+    pub round_bytes_max: u64,
+    /// No message is larger, before compression.
+    pub message_bytes_max: usize,
+}
+
+/// A sealed message that was not acknowledged: [`super::Replica::sealed_message`] writes its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its number.
+    pub batch_no: u64,
+}
+
+const DAMAGED: ApplyError = ApplyError::Damaged { what: "a sealed message" };
+
+impl State {
+    /// Seals the next round and stores it; nothing when one is in flight or nothing waits. Returns the messages to send, in order.
+    pub(super) fn seal(&mut self, limits: SealLimits) -> Result<Vec<InFlight>, ApplyError> {
+        if self.db.prepare_cached("SELECT 1 FROM sealed LIMIT 1")?.exists([])? {
+            return Ok(Vec::new());
+        }
+        let (ids, sizes) = self.waiting(limits.round_bytes_max)?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let round_no = self.meta("round_no")?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes) + 1;
+        let mut batch_no_last = BTreeMap::new();
+        for shard in ids.keys() {
+            let sql = "SELECT coalesce(max(batch_no_sealed), 0) FROM positions WHERE shard = ?1";
+            batch_no_last.insert(*shard, from_db(self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0))?));
+        }
+        let planned = plan(&sizes, &Numbers { round_no, batch_no_last }, self.origin(), limits.message_bytes_max);
+        self.begin()?;
+        let stored = self.store_round(round_no, &planned, &ids);
+        match stored {
+            Ok(()) => self.commit()?,
+            Err(error) => {
+                self.rollback()?;
+                return Err(error);
+            }
+        }
+        Ok(planned.iter().map(|message| InFlight { shard: message.shard, batch_no: message.header.batch_no }).collect())
+    }
+
+    /// Unsealed units of whole transactions, oldest first, with their sizes.
+    #[allow(clippy::type_complexity, reason = "the two maps belong together and live for a few lines")]
+    fn waiting(
+        &self,
+        bytes_max: u64,
+    ) -> Result<(BTreeMap<ShardId, Vec<i64>>, BTreeMap<ShardId, Vec<usize>>), ApplyError> {
+        let (mut ids, mut sizes) = (BTreeMap::<_, Vec<i64>>::new(), BTreeMap::<_, Vec<usize>>::new());
+        let mut found = self
+            .db
+            .prepare_cached("SELECT id, shard, tx, unit_bytes FROM pending WHERE batch_no IS NULL ORDER BY id")?;
+        let mut rows = found.query([])?;
+        let (mut bytes, mut tx_last) = (0, None);
+        while let Some(row) = rows.next()? {
+            let (id, shard, tx): (i64, ShardId, i64) = (row.get(0)?, ShardId(row.get(1)?), row.get(2)?);
+            let unit_bytes: usize = usize::try_from(row.get::<_, i64>(3)?).map_err(|_| DAMAGED)?;
+            if tx_last != Some(tx) && bytes >= bytes_max {
+                break;
+            }
+            tx_last = Some(tx);
+            bytes += unit_bytes as u64;
+            ids.entry(shard).or_default().push(id);
+            sizes.entry(shard).or_default().push(unit_bytes);
+        }
+        Ok((ids, sizes))
+    }
+
+    fn store_round(
+        &self,
+        round_no: u64,
+        planned: &[PlannedMessage],
+        ids: &BTreeMap<ShardId, Vec<i64>>,
+    ) -> Result<(), ApplyError> {
+        self.set_meta("round_no", &round_no.to_be_bytes())?;
+        let sql = "INSERT INTO sealed(shard, batch_no, round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end)
+            VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        for message in planned {
+            let of_shard = ids.get(&message.shard).map(Vec::as_slice).unwrap_or_default();
+            let (shard, batch_no) = (message.shard.0, to_db(message.header.batch_no));
+            let part = message.header.part;
+            let mut insert = self.db.prepare_cached(sql)?;
+            let units = match &message.content {
+                PlannedContent::Units(range) => {
+                    insert.execute(params![
+                        shard,
+                        batch_no,
+                        to_db(round_no),
+                        part,
+                        None::<i64>,
+                        None::<u32>,
+                        None::<u32>,
+                        None::<i64>,
+                        None::<i64>
+                    ])?;
+                    of_shard.get(range.clone()).ok_or(DAMAGED)?
+                }
+                PlannedContent::Piece { unit, index, count, bytes } => {
+                    let id = of_shard.get(*unit).ok_or(DAMAGED)?;
+                    insert.execute(params![
+                        shard,
+                        batch_no,
+                        to_db(round_no),
+                        part,
+                        id,
+                        index,
+                        count,
+                        to_db(bytes.start as u64),
+                        to_db(bytes.end as u64)
+                    ])?;
+                    // The unit comes back with its last piece, so the last number stays.
+                    std::slice::from_ref(id)
+                }
+            };
+            for id in units {
+                self.db
+                    .prepare_cached("UPDATE pending SET batch_no = ?2 WHERE id = ?1")?
+                    .execute(params![id, batch_no])?;
+            }
+            let last = "INSERT INTO positions(shard, batch_no_sealed) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET batch_no_sealed = excluded.batch_no_sealed";
+            self.db.prepare_cached(last)?.execute(params![shard, batch_no])?;
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes of a sealed message: the same bytes each time.
+    pub(super) fn sealed_message(&self, message: InFlight, compress: bool) -> Result<SealedMessage, ApplyError> {
+        let sql = "SELECT round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end FROM sealed WHERE shard = ?1 AND batch_no = ?2";
+        let key = params![message.shard.0, to_db(message.batch_no)];
+        type Piece = (i64, u32, u32, usize, usize);
+        let (round_no, part, piece): (i64, u32, Option<Piece>) =
+            self.db.prepare_cached(sql)?.query_row(key, |row| {
+                let piece = match row.get::<_, Option<i64>>(2)? {
+                    Some(unit) => Some((
+                        unit,
+                        row.get(3)?,
+                        row.get(4)?,
+                        row.get::<_, i64>(5)? as usize,
+                        row.get::<_, i64>(6)? as usize,
+                    )),
+                    None => None,
+                };
+                Ok((row.get(0)?, row.get(1)?, piece))
+            })?;
+        let mut round = self.db.prepare_cached("SELECT shard, count(*) FROM sealed GROUP BY shard ORDER BY shard")?;
+        let round = round
+            .query_map([], |row| Ok(RoundPart { shard: ShardId(row.get(0)?), message_count: row.get(1)? }))?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let header =
+            Header { origin: self.origin(), batch_no: message.batch_no, round_no: from_db(round_no), part, round };
+        let (content, ids) = match piece {
+            Some((unit, index, count, start, end)) => {
+                (PlannedContent::Piece { unit: 0, index, count, bytes: start..end }, vec![unit])
+            }
+            None => {
+                let mut ids =
+                    self.db.prepare_cached("SELECT id FROM pending WHERE shard = ?1 AND batch_no = ?2 ORDER BY id")?;
+                let ids = ids.query_map(key, |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+                (PlannedContent::Units(0..ids.len()), ids)
+            }
+        };
+        let units = ids.iter().map(|id| self.pending_bytes(*id)).collect::<Result<Vec<_>, _>>()?;
+        let units: Vec<&[u8]> = units.iter().map(Vec::as_slice).collect();
+        Ok(write_message(&PlannedMessage { shard: message.shard, header, content }, &units, compress))
+    }
+
+    pub(super) fn in_flight(&self) -> Result<Vec<InFlight>, ApplyError> {
+        let mut found = self
+            .db
+            .prepare_cached("SELECT shard, batch_no FROM sealed WHERE acknowledged = 0 ORDER BY shard, batch_no")?;
+        let all = found
+            .query_map([], |row| Ok(InFlight { shard: ShardId(row.get(0)?), batch_no: from_db(row.get(1)?) }))?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(all)
+    }
+
+    /// The last number sealed in a shard.
+    pub(super) fn batch_no_sealed(&self, shard: ShardId) -> Result<u64, ApplyError> {
+        let sql = "SELECT coalesce(max(batch_no_sealed), 0) FROM positions WHERE shard = ?1";
+        Ok(from_db(self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0))?))
+    }
+
+    /// The message is on the log.
+    pub(super) fn mark_acknowledged(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        let sql = "UPDATE sealed SET acknowledged = 1 WHERE shard = ?1 AND batch_no = ?2 AND acknowledged = 0";
+        self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(batch_no)])?;
+        Ok(())
+    }
+
+    /// A round that is acknowledged whole is done.
+    pub(super) fn forget_sealed(&self) -> Result<(), ApplyError> {
+        if !self.db.prepare_cached("SELECT 1 FROM sealed WHERE acknowledged = 0 LIMIT 1")?.exists([])? {
+            self.db.prepare_cached("DELETE FROM sealed")?.execute([])?;
+        }
+        Ok(())
+    }
+}

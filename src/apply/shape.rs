@@ -1,0 +1,209 @@
+//! A local table as applying needs it, and how changes that were made elsewhere fit it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::error::Cannot;
+use super::sql::Sql;
+use crate::change::{Op, RowKey, canonical_key};
+use crate::format::{Row, Value};
+use crate::log::{TableShape, UnitChange, UnitKey};
+use crate::schema::{Collation, Identity, KeyColumn, Table};
+
+/// Knows the tables of the user's database.
+pub trait Tables {
+    /// The table of this name, compared without ASCII case; `None` where there is none, or where it is a view or a virtual table.
+    fn table(&self, name: &str) -> Option<Arc<Table>>;
+}
+
+impl<F: Fn(&str) -> Option<Arc<Table>>> Tables for F {
+    fn table(&self, name: &str) -> Option<Arc<Table>> {
+        self(name)
+    }
+}
+
+/// The shape under which rows of a table travel: the columns that are not generated.
+#[must_use]
+pub fn shape_of(table: &Table) -> TableShape {
+    let written: Vec<usize> =
+        (0..table.columns.len()).filter(|i| table.columns.get(*i).is_some_and(|column| !column.generated)).collect();
+    let position = |column: &usize| written.iter().position(|i| i == column).and_then(|i| u16::try_from(i).ok());
+    let key = match &table.identity {
+        Identity::RowidAlias(column) => position(column).into_iter().collect(),
+        Identity::Declared(columns) => columns.iter().filter_map(|column| position(&column.column)).collect(),
+        Identity::Rowid => Vec::new(),
+    };
+    let columns = written.iter().filter_map(|i| table.columns.get(*i)).map(|column| column.name.clone()).collect();
+    TableShape { name: table.name.clone(), columns, key }
+}
+
+/// A local table. Its rows are here the columns that are not generated, in declared order: `shape.columns`.
+#[derive(Debug)]
+pub(super) struct LocalTable {
+    pub(super) table: Arc<Table>,
+    pub(super) shape: Arc<TableShape>,
+    /// The name in lower case: tables are found under it.
+    pub(super) name_lower: String,
+    /// The table's number in `state.db`.
+    pub(super) id: i64,
+    /// The number of its columns in `state.db`.
+    pub(super) shape_id: i64,
+    /// UNIQUE beyond the key, as indexes into the written columns; `None` where values alone do not tell what collides.
+    pub(super) uniques: Vec<Option<Vec<usize>>>,
+    /// What a column holds that a change does not carry.
+    defaults: Row,
+    pub(super) sql: Sql,
+}
+
+impl LocalTable {
+    pub(super) fn new(table: Arc<Table>, id: i64, shape_id: i64) -> LocalTable {
+        let shape = Arc::new(shape_of(&table));
+        let written = |key: &KeyColumn| {
+            let name = &table.columns.get(key.column)?.name;
+            let known = !matches!(key.collation, Collation::Custom(_));
+            shape.columns.iter().position(|other| other == name).filter(|_| known)
+        };
+        let uniques = table.uniques.iter().map(|index| index.columns.as_ref()?.iter().map(written).collect()).collect();
+        let defaults =
+            table.columns.iter().filter(|column| !column.generated).map(|column| column.default.clone()).collect();
+        let sql = Sql::new(&table, &shape);
+        let name_lower = table.name.to_ascii_lowercase();
+        LocalTable { table, shape, name_lower, id, shape_id, uniques, defaults, sql }
+    }
+
+    /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
+    pub(super) fn is_unique(&self) -> bool {
+        !self.uniques.is_empty()
+    }
+
+    /// The key of a row as SQLite returned it.
+    pub(super) fn key_of(&self, row: &[Value], rowid: Option<i64>) -> RowKey {
+        let values: Row = self.shape.key.iter().filter_map(|i| row.get(usize::from(*i)).cloned()).collect();
+        let by_rowid = values.is_empty() || values.iter().any(Value::is_null);
+        match rowid {
+            Some(rowid) if by_rowid => RowKey::Rowid(rowid),
+            _ => RowKey::Columns(values),
+        }
+    }
+
+    /// How images of `shape` become rows of this table.
+    ///
+    /// `strict` is for foreign changes: a column that is missing here would be lost. Own changes of a column that a later local schema
+    /// change dropped have nowhere to go and need none.
+    pub(super) fn fit(&self, shape: &TableShape, strict: bool) -> Result<Fit, Cannot> {
+        let table = || self.table.name.clone();
+        let position = |name: &str| shape.columns.iter().position(|other| other.eq_ignore_ascii_case(name));
+        if strict
+            && let Some(column) =
+                shape.columns.iter().find(|name| !self.shape.columns.iter().any(|ours| ours.eq_ignore_ascii_case(name)))
+        {
+            return Err(Cannot::NoColumn { table: table(), column: column.clone() });
+        }
+        let key_names = |shape: &TableShape| -> Vec<String> {
+            shape.key.iter().filter_map(|i| shape.columns.get(usize::from(*i)).cloned()).collect()
+        };
+        let (ours, theirs) = (key_names(&self.shape), key_names(shape));
+        let key: Option<Vec<usize>> =
+            ours.iter().map(|name| theirs.iter().position(|other| other.eq_ignore_ascii_case(name))).collect();
+        let Some(key) = key.filter(|key| key.len() == theirs.len()) else {
+            let shown = |names: Vec<String>| if names.is_empty() { "rowid".to_owned() } else { names.join(", ") };
+            return Err(Cannot::KeyDiffers { table: table(), ours: shown(ours), theirs: shown(theirs) });
+        };
+        if ours.is_empty() && self.table.rowid_name.is_none() {
+            return Err(Cannot::RowidHidden { table: table() });
+        }
+        let columns: Vec<Option<usize>> = self.shape.columns.iter().map(|name| position(name)).collect();
+        let same = shape.columns.len() == columns.len()
+            && columns.iter().enumerate().all(|(i, c)| *c == Some(i))
+            && key.iter().enumerate().all(|(i, k)| i == *k);
+        Ok(Fit { columns, key, same })
+    }
+
+    /// A row that was stored under other columns, as this table has them now.
+    pub(super) fn refit(&self, columns: &[String], row: &Row) -> Row {
+        let value = |(name, default): (&String, &Value)| {
+            let found = columns.iter().position(|other| other.eq_ignore_ascii_case(name)).and_then(|i| row.get(i));
+            found.unwrap_or(default).clone()
+        };
+        self.shape.columns.iter().zip(&self.defaults).map(value).collect()
+    }
+
+    /// A change as this table has it.
+    pub(super) fn change<'a>(&self, fit: &Fit, change: &'a UnitChange, merge: Merge) -> Change<'a> {
+        let key = match &change.key {
+            UnitKey::Rowid(rowid) => RowKey::Rowid(*rowid),
+            UnitKey::Columns(values) if fit.same => RowKey::Columns(values.clone()),
+            UnitKey::Columns(values) => {
+                RowKey::Columns(fit.key.iter().filter_map(|i| values.get(*i).cloned()).collect())
+            }
+        };
+        let image = change
+            .image
+            .as_ref()
+            .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) });
+        let carried = |c: &Option<usize>| match (c, merge) {
+            (None, _) => false,
+            (Some(_), Merge::Row) => true,
+            (Some(i), Merge::Column) => change.mask.get(*i).copied().unwrap_or(true),
+        };
+        let mask = if change.op == Op::Update { fit.columns.iter().map(carried).collect() } else { Vec::new() };
+        Change { op: change.op, canonical: canonical_key(&self.table, &key), key, image, mask }
+    }
+
+    fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
+        let value = |(c, default): (&Option<usize>, &Value)| c.and_then(|i| image.get(i)).unwrap_or(default).clone();
+        fit.columns.iter().zip(&self.defaults).map(value).collect()
+    }
+}
+
+/// What an update of a row writes over a concurrent one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Merge {
+    /// The columns that it changed.
+    #[default]
+    Column,
+    /// The whole row.
+    Row,
+}
+
+/// How a foreign shape maps to a local table.
+#[derive(Debug)]
+pub(super) struct Fit {
+    /// For each local column, the foreign one.
+    columns: Vec<Option<usize>>,
+    /// For each local key column, its place in the foreign key.
+    key: Vec<usize>,
+    /// Everything is where it is at the origin: images need no copy.
+    same: bool,
+}
+
+/// A row change in terms of the local table.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    pub(super) op: Op,
+    pub(super) key: RowKey,
+    pub(super) canonical: Vec<u8>,
+    /// The full row after; `None` for deletes.
+    pub(super) image: Option<Cow<'a, [Value]>>,
+    /// For updates: the columns that are written.
+    pub(super) mask: Vec<bool>,
+}
+
+impl Change<'_> {
+    /// The row after the change of a row that was `old`: the one rule of how a change meets a row.
+    pub(super) fn step(&self, old: Option<&Row>) -> Option<Row> {
+        let image = self.image.as_ref()?;
+        match (self.op, old) {
+            (Op::Delete, _) => None,
+            (Op::Update, Some(old)) => Some(self.merged(old)),
+            (Op::Insert | Op::Update, _) => Some(image.to_vec()),
+        }
+    }
+
+    /// `old` with the changed columns.
+    pub(super) fn merged(&self, old: &Row) -> Row {
+        let Some(image) = &self.image else { return old.clone() };
+        let pick = |((new, old), changed): ((&Value, &Value), &bool)| if *changed { new.clone() } else { old.clone() };
+        image.iter().zip(old).zip(&self.mask).map(pick).collect()
+    }
+}

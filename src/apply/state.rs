@@ -1,0 +1,369 @@
+//! `state.db`: what a node knows beside the user's database. One SQLite file of ours, one writer, the database thread.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::error::ApplyError;
+use super::shape::{LocalTable, shape_of};
+use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
+use crate::schema::Table;
+
+/// "WDCK": tells our file from any other SQLite database.
+const APPLICATION_ID: i64 = 0x5744_434b;
+
+/// The version of the tables below.
+const VERSION: i64 = 1;
+
+/// Statements that stay prepared: all there are.
+const STATEMENTS_MAX: usize = 128;
+
+/// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
+const TABLES: &str = "
+CREATE TABLE meta(name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, dirty INTEGER NOT NULL DEFAULT 0, uniques TEXT NOT NULL DEFAULT '');
+CREATE TABLE shapes(id INTEGER PRIMARY KEY, columns BLOB NOT NULL UNIQUE);
+CREATE TABLE positions(shard INTEGER PRIMARY KEY, seq INTEGER NOT NULL DEFAULT 0, seq_before INTEGER NOT NULL DEFAULT 0, batch_no_sealed INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
+  batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
+  batch_no_before INTEGER NOT NULL DEFAULT 0, round_no_before INTEGER NOT NULL DEFAULT 0, part_before INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(shard, origin)) WITHOUT ROWID;
+CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX pending_sealed ON pending(shard, batch_no);
+CREATE INDEX pending_transaction ON pending(shard, tx, id);
+CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
+CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
+CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
+CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
+CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
+  piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(shard, batch_no)) WITHOUT ROWID;
+CREATE TABLE base(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
+CREATE TABLE base_before(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
+CREATE TABLE claims(table_id INTEGER NOT NULL, hash INTEGER NOT NULL, PRIMARY KEY(table_id, hash)) WITHOUT ROWID;
+CREATE TABLE pieces(shard INTEGER NOT NULL, origin BLOB NOT NULL, piece_index INTEGER NOT NULL,
+  fresh INTEGER NOT NULL, spent INTEGER NOT NULL DEFAULT 0, bytes BLOB NOT NULL, PRIMARY KEY(shard, origin, piece_index));
+CREATE TABLE intent(only INTEGER PRIMARY KEY CHECK (only = 1), digest BLOB NOT NULL);
+CREATE TABLE conflicts(id INTEGER PRIMARY KEY AUTOINCREMENT, recorded_at INTEGER NOT NULL, kind TEXT NOT NULL, table_name TEXT NOT NULL, columns BLOB NOT NULL, key BLOB NOT NULL,
+  kept BLOB, lost BLOB, kept_origin BLOB, lost_origin BLOB, fresh INTEGER NOT NULL);
+CREATE INDEX conflicts_fresh ON conflicts(id) WHERE fresh = 1;
+CREATE INDEX conflicts_key ON conflicts(table_name, key);
+";
+
+/// What is known of one table by number.
+#[derive(Debug, Clone)]
+pub(super) struct TableState {
+    pub(super) id: i64,
+    /// Rows in `base`. Zero spares all look-ups.
+    pub(super) base_rows: u64,
+    /// Pending was once replayed over foreign changes, so the rows of base no longer follow from own units alone.
+    pub(super) dirty: bool,
+    /// The UNIQUE indexes at the time of the last look, as text that changes when they do.
+    pub(super) uniques: String,
+}
+
+/// The state database.
+#[derive(Debug)]
+pub struct State {
+    pub(super) db: Connection,
+    pub(super) tables: HashMap<String, TableState>,
+    shapes: HashMap<Vec<String>, i64>,
+    locals: HashMap<String, Arc<LocalTable>>,
+    pub(super) pending_id_next: i64,
+    /// Changes of base are recorded so that they can be taken back.
+    pub(super) revertible: bool,
+    origin: Origin,
+}
+
+impl State {
+    /// Opens the state database at `path`, or makes it. `database` names the user's database that it belongs to; `origin` is taken when the
+    /// state is new, otherwise the stored one stays.
+    ///
+    /// # Errors
+    /// [`ApplyError::NotState`], [`ApplyError::StateVersion`], [`ApplyError::OtherDatabase`] when the file is not for us.
+    pub fn open(path: &Path, database: &str, origin: Origin) -> Result<State, ApplyError> {
+        let db = Connection::open(path)?;
+        db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        // 8 MiB: the interior pages of base and pending during a bulk, and little beside the memory bound.
+        db.pragma_update(None, "cache_size", -8192)?;
+        let application_id: i64 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let objects: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let shown = || path.display().to_string();
+        if objects == 0 && application_id == 0 && version == 0 {
+            create(&db, database, origin)?;
+        } else if application_id != APPLICATION_ID {
+            return Err(ApplyError::NotState { path: shown() });
+        } else if version != VERSION {
+            return Err(ApplyError::StateVersion { path: shown(), found: version, known: VERSION });
+        }
+        let found: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'database'", [], |row| row.get(0))?;
+        if found != database.as_bytes() {
+            let found = String::from_utf8_lossy(&found).into_owned();
+            return Err(ApplyError::OtherDatabase { found, wanted: database.to_owned() });
+        }
+        let origin: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'origin'", [], |row| row.get(0))?;
+        let origin = origin_of(&origin)?;
+        let mut state = State {
+            db,
+            tables: HashMap::new(),
+            shapes: HashMap::new(),
+            locals: HashMap::new(),
+            pending_id_next: 1,
+            revertible: false,
+            origin,
+        };
+        state.reload()?;
+        Ok(state)
+    }
+
+    /// Who we are on the log: chosen when the state was made.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The opaque bytes of the last capture position, empty if none was stored.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn capture_position(&self) -> Result<Vec<u8>, ApplyError> {
+        Ok(self.meta("capture_position")?.unwrap_or_default())
+    }
+
+    /// The last folded message of a shard.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn position(&self, shard: ShardId) -> Result<StreamSeq, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT seq FROM positions WHERE shard = ?1")?;
+        Ok(StreamSeq(found.query_row([shard.0], |row| row.get(0)).optional()?.map_or(0, from_db)))
+    }
+
+    /// The last folded message of an origin in a shard.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn folded(&self, shard: ShardId, origin: Origin) -> Result<Folded, ApplyError> {
+        let mut found =
+            self.db.prepare_cached("SELECT batch_no, round_no, part FROM origins WHERE shard = ?1 AND origin = ?2")?;
+        let folded = found
+            .query_row(params![shard.0, origin_bytes(origin)], |row| {
+                Ok(Folded { batch_no: from_db(row.get(0)?), round_no: from_db(row.get(1)?), part: row.get(2)? })
+            })
+            .optional()?;
+        Ok(folded.unwrap_or_default())
+    }
+
+    /// All last folded messages of a shard, for snapshots.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn folded_all(&self, shard: ShardId) -> Result<Vec<(Origin, Folded)>, ApplyError> {
+        let mut found = self
+            .db
+            .prepare_cached("SELECT origin, batch_no, round_no, part FROM origins WHERE shard = ?1 AND batch_no > 0")?;
+        let mut rows = found.query([shard.0])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            let origin = origin_of(&row.get::<_, Vec<u8>>(0)?)?;
+            all.push((
+                origin,
+                Folded { batch_no: from_db(row.get(1)?), round_no: from_db(row.get(2)?), part: row.get(3)? },
+            ));
+        }
+        Ok(all)
+    }
+
+    pub(super) fn set_position(&self, shard: ShardId, seq: StreamSeq) -> Result<(), ApplyError> {
+        let sql =
+            "INSERT INTO positions(shard, seq) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)";
+        self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(seq.0)])?;
+        Ok(())
+    }
+
+    pub(super) fn set_folded(&self, shard: ShardId, origin: Origin, folded: Folded) -> Result<(), ApplyError> {
+        let sql = "INSERT INTO origins(shard, origin, batch_no, round_no, part) VALUES(?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT DO UPDATE SET batch_no = excluded.batch_no, round_no = excluded.round_no, part = excluded.part";
+        let values =
+            params![shard.0, origin_bytes(origin), to_db(folded.batch_no), to_db(folded.round_no), folded.part];
+        self.db.prepare_cached(sql)?.execute(values)?;
+        Ok(())
+    }
+
+    pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, ApplyError> {
+        Ok(self
+            .db
+            .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?)
+    }
+
+    pub(super) fn set_meta(&self, name: &str, value: &[u8]) -> Result<(), ApplyError> {
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)")?
+            .execute(params![name, value])?;
+        Ok(())
+    }
+
+    pub(super) fn begin(&self) -> Result<(), ApplyError> {
+        Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    pub(super) fn commit(&self) -> Result<(), ApplyError> {
+        Ok(self.db.execute_batch("COMMIT")?)
+    }
+
+    /// Takes back what was written since `begin`, and forgets what was remembered of it.
+    pub(super) fn rollback(&mut self) -> Result<(), ApplyError> {
+        // A failed statement may have ended the transaction already.
+        if !self.db.is_autocommit() {
+            self.db.execute_batch("ROLLBACK")?;
+        }
+        self.reload()
+    }
+
+    /// Reads again what is held in memory.
+    pub(super) fn reload(&mut self) -> Result<(), ApplyError> {
+        self.tables.clear();
+        self.shapes.clear();
+        self.locals.clear();
+        self.revertible = false;
+        let mut found = self
+            .db
+            .prepare("SELECT id, name, dirty, uniques, (SELECT count(*) FROM base WHERE table_id = id) FROM tables")?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(1)?;
+            let table = TableState {
+                id: row.get(0)?,
+                base_rows: from_db(row.get(4)?),
+                dirty: row.get(2)?,
+                uniques: row.get(3)?,
+            };
+            self.tables.insert(name.to_ascii_lowercase(), table);
+        }
+        drop(rows);
+        drop(found);
+        let last: i64 = self.db.query_row("SELECT coalesce(max(id), 0) FROM pending", [], |row| row.get(0))?;
+        self.pending_id_next = last + 1;
+        Ok(())
+    }
+
+    /// The table's entry, made at its first use. A change of its UNIQUE indexes while rows are in base makes it dirty: what was claimed
+    /// under the old ones says nothing about the new.
+    pub(super) fn table(&mut self, name: &str, uniques: &str) -> Result<&mut TableState, ApplyError> {
+        let lower = name.to_ascii_lowercase();
+        if !self.tables.contains_key(&lower) {
+            self.db.prepare_cached("INSERT INTO tables(name, uniques) VALUES(?1, ?2)")?.execute([name, uniques])?;
+            let id = self.db.last_insert_rowid();
+            self.tables
+                .insert(lower.clone(), TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned() });
+        }
+        let table = self.tables.get_mut(&lower).ok_or(ApplyError::Damaged { what: "the list of tables" })?;
+        if table.uniques != uniques {
+            table.dirty |= table.base_rows > 0;
+            uniques.clone_into(&mut table.uniques);
+            self.db.prepare_cached("UPDATE tables SET dirty = ?2, uniques = ?3 WHERE id = ?1")?.execute(params![
+                table.id,
+                table.dirty,
+                uniques
+            ])?;
+        }
+        Ok(table)
+    }
+
+    /// The table as applying needs it, made anew when its definition has changed.
+    pub(super) fn local_table(&mut self, table: &Arc<Table>) -> Result<Arc<LocalTable>, ApplyError> {
+        if let Some(local) = self.locals.get(&table.name)
+            && Arc::ptr_eq(&local.table, table)
+        {
+            return Ok(Arc::clone(local));
+        }
+        let uniques =
+            table.uniques.iter().map(|index| format!("{}{:?};", index.name, index.columns)).collect::<String>();
+        let id = self.table(&table.name, &uniques)?.id;
+        let shape_id = self.shape_id(&shape_of(table))?;
+        let local = Arc::new(LocalTable::new(Arc::clone(table), id, shape_id));
+        self.locals.insert(table.name.clone(), Arc::clone(&local));
+        Ok(local)
+    }
+
+    /// The number under which rows with these columns are stored.
+    pub(super) fn shape_id(&mut self, shape: &TableShape) -> Result<i64, ApplyError> {
+        if let Some(id) = self.shapes.get(&shape.columns) {
+            return Ok(*id);
+        }
+        let columns = names_bytes(&shape.columns);
+        let known = self
+            .db
+            .prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?
+            .query_row([&columns], |row| row.get(0))
+            .optional()?;
+        let id = match known {
+            Some(id) => id,
+            None => {
+                self.db.prepare_cached("INSERT INTO shapes(columns) VALUES(?1)")?.execute([&columns])?;
+                self.db.last_insert_rowid()
+            }
+        };
+        self.shapes.insert(shape.columns.clone(), id);
+        Ok(id)
+    }
+
+    /// The column names that were stored under a number.
+    pub(super) fn shape_columns(&self, id: i64) -> Result<Vec<String>, ApplyError> {
+        let columns: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT columns FROM shapes WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        names_of(&columns.ok_or(ApplyError::Damaged { what: "the shape of a stored row" })?)
+    }
+}
+
+fn create(db: &Connection, database: &str, origin: Origin) -> Result<(), ApplyError> {
+    // One transaction: an interrupted creation leaves an empty file, which is a new one.
+    db.execute_batch("BEGIN IMMEDIATE")?;
+    db.execute_batch(TABLES)?;
+    db.execute(
+        "INSERT INTO meta(name, value) VALUES('database', ?1), ('origin', ?2)",
+        params![database.as_bytes(), origin_bytes(origin)],
+    )?;
+    db.pragma_update(None, "application_id", APPLICATION_ID)?;
+    db.pragma_update(None, "user_version", VERSION)?;
+    Ok(db.execute_batch("COMMIT")?)
+}
+
+/// A number that counts up, as SQLite stores it. The bits are kept, and no counter of ours reaches the sign.
+pub(super) fn to_db(number: u64) -> i64 {
+    number as i64
+}
+
+pub(super) fn from_db(number: i64) -> u64 {
+    number as u64
+}
+
+pub(super) fn origin_bytes(origin: Origin) -> [u8; 16] {
+    (u128::from(origin.node_id) << 64 | u128::from(origin.epoch)).to_be_bytes()
+}
+
+pub(super) fn origin_of(bytes: &[u8]) -> Result<Origin, ApplyError> {
+    let both: [u8; 16] = bytes.try_into().map_err(|_| ApplyError::Damaged { what: "an origin" })?;
+    let both = u128::from_be_bytes(both);
+    Ok(Origin { node_id: (both >> 64) as u64, epoch: both as u64 })
+}
+
+/// Names with a zero byte after each: SQLite's names cannot hold one.
+pub(super) fn names_bytes(names: &[String]) -> Vec<u8> {
+    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
+}
+
+pub(super) fn names_of(bytes: &[u8]) -> Result<Vec<String>, ApplyError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| ApplyError::Damaged { what: "a list of names" })?;
+    Ok(text.split_terminator('\0').map(str::to_owned).collect())
+}

@@ -1,0 +1,321 @@
+//! Undo, fold, redo for everything that arrived, touching as little as gives the same result.
+//!
+//! | unit | table | way |
+//! |---|---|---|
+//! | own | plain, or UNIQUE with nothing foreign under pending | only base moves |
+//! | foreign | rows that pending does not touch | folded straight in |
+//! | foreign | plain, a row in base | its base row is folded; at the end the row is pending replayed on that |
+//! | any | UNIQUE, otherwise | the table is undone at its first such unit, units fold into it, it is redone at the end |
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::conflicts::{ConflictKind, Met};
+use super::error::{ApplyError, Cannot};
+use super::fold::Folder;
+use super::shape::{Change, Fit, LocalTable, Merge, Tables};
+use super::state::State;
+use crate::change::Op;
+use crate::format::Row;
+use crate::log::{Origin, TableShape, Unit};
+
+/// A plain row whose base row moved under pending.
+struct Redo {
+    table: Arc<LocalTable>,
+    /// Who made the last foreign change of it.
+    origin: Origin,
+    /// The row that this change made.
+    theirs: Option<Row>,
+    /// The columns that it wrote; empty for all.
+    mask: Vec<bool>,
+}
+
+impl Redo {
+    /// Whether pending overrides what the foreign change wrote. Columns that it did not write are no conflict.
+    fn is_overridden(&self, visible: Option<&Row>) -> bool {
+        match (&self.theirs, visible) {
+            (None, None) => false,
+            (Some(theirs), Some(visible)) => {
+                let differs = |i: usize| theirs.get(i) != visible.get(i);
+                (0..theirs.len()).any(|i| differs(i) && self.mask.get(i).copied().unwrap_or(true))
+            }
+            (None, Some(_)) | (Some(_), None) => true,
+        }
+    }
+}
+
+/// A fit that was worked out, with what it was worked out of.
+struct Known {
+    shape: Arc<TableShape>,
+    strict: bool,
+    table: Arc<LocalTable>,
+    fit: Arc<Fit>,
+}
+
+/// One call of fold: what is undone at the moment, and must be redone before the end.
+pub(super) struct Call<'a, 'c> {
+    pub(super) state: &'a mut State,
+    pub(super) folder: Folder<'c>,
+    tables: &'a dyn Tables,
+    merge: Merge,
+    undone: BTreeMap<i64, Arc<LocalTable>>,
+    redo: HashMap<(i64, Vec<u8>), Redo>,
+    known: HashMap<String, Vec<Known>>,
+}
+
+impl<'a, 'c> Call<'a, 'c> {
+    pub(super) fn new(state: &'a mut State, folder: Folder<'c>, tables: &'a dyn Tables, merge: Merge) -> Call<'a, 'c> {
+        Call { state, folder, tables, merge, undone: BTreeMap::new(), redo: HashMap::new(), known: HashMap::new() }
+    }
+
+    /// Finds the local table of a shape and how they fit. `strict` as in [`LocalTable::fit`].
+    fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<(Arc<LocalTable>, Arc<Fit>), ApplyError> {
+        let known = self.known.entry(shape.name.clone()).or_default();
+        if let Some(known) = known
+            .iter()
+            .find(|known| known.strict == strict && (Arc::ptr_eq(&known.shape, shape) || known.shape == *shape))
+        {
+            return Ok((Arc::clone(&known.table), Arc::clone(&known.fit)));
+        }
+        let table = self.tables.table(&shape.name).ok_or_else(|| Cannot::NoTable { table: shape.name.clone() })?;
+        let table = self.state.local_table(&table)?;
+        let fit = Arc::new(table.fit(shape, strict)?);
+        known.push(Known { shape: Arc::clone(shape), strict, table: Arc::clone(&table), fit: Arc::clone(&fit) });
+        Ok((table, fit))
+    }
+
+    /// Folds a unit of another origin.
+    pub(super) fn fold_foreign(&mut self, unit: &Unit, origin: Origin) -> Result<(), ApplyError> {
+        self.folder.origin = Some(origin);
+        self.folder.counts.units_foreign += 1;
+        let fits = unit.tables.iter().map(|shape| self.fit(shape, true)).collect::<Result<Vec<_>, _>>()?;
+        let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
+        for change in &unit.changes {
+            let (table, fit) =
+                fits.get(usize::from(change.table)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
+            let fitted = table.change(fit, change, self.merge);
+            if table.is_unique() {
+                sets.entry(change.table).or_default().push(fitted);
+            } else {
+                self.fold_plain(table, &fitted, origin)?;
+            }
+        }
+        for (index, changes) in &sets {
+            let (table, _) =
+                fits.get(usize::from(*index)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
+            if !self.undone.contains_key(&table.id) && !self.is_free(table, changes)? {
+                self.undo(table)?;
+            }
+            self.folder.fold(self.state, table, changes, None)?;
+        }
+        Ok(())
+    }
+
+    fn fold_plain(&mut self, table: &Arc<LocalTable>, change: &Change<'_>, origin: Origin) -> Result<(), ApplyError> {
+        let Some(mut base) = self.state.base(table, &change.canonical)? else {
+            return self.folder.fold(self.state, table, std::slice::from_ref(change), None);
+        };
+        base.row = change.step(base.row.as_ref());
+        self.state.set_base(table, &change.canonical, &base)?;
+        let mask = if change.op == Op::Update { change.mask.clone() } else { Vec::new() };
+        self.redo.insert(
+            (table.id, change.canonical.clone()),
+            Redo { table: Arc::clone(table), origin, theirs: base.row, mask },
+        );
+        Ok(())
+    }
+
+    /// Whether a unit shares no row and no UNIQUE value with base or pending.
+    fn is_free(&self, table: &LocalTable, changes: &[Change<'_>]) -> Result<bool, ApplyError> {
+        if self.state.base_rows(table) == 0 {
+            return Ok(true);
+        }
+        for change in changes {
+            if self.state.base_has(table, &change.canonical)? {
+                return Ok(false);
+            }
+        }
+        for change in changes {
+            let old = self.folder.rows.get(table, &change.key)?;
+            if let Some(new) = change.step(old.as_ref())
+                && self.state.is_claimed(table, &new)?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
+    /// this call, and no foreign one comes between.
+    pub(super) fn fold_own(&mut self, id: i64, whole: bool) -> Result<(), ApplyError> {
+        let unit = self.state.pending_unit(id)?;
+        self.state.mark_folded(id)?;
+        self.folder.origin = Some(self.state.origin());
+        self.folder.counts.units_own += 1;
+        for (index, shape) in unit.tables.iter().enumerate() {
+            let (table, fit) = match self.fit(shape, false) {
+                Ok(found) => found,
+                // The table is gone here by now, or has another key: there is no row to show anything else than the fold.
+                Err(ApplyError::Cannot(_)) => {
+                    self.forget_gone(&shape.name)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
+            let changes: Vec<Change<'_>> = of_table.map(|change| table.change(&fit, change, self.merge)).collect();
+            let dirty = self.state.table_state(&table).is_some_and(|state| state.dirty);
+            // With nothing foreign under it, pending was captured as exactly what the fold makes of it, transaction by transaction.
+            if !table.is_unique() || (whole && !dirty) {
+                for change in &changes {
+                    self.move_base(&table, change, id)?;
+                }
+            } else {
+                if !self.undone.contains_key(&table.id) {
+                    self.undo(&table)?;
+                }
+                self.folder.fold(self.state, &table, &changes, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An own change is in the log: base moves on, and ends where nothing is pending on the row any more.
+    fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
+        let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
+        if !moved_under && self.state.remove_base_of(table, &change.canonical, id)? {
+            return Ok(());
+        }
+        let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
+        base.pending.retain(|pending| *pending != id);
+        if base.pending.is_empty() && !moved_under {
+            return self.state.remove_base(table, &change.canonical);
+        }
+        base.row = change.step(base.row.as_ref());
+        self.state.set_base(table, &change.canonical, &base)
+    }
+
+    fn forget_gone(&mut self, name: &str) -> Result<(), ApplyError> {
+        let Some(id) = self.state.tables.get(&name.to_ascii_lowercase()).map(|table| table.id) else { return Ok(()) };
+        if self.state.pending_touching(id)?.is_empty() { self.state.clear_base(name) } else { Ok(()) }
+    }
+
+    /// Puts a table's base in place: it shows the fold from here on.
+    fn undo(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
+        self.state.mark_dirty(table)?;
+        self.folder.counts.tables_redone += 1;
+        let Call { state, folder, .. } = self;
+        // Rows that show the fold already stay; so those that are put in meet nothing but what was never in anybody's way.
+        state.each_base(table, |canonical, base| {
+            let Some(now) = folder.rows.get(table, &base.key)? else { return Ok(()) };
+            if base.row.as_ref() == Some(&now) { Ok(()) } else { folder.remove(table, &base.key, canonical, &now) }
+        })?;
+        let mut missing = Vec::new();
+        state.each_base(table, |canonical, base| {
+            if let Some(row) = base.row
+                && folder.rows.get(table, &base.key)?.is_none()
+            {
+                missing.push((base.key, canonical.to_vec(), row));
+            }
+            Ok(())
+        })?;
+        for (key, canonical, row) in &missing {
+            folder.put(state, table, key, canonical, row, false)?;
+        }
+        state.clear_base(&table.name_lower)?;
+        self.undone.insert(table.id, Arc::clone(table));
+        Ok(())
+    }
+
+    /// Replays pending on everything that was undone.
+    pub(super) fn redo(&mut self) -> Result<(), ApplyError> {
+        self.folder.origin = Some(self.state.origin());
+        for (id, table) in std::mem::take(&mut self.undone) {
+            for pending in self.state.pending_touching(id)? {
+                let unit = self.state.pending_unit(pending)?;
+                for (index, shape) in unit
+                    .tables
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, shape)| shape.name.eq_ignore_ascii_case(&table.table.name))
+                {
+                    let (table, fit) = match self.fit(shape, false) {
+                        Ok(found) => found,
+                        Err(ApplyError::Cannot(_)) => continue,
+                        Err(error) => return Err(error),
+                    };
+                    let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
+                    let changes: Vec<Change<'_>> =
+                        of_table.map(|change| table.change(&fit, change, self.merge)).collect();
+                    self.folder.fold(self.state, &table, &changes, Some(pending))?;
+                }
+            }
+        }
+        self.redo_rows()
+    }
+
+    fn redo_rows(&mut self) -> Result<(), ApplyError> {
+        let redo = std::mem::take(&mut self.redo);
+        let mut values: HashMap<(i64, Vec<u8>), Option<Row>> = HashMap::with_capacity(redo.len());
+        let mut units = BTreeSet::new();
+        for (at, row) in &redo {
+            let Some(base) = self.state.base(&row.table, &at.1)? else { continue };
+            units.extend(base.pending.iter().copied());
+            values.insert(at.clone(), base.row);
+        }
+        for id in units {
+            let unit = self.state.pending_unit(id)?;
+            for (index, shape) in unit.tables.iter().enumerate() {
+                let (table, fit) = match self.fit(shape, false) {
+                    Ok(found) => found,
+                    Err(ApplyError::Cannot(_)) => continue,
+                    Err(error) => return Err(error),
+                };
+                for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
+                    let change = table.change(&fit, change, self.merge);
+                    if let Some(value) = values.get_mut(&(table.id, change.canonical.clone())) {
+                        *value = change.step(value.as_ref());
+                    }
+                }
+            }
+        }
+        for ((table_id, canonical), visible) in values {
+            let at = (table_id, canonical);
+            if let Some(redo) = redo.get(&at) {
+                self.show(redo, &at.1, visible)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a plain row show pending on top of its base.
+    fn show(&mut self, redo: &Redo, canonical: &[u8], visible: Option<Row>) -> Result<(), ApplyError> {
+        let table = &redo.table;
+        let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
+        self.folder.counts.rows_redone += 1;
+        let now = self.folder.rows.get(table, &base.key)?;
+        match (&now, &visible) {
+            (Some(old), Some(new)) => {
+                if !self.folder.set(table, &base.key, canonical, old, new)? {
+                    return Err(ApplyError::Damaged { what: "the key of a row" });
+                }
+            }
+            (Some(old), None) => self.folder.remove(table, &base.key, canonical, old)?,
+            (None, Some(new)) => self.folder.put(self.state, table, &base.key, canonical, new, false)?,
+            (None, None) => {}
+        }
+        if redo.is_overridden(visible.as_ref()) {
+            let met = Met {
+                kind: ConflictKind::SameRow,
+                key: &base.key,
+                kept: visible.as_ref(),
+                lost: redo.theirs.as_ref(),
+                kept_origin: Some(self.state.origin()),
+                lost_origin: Some(redo.origin),
+            };
+            self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
+        }
+        if base.pending.is_empty() { self.state.remove_base(table, canonical) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,208 @@
+//! The log on NATS JetStream.
+
+mod connect;
+mod ensure;
+mod options;
+mod read;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Info;
+use async_nats::jetstream::{Context, ErrorCode};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::sync::watch;
+
+pub use self::options::{NatsOptions, StreamOptions};
+
+use super::contract::{Bounds, Entry, Log};
+use super::error::{ConnectError, LogError, PublishError};
+use super::message::{ShardId, StreamSeq};
+
+/// What a message's headers (id and expected stream) may take of the server's `max_payload`, which counts them too. Names are bounded far
+/// below.
+const HEADER_BYTES_MAX: usize = 1024;
+
+/// How long a publish waits for a connection before it fails. Without a connection nothing may be sent: the client would queue it, and
+/// every retry would queue another copy.
+const CONNECTED_WAIT: Duration = Duration::from_secs(2);
+
+/// How long an acknowledgement, or a new stream, may take: servers that sync to slow disks need some of it.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long questions about streams and new consumers may take. While a cluster elects a leader nobody answers, and each question asked
+/// then must fail soon enough for the next to find the new leader.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The state of the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Whether there is one.
+    pub connected: bool,
+    /// Counts connections made and lost.
+    pub change_count: u64,
+    /// What the client or the server complained about last.
+    pub error_last: Option<String>,
+}
+
+/// The streams of one log on a NATS server or cluster. Clones share the connection.
+#[derive(Debug, Clone)]
+pub struct JetStreamLog {
+    context: Context,
+    /// The same connection with [`REQUEST_TIMEOUT`].
+    requests: Context,
+    options: Arc<StreamOptions>,
+    link: watch::Receiver<Link>,
+}
+
+impl JetStreamLog {
+    /// Connects. Once that has worked, lost connections are made again by themselves, for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]: an option makes no sense, nobody answers, or the server refuses. The second is worth another try.
+    pub async fn connect(nats: &NatsOptions, streams: StreamOptions) -> Result<JetStreamLog, ConnectError> {
+        streams.check()?;
+        let (client, link) = connect::connect(nats).await?;
+        let mut context = async_nats::jetstream::new(client.clone());
+        context.set_timeout(ACK_TIMEOUT);
+        let mut requests = async_nats::jetstream::new(client);
+        requests.set_timeout(REQUEST_TIMEOUT);
+        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link })
+    }
+
+    /// The connection's JetStream, for what else is kept there.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The state of the connection, to watch.
+    #[must_use]
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// The subject of a shard.
+    #[must_use]
+    pub fn subject(&self, shard: ShardId) -> String {
+        format!("{}-{}", self.options.subject_prefix, shard.0)
+    }
+
+    async fn info(&self, shard: ShardId) -> Result<Info, LogError> {
+        let stream = self.stream_name(shard);
+        match self.requests.get_stream(&stream).await {
+            Ok(found) => Ok(found.cached_info().clone()),
+            Err(error) => Err(stream_error(stream, &error)),
+        }
+    }
+
+    async fn connected(&self) -> Result<(), PublishError> {
+        if self.context.client().connection_state() == State::Connected {
+            return Ok(());
+        }
+        let mut link = self.link.clone();
+        let client = self.context.client();
+        let connected = link.wait_for(|_| client.connection_state() == State::Connected);
+        match tokio::time::timeout(CONNECTED_WAIT, connected).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(PublishError::Disconnected),
+        }
+    }
+
+    async fn publish_message(&self, shard: ShardId, id: &str, payload: Bytes) -> Result<StreamSeq, PublishError> {
+        self.connected().await?;
+        let (subject, bytes) = (self.subject(shard), payload.len());
+        // The stream's name is expected too: another stream that takes the same subject must not swallow our messages.
+        let message = PublishMessage::build().payload(payload).message_id(id).expected_stream(self.stream_name(shard));
+        let mut link = self.link.clone();
+        let change_count = link.borrow().change_count;
+        let acknowledged = async {
+            let ack = self.context.send_publish(subject.clone(), message).await?;
+            ack.await
+        };
+        let result = tokio::select! {
+            result = acknowledged => result,
+            // An acknowledgement does not come over another connection than its message went.
+            _ = link.wait_for(|link| !link.connected && link.change_count > change_count) => return Err(PublishError::Disconnected),
+        };
+        result.map(|ack| StreamSeq(ack.sequence)).map_err(|error| match error.kind() {
+            PublishErrorKind::StreamNotFound => PublishError::NoStream { subject: self.subject(shard) },
+            PublishErrorKind::TimedOut => PublishError::TimedOut,
+            PublishErrorKind::BrokenPipe => PublishError::Disconnected,
+            PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge { bytes },
+            PublishErrorKind::WrongLastMessageId
+            | PublishErrorKind::WrongLastSequence
+            | PublishErrorKind::MaxAckPending
+            | PublishErrorKind::Other => PublishError::Refused(error.to_string()),
+        })
+    }
+}
+
+impl Log for JetStreamLog {
+    fn shard_count(&self) -> u16 {
+        self.options.shard_count
+    }
+
+    fn stream_name(&self, shard: ShardId) -> String {
+        format!("{}-{}-{}", self.options.stream_prefix, self.options.shard_count, shard.0)
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        self.context.client().max_payload().saturating_sub(HEADER_BYTES_MAX)
+    }
+
+    fn ensure(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(ensure::ensure(self))
+    }
+
+    fn publish<'a>(
+        &'a self,
+        shard: ShardId,
+        message_id: &'a str,
+        payload: Bytes,
+    ) -> BoxFuture<'a, Result<StreamSeq, PublishError>> {
+        Box::pin(self.publish_message(shard, message_id, payload))
+    }
+
+    fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>> {
+        Box::pin(async move { self.info(shard).await.map(|info| bounds_of(&info)) })
+    }
+
+    fn read(&self, shard: ShardId, from: StreamSeq) -> BoxStream<'static, Result<Entry, LogError>> {
+        read::read(self.clone(), shard, from)
+    }
+}
+
+fn bounds_of(info: &Info) -> Bounds {
+    // A stream that never held a message says first 0.
+    let last = info.state.last_sequence;
+    let first = if info.state.messages == 0 { last + 1 } else { info.state.first_sequence };
+    Bounds { first: StreamSeq(first), last: StreamSeq(last), created_ns: info.created.unix_timestamp_nanos() }
+}
+
+fn stream_error(stream: String, error: &GetStreamError) -> LogError {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(error) => jetstream_error(stream, &error),
+        GetStreamErrorKind::Request => LogError::Unreachable(error.to_string()),
+        GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {
+            LogError::Refused { stream, what: error.to_string() }
+        }
+    }
+}
+
+fn jetstream_error(stream: String, error: &async_nats::jetstream::Error) -> LogError {
+    match error.error_code() {
+        ErrorCode::STREAM_NOT_FOUND => LogError::StreamMissing { stream },
+        // The cluster elects, recovers, or has too few servers at the moment.
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::STREAM_OFFLINE | ErrorCode::STREAM_OFFLINE_REASON => {
+            LogError::Unreachable(error.to_string())
+        }
+        _ => LogError::Refused { stream, what: error.to_string() },
+    }
+}
