@@ -23,7 +23,15 @@ fn shown(style: Style) -> String {
     let [first, second] = <[_; 2]>::try_from(wal.read()).ok().unwrap();
     let before = first.onto(&Image::default()).0;
     let (after, changed) = second.onto(&before);
-    let span = TxSpan { tx: 7, salts: Salts([0; 8]), frame_first: FrameNo(6), frame_last: FrameNo(9), repaired: false };
+    let span = TxSpan {
+        tx: 7,
+        salts: Salts([0; 8]),
+        frame_first: FrameNo(6),
+        frame_last: FrameNo(9),
+        repaired: false,
+        checksum: woodchuck::format::Checksum::default(),
+        page_count: 3,
+    };
     let mut out = Pretty::new(Vec::new(), style);
     Differ::open(&before).unwrap().transaction(&before, &after, &changed, &span, &mut out).unwrap();
     String::from_utf8(out.into_inner()).unwrap()
