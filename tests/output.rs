@@ -1,4 +1,5 @@
 //! The formats that changes are printed in.
 
 mod json;
+mod pretty;
 mod sql;

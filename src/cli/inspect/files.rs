@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::format::{
-    DATABASE_HEADER_BYTES, DatabaseHeader, FRAME_HEADER_BYTES, FrameHeader, FrameNo, FrameScan, HeaderError, PageNo,
-    PageSize, Salts, ScanEnd, WAL_HEADER_BYTES, WalHeader,
+    Checksum, DATABASE_HEADER_BYTES, DatabaseHeader, FRAME_HEADER_BYTES, FrameHeader, FrameNo, FrameScan, HeaderError,
+    PageNo, PageSize, Salts, ScanEnd, WAL_HEADER_BYTES, WalHeader,
 };
 
 /// Why there is nothing to look into.
@@ -62,6 +62,8 @@ pub struct Commit {
     pub last: FrameNo,
     /// The size of the database after it, in pages.
     pub page_count: u32,
+    /// The commit frame's stored checksum.
+    pub checksum: Checksum,
 }
 
 /// The database and its WAL, either of which may be missing.
@@ -269,7 +271,7 @@ impl Wal {
             self.frames.push(Frame { page: frame.page, commit: frame.commit });
             if let Some(page_count) = frame.commit {
                 let tx = self.commits.len() as u64 + 1;
-                self.commits.push(Commit { tx, first, last: frame_no, page_count });
+                self.commits.push(Commit { tx, first, last: frame_no, page_count, checksum: frame.checksum });
                 first = scan.next_frame();
             }
         };

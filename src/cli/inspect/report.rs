@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::files::Files;
 use super::rows::each_transaction;
 use crate::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan};
-use crate::format::{AutoVacuum, ScanEnd, TextEncoding};
+use crate::format::{AutoVacuum, DatabaseHeader, PageNo, ScanEnd, TextEncoding};
 use crate::schema::TableFilter;
 
 /// A database and its WAL.
@@ -39,7 +39,7 @@ pub struct DatabaseReport {
     pub reserved_bytes: u8,
     /// Size of the database in pages, the WAL counted.
     pub page_count: u32,
-    /// Pages on the freelist, as the file has it.
+    /// Pages on the freelist.
     pub freelist_pages: u32,
     /// `wal` or `rollback`.
     pub journal_mode: &'static str,
@@ -161,7 +161,10 @@ impl InspectReport {
 
 fn database(files: &Files) -> Option<DatabaseReport> {
     let database = files.database.as_ref()?;
-    let header = &database.header;
+    let in_wal = files.commits().last().and_then(|commit| files.frame_at(PageNo::ONE, commit.last));
+    let in_wal = in_wal.and_then(|frame| files.read_frame(frame).ok());
+    let in_wal = in_wal.and_then(|page| DatabaseHeader::parse(&page).ok());
+    let header = in_wal.as_ref().unwrap_or(&database.header);
     let version = header.sqlite_version;
     let in_file = u32::try_from(database.file_bytes / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
     let own_count = if header.size_is_valid { header.page_count } else { in_file };

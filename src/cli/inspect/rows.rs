@@ -57,8 +57,8 @@ pub fn each_transaction<E>(files: &Files, sink: &mut dyn ChangeSink<E>) -> Resul
             frame_first: commit.first,
             frame_last: commit.last,
             repaired: false,
-            checksum: crate::format::Checksum::default(),
-            page_count: 0,
+            checksum: commit.checksum,
+            page_count: commit.page_count,
         };
         let changed = files.pages_of(commit);
         let after = State::after(files, commit);

@@ -91,7 +91,7 @@ pub(super) fn transactions(
         let place = format!("{frames}, {} pages written, {} in all", transaction.pages, transaction.page_count);
         writeln!(out, "{}  {}", style.bold(&format!("transaction {}", transaction.tx)), style.faint(&place))?;
         if transaction.schema_changes > 0 {
-            writeln!(out, "    {} schema changes", transaction.schema_changes)?;
+            writeln!(out, "    schema: {} changed", transaction.schema_changes)?;
         }
         for (name, counts) in &transaction.tables {
             writeln!(out, "    {name}  {}", counts_text(counts, style))?;
@@ -176,9 +176,9 @@ pub(super) fn schema(
 
 fn counts_text(counts: &TableCounts, style: Style) -> String {
     let parts = [
-        (counts.inserts, "inserts", style.green("+")),
-        (counts.updates, "updates", style.yellow("~")),
-        (counts.deletes, "deletes", style.red("-")),
+        (counts.inserts, "inserted", style.green("+")),
+        (counts.updates, "updated", style.yellow("~")),
+        (counts.deletes, "deleted", style.red("-")),
         (counts.unknown, "with unknown before", "?".to_owned()),
     ];
     let shown = parts.into_iter().filter(|(count, ..)| *count > 0);

@@ -1,7 +1,10 @@
 //! Text of unknown length that waits for the end of its transaction.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A transaction's statements stay in memory up to this many bytes (of each kind): nearly every transaction. Larger ones go to an
 /// unnamed temporary file, so that memory stays bounded.
@@ -20,7 +23,7 @@ impl Spill {
         if self.memory.len() >= MEMORY_BYTES_MAX {
             let file = match &mut self.file {
                 Some(file) => file,
-                None => self.file.insert(tempfile::tempfile()?),
+                None => self.file.insert(unnamed_file(&std::env::temp_dir())?),
             };
             file.write_all(&self.memory)?;
             self.memory.clear();
@@ -44,9 +47,40 @@ impl Spill {
     }
 }
 
+/// Names tried before giving up: each is taken only if another process of the same number left it behind.
+const NAMES_MAX: u32 = 100;
+
+/// Makes a file that only we can read and whose name is gone at once, so that nothing is left behind however the process ends.
+fn unnamed_file(directory: &Path) -> io::Result<File> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..NAMES_MAX {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = directory.join(format!("woodchuck-{}-{number}", std::process::id()));
+        // `create_new` follows no link and takes no file that somebody else prepared under this name.
+        match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(file) => {
+                fs::remove_file(&path)?;
+                return Ok(file);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("no free name in {}", directory.display())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_temporary_file_has_no_name_and_takes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = unnamed_file(dir.path()).unwrap();
+        file.write_all(b"x").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(unnamed_file(&dir.path().join("missing")).is_err());
+    }
 
     #[test]
     fn order_is_kept_across_the_bound() {

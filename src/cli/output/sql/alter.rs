@@ -24,8 +24,21 @@ pub(super) struct TableChange {
 pub(super) struct Plan {
     /// Statements, in order.
     pub(super) statements: Vec<String>,
-    /// Tables (names before) that are dropped and made again: their indexes and triggers vanish.
-    pub(super) rebuilt: Vec<String>,
+    /// Statements after those: rows of tables to be rebuilt are set aside, under their new column names.
+    pub(super) set_aside: Vec<String>,
+    /// Statements after those, and after the rows that the transaction changes were taken out of what was set aside.
+    pub(super) rebuild: Vec<String>,
+    /// Tables that are dropped and made again: their indexes and triggers vanish.
+    pub(super) rebuilt: Vec<Rebuilt>,
+}
+
+/// A table that is dropped and made again.
+#[derive(Debug)]
+pub(super) struct Rebuilt {
+    pub(super) name_before: String,
+    pub(super) name_after: String,
+    /// The temporary table that holds its rows in between; `None` when the two have no column in common.
+    pub(super) aside: Option<String>,
 }
 
 /// Plans the statements.
@@ -132,26 +145,25 @@ fn rebuild_tables(mirror: &Connection, changes: &[&TableChange], plan: &mut Plan
         {
             pairs.push((rowid.to_owned(), rowid.to_owned()));
         }
-        let aside = format!("temp.woodchuck_rows_{index}");
         let old = quoted_name(name_now);
         let new = quoted_name(&change.name_after);
-        if !pairs.is_empty() {
-            let list = |pick: fn(&(String, String)) -> String| pairs.iter().map(pick).collect::<Vec<_>>().join(",");
-            // Positional names: two columns may differ only in case from what SQL reserves.
-            let from = pairs.iter().enumerate().map(|(i, (_, from))| format!("{} AS c{i}", quoted_name(from)));
-            let from = from.collect::<Vec<_>>().join(",");
-            plan.statements.push(format!("CREATE TEMP TABLE woodchuck_rows_{index} AS SELECT {from} FROM main.{old}"));
-            let to = list(|(to, _)| quoted_name(to));
-            put_back.push(format!("INSERT INTO main.{new}({to}) SELECT * FROM {aside}"));
-            put_back.push(format!("DROP TABLE {aside}"));
+        let aside = (!pairs.is_empty()).then(|| format!("woodchuck_rows_{index}"));
+        if let Some(aside) = &aside {
+            let from: Vec<String> =
+                pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to))).collect();
+            let to: Vec<String> = pairs.iter().map(|(to, _)| quoted_name(to)).collect();
+            let (from, to) = (from.join(","), to.join(","));
+            plan.set_aside.push(format!("CREATE TEMP TABLE {aside} AS SELECT {from} FROM main.{old}"));
+            put_back.push(format!("INSERT INTO main.{new}({to}) SELECT {to} FROM temp.{aside}"));
+            put_back.push(format!("DROP TABLE temp.{aside}"));
         }
-        plan.statements.push(format!("DROP TABLE main.{old}"));
-        plan.rebuilt.push(change.name_before.clone());
-        plan.rebuilt.push(change.name_after.clone());
+        plan.rebuild.push(format!("DROP TABLE main.{old}"));
         create.push(change.after.clone());
+        let (name_before, name_after) = (change.name_before.clone(), change.name_after.clone());
+        plan.rebuilt.push(Rebuilt { name_before, name_after, aside });
     }
-    plan.statements.append(&mut create);
-    plan.statements.append(&mut put_back);
+    plan.rebuild.append(&mut create);
+    plan.rebuild.append(&mut put_back);
     Ok(())
 }
 
@@ -209,7 +221,8 @@ mod tests {
         let name = |sql: &str| create_table(sql).unwrap().name;
         let (name_before, name_after) = (name(before), name(after));
         let change = TableChange { name_before, name_after, before: before.to_owned(), after: after.to_owned() };
-        plan(&[change]).unwrap().statements
+        let plan = plan(&[change]).unwrap();
+        [plan.statements, plan.set_aside, plan.rebuild].concat()
     }
 
     #[test]
@@ -238,9 +251,12 @@ mod tests {
         let got = statements("CREATE TABLE t(a, b)", "CREATE TABLE t(a NOT NULL, b)");
         assert_eq!(
             got[0],
-            "CREATE TEMP TABLE woodchuck_rows_0 AS SELECT \"a\" AS c0,\"b\" AS c1,\"rowid\" AS c2 FROM main.\"t\""
+            "CREATE TEMP TABLE woodchuck_rows_0 AS SELECT \"a\" AS \"a\",\"b\" AS \"b\",\"rowid\" AS \"rowid\" FROM main.\"t\""
         );
         assert_eq!(got[2], "CREATE TABLE t(a NOT NULL, b)");
-        assert_eq!(got[3], "INSERT INTO main.\"t\"(\"a\",\"b\",\"rowid\") SELECT * FROM temp.woodchuck_rows_0");
+        assert_eq!(
+            got[3],
+            "INSERT INTO main.\"t\"(\"a\",\"b\",\"rowid\") SELECT \"a\",\"b\",\"rowid\" FROM temp.woodchuck_rows_0"
+        );
     }
 }

@@ -49,6 +49,8 @@ struct Transaction {
     schema: SchemaChanges,
     /// Deletes that must run before the tables change their shape.
     first: Rows,
+    /// Deletes from what was set aside of rebuilt tables.
+    aside: Rows,
     rows: Rows,
     sequence: Rows,
     /// Tables whose rows change, in lower case.
@@ -64,6 +66,7 @@ impl Transaction {
         Transaction {
             schema: SchemaChanges::default(),
             first: Rows::new(encoding),
+            aside: Rows::new(encoding),
             rows: Rows::new(encoding),
             sequence: Rows::new(encoding),
             touched: BTreeSet::new(),
@@ -144,7 +147,10 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
         if !open.touched.contains(&table) {
             open.touched.insert(table);
         }
-        open.rows.push(change)
+        match open.schema.set_aside(&change.table.name)? {
+            Some(aside) => open.rows.push_rebuilt(&change, aside, &mut open.aside),
+            None => open.rows.push(change),
+        }
     }
 
     fn commit(&mut self, _span: &TxSpan, _changes: u64) -> io::Result<()> {
@@ -163,11 +169,11 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
                 b"CREATE TEMP TABLE woodchuck_sequence AS SELECT rowid AS id,name,seq FROM main.sqlite_sequence;\n",
             )?;
         }
-        let (drops, rest): (Vec<String>, Vec<String>) =
-            around.before.into_iter().partition(|sql| sql.starts_with("DROP TRIGGER "));
-        self.statements(&drops)?;
+        self.statements(&around.triggers)?;
         open.first.move_to(&mut self.out)?;
-        self.statements(&rest)?;
+        self.statements(&around.before)?;
+        open.aside.move_to(&mut self.out)?;
+        self.statements(&around.rebuild)?;
         open.rows.move_to(&mut self.out)?;
         if around.creates_sequence {
             self.out.write_all(b"DELETE FROM sqlite_sequence;\n")?;
