@@ -28,13 +28,12 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             super::inspect::inspect(&args, &mut out, super::output::Style::of_stdout())
         }
         Command::Run(args) => {
-            let _config = super::config::run_config(*args, &variable)?;
-            Err(Failure::failed("this command is not part of this build"))
+            let config = super::config::run_config(*args, &variable)?;
+            super::run::run(config, cli.verbose.unwrap_or(false))
         }
         Command::Tail(args) => super::tail::tail(&args),
-        Command::Subscribe(_) | Command::Status(_) | Command::Conflicts(_) => {
-            Err(Failure::failed("this command is not part of this build"))
-        }
+        Command::Status(args) => super::status::status(&args),
+        Command::Subscribe(_) | Command::Conflicts(_) => Err(Failure::failed("this command is not part of this build")),
     }
 }
 

@@ -9,6 +9,8 @@ mod config_file;
 mod exit;
 pub mod inspect;
 pub mod output;
+mod run;
+mod status;
 mod tail;
 
 pub use argv::parse;
