@@ -127,6 +127,19 @@ impl State {
         self.origin
     }
 
+    /// Opens the state database of a node that may be running, to look at.
+    ///
+    /// # Errors
+    /// [`ApplyError::NotState`], [`ApplyError::StateVersion`], or that it cannot be read.
+    pub fn look(path: &Path) -> Result<State, ApplyError> {
+        let db = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let database: Option<Vec<u8>> =
+            db.query_row("SELECT value FROM meta WHERE name = 'database'", [], |row| row.get(0)).optional()?;
+        let database = String::from_utf8_lossy(&database.unwrap_or_default()).into_owned();
+        drop(db);
+        State::open(path, &database, Origin { node_id: 0, epoch: 0 })
+    }
+
     /// What is stored under a name; a new name takes `value`. For settings that the state depends on.
     ///
     /// # Errors

@@ -33,7 +33,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Tail(args) => super::tail::tail(&args),
         Command::Status(args) => super::status::status(&args),
-        Command::Subscribe(_) | Command::Conflicts(_) => Err(Failure::failed("this command is not part of this build")),
+        Command::Subscribe(args) => {
+            let format = args.format;
+            super::subscribe::subscribe(&super::config::subscribe_address(*args, &variable)?, format)
+        }
+        Command::Conflicts(args) => super::conflicts::conflicts(&args),
     }
 }
 

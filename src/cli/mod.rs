@@ -6,11 +6,13 @@ mod cleanup;
 mod commands;
 pub mod config;
 mod config_file;
+mod conflicts;
 mod exit;
 pub mod inspect;
 pub mod output;
 mod run;
 mod status;
+mod subscribe;
 mod tail;
 
 pub use argv::parse;

@@ -211,7 +211,7 @@ fn encoded(out: &mut Vec<u8>, open: &[u8], bytes: &[u8]) {
 }
 
 /// Writes a JSON string. Everything but quotes, backslashes and control characters stands for itself.
-fn string(out: &mut Vec<u8>, text: &str) {
+pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|byte| *byte < 0x20 || *byte == b'"' || *byte == b'\\' || *byte == 0x7f) {
@@ -248,7 +248,7 @@ fn integer(out: &mut Vec<u8>, number: impl std::fmt::Display) {
 }
 
 /// Formats into memory, which cannot fail.
-fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     let written = out.write_fmt(text);
     debug_assert!(written.is_ok(), "writing to memory does not fail");
 }

@@ -1,12 +1,16 @@
 //! Row changes as text: one writer a format, each a [`crate::change::ChangeSink`] over any `io::Write`, flushed at every commit.
 
+mod conflict;
 mod filter;
 mod json;
 mod pretty;
 mod spill;
 mod sql;
+mod unit;
 
+pub use conflict::{conflict_json, conflict_pretty};
 pub use filter::{Filtered, RowWriter};
 pub use json::JsonLines;
 pub use pretty::{Pretty, Style, bytes_text};
 pub use sql::{SchemaObject, SqlScript};
+pub use unit::{UnitPlace, unit_json, unit_pretty};
