@@ -23,6 +23,10 @@ use crate::schema::Catalogue;
 const RETREAT: Duration = Duration::from_millis(20);
 /// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
 const BOUND_LOOKS_MAX: usize = 100_000;
+/// How long an unfinished commit is waited for, and how often it is looked at. A rolled-back transaction leaves frames that never end.
+const COMMIT_WITHIN: Duration = Duration::from_millis(5);
+const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
+const COMMIT_STEP_MAX: Duration = Duration::from_micros(250);
 /// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
 /// the one lock and not yet the other.
 const FOREIGN_LOOKS: usize = 10;
@@ -240,6 +244,30 @@ impl Follower {
     #[must_use]
     pub fn is_resting(&self) -> bool {
         self.resting
+    }
+
+    /// Waits for a commit whose frames are in the log and whose end is not: the notification comes with the first frame, and a commit
+    /// that syncs ends milliseconds later. Returns at once when nothing is under way; to be called after a notification.
+    ///
+    /// # Errors
+    /// [`CaptureError`] when the log cannot be read.
+    pub fn await_commit(&self) -> Result<(), CaptureError> {
+        let began = Instant::now();
+        let mut step = COMMIT_STEP_FIRST;
+        while began.elapsed() < COMMIT_WITHIN {
+            let bound = self.bounds.noop()?;
+            let header = self.frames.read_header()?;
+            let is_new = bound.is_some_and(|bound| {
+                let same = header.is_some_and(|header| header.salts == self.position.salts);
+                if same { bound.committed > self.position.frame.0 } else { bound.committed > 0 }
+            });
+            if is_new || !self.frames.is_begun_behind(header.as_ref(), bound.map_or(0, |bound| bound.committed))? {
+                return Ok(());
+            }
+            std::thread::sleep(step);
+            step = (step * 2).min(COMMIT_STEP_MAX);
+        }
+        Ok(())
     }
 
     /// Whether there was anything to read.

@@ -88,6 +88,18 @@ impl Frames {
         }
     }
 
+    /// Whether a frame of the generation stands behind frame `committed`: a transaction is being written, or was rolled back.
+    pub(super) fn is_begun_behind(&self, header: Option<&WalHeader>, committed: u32) -> Result<bool, CaptureError> {
+        use std::os::unix::fs::FileExt;
+        let Some(header) = header else { return Ok(false) };
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        match self.file.read_exact_at(&mut bytes, header.frame_offset(FrameNo(committed.saturating_add(1)))) {
+            Ok(()) => Ok(FrameHeader::parse(&bytes).is_some_and(|frame| frame.salts == header.salts)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
     /// The header of the generation that the index belongs to.
     pub(super) fn header(&self) -> Option<&WalHeader> {
         self.header.as_ref()

@@ -42,7 +42,10 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
                 return Ok(());
             }
             if !polled.more {
-                wake_ups.wait(if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL });
+                let idle = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
+                if wake_ups.wait(idle) {
+                    follower.await_commit()?;
+                }
             }
         }
     };

@@ -74,6 +74,8 @@ enum Event {
     Delivery(Delivery<Announced>),
     Published(Published),
     Ready(LogReady),
+    /// The database's log was written.
+    Woken,
     Other,
 }
 
@@ -231,6 +233,7 @@ impl Database {
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         match event {
             Event::Other => {}
+            Event::Woken => self.follower.await_commit()?,
             Event::Ready(ready) => {
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
@@ -293,7 +296,7 @@ impl Database {
                 Some(delivery) = links.deliveries.recv() => Event::Delivery(delivery),
                 Some(published) = links.published.recv() => Event::Published(published),
                 Some(ready) = links.ready.recv() => Event::Ready(ready),
-                () = links.wake.notified() => Event::Other,
+                () = links.wake.notified() => Event::Woken,
                 Ok(()) = links.stop.changed() => Event::Other,
                 () = tokio::time::sleep(timeout) => Event::Other,
             }

@@ -27,6 +27,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
     let wake = Arc::new(Notify::new());
+    let (halt, halting) = watch::channel(Stop::No);
     let links = Links {
         deliveries: deliveries_end,
         published: published_end,
@@ -34,7 +35,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         ready: ready_end,
         connected: connected_end,
         wake: Arc::clone(&wake),
-        stop,
+        stop: halting,
         handle: Handle::current(),
     };
     let ends = Ends { deliveries, published, outgoing, ready, connected };
@@ -53,6 +54,9 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     })?;
     let Ok(known) = known.await else { return finish(end, thread).await };
 
+    // The database thread is told to stop by the caller, or by us when the network side has failed.
+    let halt = Arc::new(halt);
+    let forward = tokio::spawn(forward(stop, Arc::clone(&halt)));
     let (stop_network, network_stop) = watch::channel(false);
     let server = match config.nats.urls.is_empty() {
         true => ManagedServer::start_if_alone(&config.state_dir).await,
@@ -61,8 +65,9 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let server = match server {
         Ok(server) => server.map(|server| tokio::spawn(server.supervise(network_stop.clone()))),
         Err(error) => {
-            // The database thread sees its channels close and is told by the stop below.
-            drop(ends);
+            forward.abort();
+            let _ = halt.send(Stop::Now);
+            let _ = finish(end, thread).await;
             return Err(error);
         }
     };
@@ -70,12 +75,18 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let mut end = std::pin::pin!(finish(end, thread));
     let result = tokio::select! {
         result = &mut end => result,
-        served = &mut network => match served {
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(())) => Err(NodeError::Ended("network side")),
-            Err(_) => Err(NodeError::Ended("network side")),
-        },
+        served = &mut network => {
+            forward.abort();
+            let _ = halt.send(Stop::Now);
+            // Its own trouble, if it had any, is the cause of ours or has no better place to be told.
+            let ended = end.await;
+            match served {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) | Err(_) => ended.and(Err(NodeError::Ended("network side"))),
+            }
+        }
     };
+    forward.abort();
     let _ = stop_network.send(true);
     if !network.is_finished() {
         let _ = network.await;
@@ -84,6 +95,18 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         let _ = server.await;
     }
     result
+}
+
+/// Passes the caller's wish on.
+async fn forward(mut stop: watch::Receiver<Stop>, halt: Arc<watch::Sender<Stop>>) {
+    while stop.changed().await.is_ok() {
+        let wish = *stop.borrow_and_update();
+        if halt.send(wish).is_err() {
+            return;
+        }
+    }
+    // The caller cannot change its mind any more: its last wish stays.
+    std::future::pending().await
 }
 
 async fn finish(
