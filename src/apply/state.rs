@@ -75,7 +75,12 @@ pub struct State {
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
     origin: Origin,
+    /// Entries that the conflict journal keeps; the oldest go first.
+    pub(super) conflicts_max: i64,
 }
+
+/// At a kilobyte each these are ten megabytes.
+const CONFLICTS_MAX: i64 = 10_000;
 
 impl State {
     /// Opens the state database at `path`, or makes it. `database` names the user's database that it belongs to; `origin` is taken when the
@@ -116,6 +121,7 @@ impl State {
             pending_id_next: 1,
             revertible: false,
             origin,
+            conflicts_max: CONFLICTS_MAX,
         };
         state.reload()?;
         Ok(state)

@@ -99,6 +99,8 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         Conflict::Row => Merge::Row,
     };
     let mut replica = Replica::new(state, filter, merge)?;
+    replica.set_send_before(config.log.before_images);
+    replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
     Ok((Database::new(config, directory, follower, connection, own_frames, replica, shards, links), known))
 }
