@@ -109,6 +109,7 @@ pub(super) struct Database {
     retry_lock: bool,
     stop_at: Option<Instant>,
     stored: Option<Position>,
+    pin_renewed_at: Instant,
 }
 
 /// The round that is being sent.
@@ -148,6 +149,7 @@ impl Database {
             retry_lock: false,
             stop_at: None,
             stored: None,
+            pin_renewed_at: Instant::now(),
         }
     }
 
@@ -203,6 +205,7 @@ impl Database {
         let polled = self.follower.poll(&mut sink)?;
         self.follower.maintain(&mut sink)?;
         self.reporter.transactions_captured += polled.transactions;
+        self.pin_renewed_at = Instant::now();
         Ok(polled.more)
     }
 
@@ -550,6 +553,8 @@ impl Database {
         };
         status.wal_bytes = self.follower.wal_bytes();
         status.wal_frames = self.follower.wal_frames();
+        let renewed = self.pin_renewed_at.elapsed().as_millis();
+        status.pin_age_ms = if self.follower.is_resting() { 0 } else { u64::try_from(renewed).unwrap_or(u64::MAX) };
         status.pinned_by_others = self.follower.is_pinned_by_others();
         status.outbox_units = backlog.units;
         status.outbox_bytes = backlog.bytes;
