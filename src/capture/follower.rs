@@ -9,14 +9,16 @@
 //! generation with frames follows behind it, and it is whole when we look.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::checkpoint::Policy;
 use super::connections::{Bound, Link};
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
-use super::{CaptureError, DatabaseFile, FollowError, Position};
-use crate::change::{ChangeSink, Differ, TxSpan};
-use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageSize, Salts};
+use super::resume::{Durability, Start};
+use super::shadow::{Appended, Journaled, Shadow};
+use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
+use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
+use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
 /// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
@@ -56,10 +58,13 @@ pub struct Follower {
     pub(super) bounds: Link,
     pub(super) checkpoints: Link,
     pub(super) frames: Frames,
-    differ: Differ,
-    position: Position,
-    page_size: PageSize,
-    next_tx: u64,
+    pub(super) differ: Differ,
+    pub(super) position: Position,
+    pub(super) page_size: PageSize,
+    pub(super) next_tx: u64,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) start: Start,
+    pub(super) durability: Durability,
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
@@ -74,6 +79,11 @@ impl Follower {
     /// # Errors
     /// [`CaptureError`] when the database cannot be followed; nothing was touched then.
     pub fn attach(path: &Path) -> Result<Follower, CaptureError> {
+        Follower::begin(path, None)
+    }
+
+    /// Takes part in SQLite's locking and finds the state to start from: the shadow's, or what is committed now.
+    pub(super) fn begin(path: &Path, shadow: Option<Shadow>) -> Result<Follower, CaptureError> {
         let file = DatabaseFile::open(path)?;
         let link = || Link::open(file.path());
         let pins = [link()?, link()?];
@@ -90,10 +100,25 @@ impl Follower {
         refuse_foreign_locks(&file)?;
         let mut frames = Frames::open(&file.companion("-wal"))?;
         let page_size = file.header()?.page_size;
-        let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
-        let position = stand_at(&mut frames, &file, salts, bound)?;
-        let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
+        if let Some(wanted) = shadow.as_ref().map(Shadow::page_size).filter(|wanted| *wanted != page_size) {
+            let (path, found, wanted) = (file.path().to_owned(), page_size.get(), wanted.get());
+            return Err(ShadowError::PageSize { path, found, wanted }.into());
+        }
+        let (position, bound, differ, start) = match &shadow {
+            None => {
+                let (position, bound) = stand_at(&mut frames, &bounds, &file)?;
+                let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
+                (position, bound, differ, Start::Settled)
+            }
+            Some(shadow) => {
+                let (_, bound) = look_at_bound(&frames, &bounds, &file)?;
+                (shadow.position(), bound, Differ::open(shadow)?, Start::Unsettled)
+            }
+        };
         Ok(Follower {
+            shadow,
+            start,
+            durability: Durability::default(),
             differ,
             pins,
             held: 0,
@@ -214,9 +239,15 @@ impl Follower {
             return Err(self.damaged(commit, "it is not the end of our own transaction"));
         };
         let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
-        let after = AfterTx { before: &before, tx: &tx };
-        self.differ.absorb(&before, &after, &tx.changed())?;
-        self.advance(&tx, commit, &header);
+        let after = AfterTx { frames: &self.frames, before: &before, tx: &tx };
+        let changed = tx.changed();
+        self.differ.absorb(&before, &after, &changed)?;
+        let position = self.position_after(&tx, commit, &header);
+        if let Some(shadow) = &mut self.shadow {
+            let entry = shadow.append(position, true, &changed, &after)?;
+            shadow.accept(entry);
+        }
+        self.advance(&tx, position);
         Ok(())
     }
 
@@ -235,7 +266,7 @@ impl Follower {
         Ok(())
     }
 
-    fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
+    pub(super) fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
         self.pins.get(index).ok_or_else(|| CaptureError::Locked { path: self.file.path().to_owned() })
     }
 
@@ -272,6 +303,9 @@ impl Follower {
 
     /// Whether there was anything to read.
     fn read_to_bound<E>(&mut self, sink: &mut dyn ChangeSink<E>, polled: &mut Polled) -> Result<bool, FollowError<E>> {
+        if self.start == Start::Unsettled {
+            self.settle(sink, polled, &mut |_| {})?;
+        }
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         self.bound = bound;
         let Some(salts) = salts.filter(|_| bound.committed > 0) else { return Ok(false) };
@@ -279,6 +313,7 @@ impl Follower {
             self.enter_generation(salts)?;
         }
         if bound.committed <= self.position.frame.0 {
+            self.start = Start::Settled;
             return Ok(false);
         }
         let last = FrameNo(bound.committed);
@@ -290,10 +325,13 @@ impl Follower {
                 return Err(self.damaged(last, "no commit frame up to the bound").into());
             };
             let changed = self.take_transaction(&tx, commit, &header, sink)?;
-            self.advance(&tx, commit, &header);
+            let position = self.position_after(&tx, commit, &header);
+            self.advance(&tx, position);
             polled.commits += 1;
             polled.transactions += u64::from(changed);
         }
+        // From here on no frame behind our position is in the database file.
+        self.start = Start::Settled;
         Ok(true)
     }
 
@@ -304,8 +342,12 @@ impl Follower {
         header: &FrameHeader,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<bool, FollowError<E>> {
-        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
-        let after = AfterTx { before: &before, tx };
+        let at_position = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
+        let before: &dyn PageSource = match &self.shadow {
+            Some(shadow) if self.start == Start::CatchingUp => shadow,
+            _ => &at_position,
+        };
+        let after = AfterTx { frames: &self.frames, before, tx };
         let span = TxSpan {
             tx: self.next_tx,
             salts: self.position.salts,
@@ -315,17 +357,34 @@ impl Follower {
             checksum: header.checksum,
             page_count: tx.page_count,
         };
-        let count = self.differ.transaction(&before, &after, &tx.changed(), &span, sink)?;
+        let changed = tx.changed();
+        let position = self.position_after(tx, commit, header);
+        let (count, entry) = match &self.shadow {
+            None => (self.differ.transaction(before, &after, &changed, &span, sink)?, None),
+            Some(shadow) => {
+                let versions = (before, &after as &dyn PageSource);
+                let (count, entry) =
+                    take_journaled(&mut self.differ, shadow, versions, &changed, (&span, position), sink)?;
+                (count, Some(entry))
+            }
+        };
+        if let (Some(shadow), Some(entry)) = (&mut self.shadow, entry) {
+            shadow.accept(entry);
+        }
         if count > 0 {
             self.next_tx += 1;
         }
         Ok(count > 0)
     }
 
-    fn advance(&mut self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) {
-        self.frames.take(tx);
+    fn position_after(&self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) -> Position {
         let salts = self.position.salts;
-        self.position = Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count };
+        Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count }
+    }
+
+    fn advance(&mut self, tx: &TxFrames, position: Position) {
+        self.frames.take(tx);
+        self.position = position;
     }
 
     fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
@@ -404,7 +463,11 @@ fn refuse_foreign_locks(file: &DatabaseFile) -> Result<(), CaptureError> {
 }
 
 /// Reads generation and bound that belong together; the salts are `None` while the log is empty.
-fn look_at_bound(frames: &Frames, bounds: &Link, file: &DatabaseFile) -> Result<(Option<Salts>, Bound), CaptureError> {
+pub(super) fn look_at_bound(
+    frames: &Frames,
+    bounds: &Link,
+    file: &DatabaseFile,
+) -> Result<(Option<Salts>, Bound), CaptureError> {
     for _ in 0..BOUND_LOOKS_MAX {
         let before = frames.read_header()?.map(|header| header.salts);
         let bound = bounds.noop()?;
@@ -417,28 +480,89 @@ fn look_at_bound(frames: &Frames, bounds: &Link, file: &DatabaseFile) -> Result<
     Err(CaptureError::Locked { path: file.path().to_owned() })
 }
 
-/// Takes everything up to the bound as the state to start from.
-fn stand_at(
+/// Takes a transaction with a shadow: its pages are in the journal before the sink stores its position. Returns the entry too, which
+/// counts once the transaction was taken.
+pub(super) fn take_journaled<E>(
+    differ: &mut Differ,
+    shadow: &Shadow,
+    (before, after): (&dyn PageSource, &dyn PageSource),
+    changed: &[PageNo],
+    (span, position): (&TxSpan, Position),
+    sink: &mut dyn ChangeSink<E>,
+) -> Result<(u64, Appended), FollowError<E>> {
+    let mut journaled = Journaled { shadow, position, pages: changed, after, sink, appended: None };
+    let taken = differ.transaction(before, after, changed, span, &mut journaled);
+    let appended = journaled.appended;
+    let count = match taken {
+        Ok(count) => count,
+        Err(error) => {
+            if appended.is_some() {
+                shadow.cut().map_err(CaptureError::from)?;
+            }
+            return Err(match error {
+                TransactionError::Diff(error) => CaptureError::Diff(error).into(),
+                TransactionError::Sink(error) => error,
+            });
+        }
+    };
+    // Without a row change the sink was not asked, and the shadow moves on alone.
+    let entry = match appended {
+        Some(entry) => entry,
+        None => shadow.append(position, false, changed, after).map_err(CaptureError::from)?,
+    };
+    Ok((count, entry))
+}
+
+/// How often the log may be restarted while we look where it ends.
+const STANDS_MAX: usize = 1000;
+
+/// Takes everything up to the bound as the state to start from: the pages that the log has are indexed, the others are in the file.
+///
+/// When everything is checkpointed the log may be restarted or truncated under us: then none of it is used, the file has it all.
+pub(super) fn stand_at(
     frames: &mut Frames,
+    bounds: &Link,
     file: &DatabaseFile,
-    salts: Option<Salts>,
-    bound: Bound,
-) -> Result<Position, CaptureError> {
+) -> Result<(Position, Bound), CaptureError> {
+    for _ in 0..STANDS_MAX {
+        let (salts, bound) = look_at_bound(frames, bounds, file)?;
+        let Some(salts) = salts.filter(|_| bound.committed > 0) else {
+            frames.forget();
+            return Ok((outside_generations(file)?, bound));
+        };
+        let Some(header) = frames.read_header()?.filter(|header| header.salts == salts) else { continue };
+        let last = FrameNo(bound.committed);
+        frames.begin_generation(header);
+        if bound.checkpointed == bound.committed {
+            let commit = frames.read_frame_header(&header, last)?;
+            let still = frames.read_header()?.is_some_and(|header| header.salts == salts);
+            match commit.and_then(|commit| Some((commit.checksum, commit.commit?))).filter(|_| still) {
+                Some((checksum, page_count)) => {
+                    return Ok((Position { salts, frame: last, checksum, page_count }, bound));
+                }
+                None => continue,
+            }
+        }
+        frames.cover(last)?;
+        let mut position = Position { salts, frame: FrameNo(0), checksum: Checksum::default(), page_count: 0 };
+        while position.frame < last {
+            let tx = frames.collect(FrameNo(position.frame.0 + 1), last)?;
+            let Some((frame, header)) = tx.commit else { break };
+            frames.take(&tx);
+            position = Position { salts, frame, checksum: header.checksum, page_count: tx.page_count };
+        }
+        return Ok((position, bound));
+    }
+    Err(CaptureError::Locked { path: file.path().to_owned() })
+}
+
+/// The position while the log is empty. The checksum is a number that tells one such state from another: nothing else does.
+fn outside_generations(file: &DatabaseFile) -> Result<Position, CaptureError> {
     let header = file.header()?;
     // With nothing in the log the size is what page 1 says; the file can be longer.
     let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
     let page_count = if header.size_is_valid { header.page_count } else { of_file };
-    let mut position = Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum: Checksum::default(), page_count };
-    let Some(salts) = salts else { return Ok(position) };
-    let Some(header) = frames.read_header()?.filter(|header| header.salts == salts) else { return Ok(position) };
-    frames.begin_generation(header);
-    frames.cover(FrameNo(bound.committed))?;
-    position.salts = salts;
-    while position.frame.0 < bound.committed {
-        let tx = frames.collect(FrameNo(position.frame.0 + 1), FrameNo(bound.committed))?;
-        let Some((frame, header)) = tx.commit else { break };
-        frames.take(&tx);
-        position = Position { salts, frame, checksum: header.checksum, page_count: tx.page_count };
-    }
-    Ok(position)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let checksum = Checksum { s0: now.as_secs() as u32, s1: now.subsec_nanos() };
+    Ok(Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum, page_count })
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use super::map::WalMap;
 use super::{CaptureError, DatabaseFile};
 use crate::change::{PageError, PageSource};
-use crate::format::{FRAME_HEADER_BYTES, FrameHeader, FrameNo, HeaderError, PageNo, WAL_HEADER_BYTES, WalHeader};
+use crate::format::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameNo, HeaderError, PageNo, PageSize, WAL_HEADER_BYTES, WalHeader,
+};
 
 /// Page numbers are dense and not chosen by anybody hostile: one multiplication spreads them.
 #[derive(Debug, Default, Clone)]
@@ -105,6 +107,39 @@ impl Frames {
         self.header.as_ref()
     }
 
+    /// A frame's header as the file has it now, read without touching mapped memory. `None` when the file ends before it.
+    pub(super) fn read_frame_header(
+        &self,
+        header: &WalHeader,
+        frame: FrameNo,
+    ) -> Result<Option<FrameHeader>, CaptureError> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        match self.file.read_exact_at(&mut bytes, header.frame_offset(frame)) {
+            Ok(()) => Ok(FrameHeader::parse(&bytes).filter(|parsed| parsed.salts == header.salts)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// Makes the log durable.
+    pub(super) fn sync(&self) -> Result<(), CaptureError> {
+        self.file.sync_data().map_err(|error| self.error(error))
+    }
+
+    /// Forgets the generation: everything is in the database file.
+    pub(super) fn forget(&mut self) {
+        self.header = None;
+        self.index = FrameIndex::default();
+    }
+
+    /// The pages that have a frame at or below the position, ascending.
+    pub(super) fn pages(&self) -> Vec<PageNo> {
+        let mut pages: Vec<PageNo> = self.index.keys().filter_map(|page| PageNo::new(*page)).collect();
+        pages.sort_unstable();
+        pages
+    }
+
     /// Length of the file in bytes.
     pub(super) fn file_bytes(&self) -> Result<u64, CaptureError> {
         Ok(self.file.metadata().map_err(|error| self.error(error))?.len())
@@ -176,7 +211,7 @@ impl Frames {
 pub(super) struct AtPosition<'f> {
     frames: &'f Frames,
     file: &'f DatabaseFile,
-    page_size: crate::format::PageSize,
+    page_size: PageSize,
     page_count: u32,
 }
 
@@ -203,16 +238,22 @@ impl<'f> AtPosition<'f> {
     pub(super) fn new(
         frames: &'f Frames,
         file: &'f DatabaseFile,
-        page_size: crate::format::PageSize,
+        page_size: PageSize,
         page_count: u32,
     ) -> AtPosition<'f> {
         AtPosition { frames, file, page_size, page_count }
     }
+
+    /// Whether the page's newest version is in the log.
+    pub(super) fn has_frame(&self, page: PageNo) -> bool {
+        self.frames.newest(page).is_some()
+    }
 }
 
-/// The database after a transaction: its own frames on top of the position.
+/// The database after a transaction: its own frames on top of the version before.
 pub(super) struct AfterTx<'f> {
-    pub(super) before: &'f AtPosition<'f>,
+    pub(super) frames: &'f Frames,
+    pub(super) before: &'f dyn PageSource,
     pub(super) tx: &'f TxFrames,
 }
 
@@ -232,7 +273,7 @@ impl PageSource for AfterTx<'_> {
             .ok()
             .and_then(|index| self.tx.pages.get(index));
         match own {
-            Some((_, frame)) => self.before.frames.page_in(*frame, page),
+            Some((_, frame)) => self.frames.page_in(*frame, page),
             None => self.before.page(page),
         }
     }

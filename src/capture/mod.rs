@@ -11,6 +11,8 @@ mod follower;
 mod frames;
 mod map;
 mod position;
+mod resume;
+mod shadow;
 mod wake;
 
 pub use checkpoint::CheckpointOptions;
@@ -18,4 +20,6 @@ pub use database_file::{DatabaseFile, FileIdentity};
 pub use error::{CaptureError, FollowError};
 pub use follower::{Follower, Polled};
 pub use position::{POSITION_BYTES, Position};
+pub use resume::{DurableHook, Started};
+pub use shadow::{ShadowError, ShadowProgress, ShadowStep};
 pub use wake::{HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps, Waker};

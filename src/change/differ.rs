@@ -189,6 +189,26 @@ impl Differ {
         Ok(None)
     }
 
+    /// Counts the rows of all tables, reading their pages from `source`, which is the version that the differ stands at. Ends early once
+    /// there are `enough`.
+    ///
+    /// # Errors
+    /// [`DiffError`] when a page cannot be read.
+    pub fn count_rows(&self, source: &dyn PageSource, enough: u64) -> Result<u64, DiffError> {
+        let version = Version::with_header(source, &self.header);
+        let mut rows = 0;
+        for (page, tree, height) in self.owners.iter() {
+            if rows >= enough {
+                break;
+            }
+            if tree != TreeNo(0) && self.holds_rows(tree, height) && page.get() <= source.page_count() {
+                let bytes = version.bytes(page)?;
+                rows += version.parse(page, &bytes)?.cell_count() as u64;
+            }
+        }
+        Ok(rows)
+    }
+
     /// Compares two versions and gives the row changes to `sink`.
     ///
     /// `changed` are the pages that may differ, ascending: those of the transaction's frames, or of a comparison page by page. Returns the
