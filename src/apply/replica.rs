@@ -186,7 +186,7 @@ impl Replica {
     /// # Errors
     /// When `state.db` fails.
     pub fn store_capture_position(&mut self, position: &[u8]) -> Result<(), ApplyError> {
-        self.state.set_meta("capture_position", position)
+        self.state.store_capture_position(position)
     }
 
     /// Seals the next round, when none is in flight and something waits. It is stored before its messages are returned.

@@ -156,6 +156,14 @@ impl State {
         Ok(self.db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))?)
     }
 
+    /// Stores a capture position, before a replica is made of the state.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn store_capture_position(&self, position: &[u8]) -> Result<(), ApplyError> {
+        self.set_meta("capture_position", position)
+    }
+
     /// The opaque bytes of the last capture position, empty if none was stored.
     ///
     /// # Errors

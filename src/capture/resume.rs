@@ -40,7 +40,7 @@ pub enum Started {
 /// Makes durable what the sink stored.
 pub type DurableHook = Box<dyn FnMut() -> std::io::Result<()> + Send>;
 
-/// How often everything is made durable.
+/// How often everything is made durable, unless told otherwise: at most this much is in doubt after a power failure.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// From here on the journal is merged before a checkpoint: as many pages as make a checkpoint worthwhile.
 const MERGE_PAGES: u64 = 1000;
@@ -58,11 +58,19 @@ pub(super) struct Durability {
     synced: Option<Position>,
     accept_restored: bool,
     started: Option<Started>,
+    interval: Duration,
 }
 
 impl Default for Durability {
     fn default() -> Durability {
-        Durability { hook: None, synced_at: Instant::now(), synced: None, accept_restored: false, started: None }
+        Durability {
+            hook: None,
+            synced_at: Instant::now(),
+            synced: None,
+            accept_restored: false,
+            started: None,
+            interval: SYNC_INTERVAL,
+        }
     }
 }
 
@@ -187,6 +195,11 @@ impl Follower {
     /// that the sink was given on disk when it returns.
     pub fn set_durable_hook(&mut self, hook: DurableHook) {
         self.durability.hook = Some(hook);
+    }
+
+    /// Sets how often everything is made durable.
+    pub fn set_sync_interval(&mut self, interval: Duration) {
+        self.durability.interval = interval;
     }
 
     /// Lets a database that was restored from a backup be taken as it is, whatever that deletes.
@@ -380,7 +393,7 @@ impl Follower {
     /// Makes durable what is due, and merges a journal that has become long.
     pub(super) fn keep_shadow(&mut self) -> Result<(), CaptureError> {
         let Some((_, bytes)) = self.shadow.as_ref().map(Shadow::journal_extent) else { return Ok(()) };
-        if self.durability.synced_at.elapsed() >= SYNC_INTERVAL {
+        if self.durability.synced_at.elapsed() >= self.durability.interval {
             self.make_durable()?;
             if bytes >= MERGE_BYTES {
                 self.merge()?;

@@ -10,13 +10,13 @@ use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::config::RunConfig;
+use super::config::{Durability, RunConfig};
 use super::error::NodeError;
 use super::inbox::Inbox;
-use super::report::Reporter;
+use super::report::{Reporter, Told};
 use super::state_dir::StateDirectory;
 use crate::apply::{ApplyError, Arrived, Blocked, InFlight, Outcome, Replica, SealLimits};
-use crate::capture::{Follower, HANDOVER_INTERVAL, Position};
+use crate::capture::{Follower, HANDOVER_INTERVAL, Position, Started};
 use crate::log::{
     Announced, CutShard, Delivery, Folded, MESSAGE_BYTES_MAX, Origin, Outgoing, Published, ShardId, StreamSeq,
     consistent_cut, decode,
@@ -173,6 +173,7 @@ impl Database {
 
     fn work(&mut self) -> Result<(), NodeError> {
         self.resume_sending()?;
+        self.catch_up()?;
         self.settle_intent()?;
         loop {
             let found_more = self.capture()?;
@@ -188,6 +189,22 @@ impl Database {
                 self.wait()?;
             }
         }
+    }
+
+    /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
+    fn catch_up(&mut self) -> Result<(), NodeError> {
+        let mut told = Told::default();
+        let mut sink = self.replica.local_sink();
+        match self.follower.catch_up(&mut sink, &mut |step| told.tell(step))? {
+            Started::Repaired { pages, changes: 0 } => tracing::debug!("{pages} pages changed meanwhile, and no row"),
+            Started::Repaired { pages, changes } => {
+                tracing::info!(
+                    "{changes} changes on {pages} pages were made while nobody followed; they are published now"
+                );
+            }
+            Started::Already | Started::Resumed => {}
+        }
+        Ok(())
     }
 
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
@@ -340,6 +357,9 @@ impl Database {
             return Ok(());
         }
         if self.round.is_none() {
+            if self.config.capture.durability == Durability::Strict {
+                self.follower.make_durable()?;
+            }
             let wanted = self.log.start.as_ref().map_or(MESSAGE_BYTES_WANTED, |start| start.message_bytes_max);
             let limits =
                 SealLimits { round_bytes_max: ROUND_BYTES_MAX, message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED) };
