@@ -194,7 +194,7 @@ fn fold(rounds: &[Vec<(ShardId, Vec<u8>)>], transactions: u64) -> (f64, f64) {
         });
         folding += time.as_secs_f64();
     }
-    let count: u64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
-    assert_eq!(count, transactions * ROWS_PER_TX, "every row is there");
+    let count: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(count as u64, transactions * ROWS_PER_TX, "every row is there");
     (decoding, folding)
 }

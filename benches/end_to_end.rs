@@ -139,8 +139,8 @@ fn pipeline(extent: Extent) {
                 .0;
             }
         }
-        let count: u64 = app_other.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
-        assert_eq!(count, transactions * ROWS_PER_TX, "every row is there");
+        let count: i64 = app_other.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(count as u64, transactions * ROWS_PER_TX, "every row is there");
         follower.detach().unwrap();
         direct.push(rows / writing.as_secs_f64());
         captured.push(rows / capturing.as_secs_f64());
