@@ -3,7 +3,7 @@
 //! Work per transaction depends on the pages it changed. The structure is replaced only after the whole transaction was given to the sink,
 //! so that an error leaves the differ where it was.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::keyed::MAP_BYTES_MAX;
@@ -292,7 +292,7 @@ impl Differ {
         let old = Version::with_header(before, &self.header);
         let new = Version::with_header(after, &header);
 
-        let mut groups: HashMap<TreeNo, Vec<(PageNo, u8)>> = HashMap::new();
+        let mut groups: BTreeMap<TreeNo, Vec<(PageNo, u8)>> = BTreeMap::new();
         let mut loose = Vec::new();
         for page in changed {
             match self.owners.get(*page) {
@@ -342,7 +342,7 @@ impl Differ {
         &self,
         old: &Version<'_>,
         new: &Version<'_>,
-        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+        groups: &BTreeMap<TreeNo, Vec<(PageNo, u8)>>,
     ) -> Result<Vec<Touched>, DiffError> {
         let mut touched = Vec::with_capacity(groups.len());
         for (number, pages) in groups {
@@ -357,7 +357,7 @@ impl Differ {
         &self,
         old: &Version<'_>,
         new: &Version<'_>,
-        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+        groups: &BTreeMap<TreeNo, Vec<(PageNo, u8)>>,
         schema: &Schema,
         catalogue: &Catalogue,
     ) -> Result<Vec<Touched>, DiffError> {
@@ -394,6 +394,9 @@ impl Differ {
     /// them to their tables.
     fn explain_loose(&self, plan: &mut Plan<'_>, mut loose: Vec<PageNo>) -> Result<(), DiffError> {
         let (old, new) = (plan.before, plan.after);
+        if loose.is_empty() {
+            return Ok(());
+        }
         let count = old.pages.page_count().min(new.pages.page_count());
         let owned: HashSet<PageNo> =
             plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();
