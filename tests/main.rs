@@ -12,6 +12,7 @@ mod fold_model;
 mod inspect;
 mod layers;
 mod log;
+mod oracle;
 mod output;
 mod support;
 mod tail;
