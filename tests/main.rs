@@ -6,6 +6,7 @@
 mod apply;
 mod capture;
 mod cli;
+mod cluster;
 mod diff;
 mod fixtures;
 mod fold_model;

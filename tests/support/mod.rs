@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub mod cluster;
 pub mod model;
 pub mod nats;
 pub mod oracle;

@@ -1,0 +1,3 @@
+//! Whole clusters: the program, a real server, applications in processes of their own.
+
+mod flow;
