@@ -5,12 +5,14 @@
 
 mod apply;
 mod capture;
+mod cases;
 mod cli;
 mod diff;
 mod fixtures;
 mod fold_model;
 mod inspect;
 mod layers;
+mod locks;
 mod log;
 mod oracle;
 mod output;
