@@ -64,6 +64,9 @@ pub struct Follower {
     pub(super) moved_at: Instant,
 }
 
+/// What looking at a database for the first time gives.
+type Stood = (PageSize, Bound, Frames, Position, Differ);
+
 impl Follower {
     /// Attaches to a live database. What is committed now is the state from which changes are counted.
     ///
@@ -74,21 +77,18 @@ impl Follower {
         let link = || Link::open(file.path());
         let pins = [link()?, link()?];
         let (bounds, checkpoints) = (link()?, link()?);
-        // The first read makes SQLite open the log and its index.
-        if let Some(pin) = pins.first() {
-            pin.begin_read()?;
-            if pin.journal_mode()? != "wal" {
-                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+        let had_log = file.companion("-wal").exists();
+        let stood = Follower::stand(&file, &pins, &bounds, &checkpoints);
+        let (page_size, bound, frames, position, differ) = match stood {
+            Ok(stood) => stood,
+            Err(error) => {
+                if !had_log && file.other_user().is_none() {
+                    // SQLite made an empty log for our looking; the last of our closes takes it away.
+                    pins.iter().chain([&bounds, &checkpoints]).try_for_each(Link::checkpoint_on_close)?;
+                }
+                return Err(error);
             }
-        }
-        bounds.look()?;
-        checkpoints.look()?;
-        refuse_foreign_locks(&file)?;
-        let mut frames = Frames::open(&file.companion("-wal"))?;
-        let page_size = file.header()?.page_size;
-        let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
-        let position = stand_at(&mut frames, &file, salts, bound)?;
-        let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
+        };
         Ok(Follower {
             differ,
             pins,
@@ -107,6 +107,25 @@ impl Follower {
             moved_at: Instant::now(),
             file,
         })
+    }
+
+    fn stand(file: &DatabaseFile, pins: &[Link; 2], bounds: &Link, checkpoints: &Link) -> Result<Stood, CaptureError> {
+        // The first read makes SQLite open the log and its index.
+        if let Some(pin) = pins.first() {
+            pin.begin_read()?;
+            if pin.journal_mode()? != "wal" {
+                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+            }
+        }
+        bounds.look()?;
+        checkpoints.look()?;
+        refuse_foreign_locks(file)?;
+        let mut frames = Frames::open(&file.companion("-wal"))?;
+        let page_size = file.header()?.page_size;
+        let (salts, bound) = look_at_bound(&frames, bounds, file)?;
+        let position = stand_at(&mut frames, file, salts, bound)?;
+        let differ = Differ::open(&AtPosition::new(&frames, file, page_size, position.page_count))?;
+        Ok((page_size, bound, frames, position, differ))
     }
 
     fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {
