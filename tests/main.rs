@@ -5,6 +5,7 @@
 
 mod apply;
 mod capture;
+mod cases;
 mod cli;
 mod cluster;
 mod diff;
@@ -12,6 +13,7 @@ mod fixtures;
 mod fold_model;
 mod inspect;
 mod layers;
+mod locks;
 mod log;
 mod oracle;
 mod output;

@@ -73,6 +73,16 @@ pub struct Follower {
     pub(super) moved_at: Instant,
 }
 
+/// What looking at a database for the first time gives.
+struct Stood {
+    page_size: PageSize,
+    bound: Bound,
+    frames: Frames,
+    position: Position,
+    differ: Differ,
+    start: Start,
+}
+
 impl Follower {
     /// Attaches to a live database. What is committed now is the state from which changes are counted.
     ///
@@ -88,31 +98,16 @@ impl Follower {
         let link = || Link::open(file.path());
         let pins = [link()?, link()?];
         let (bounds, checkpoints) = (link()?, link()?);
-        // The first read makes SQLite open the log and its index.
-        if let Some(pin) = pins.first() {
-            pin.begin_read()?;
-            if pin.journal_mode()? != "wal" {
-                return Err(CaptureError::NotWal { path: file.path().to_owned() });
-            }
-        }
-        bounds.look()?;
-        checkpoints.look()?;
-        refuse_foreign_locks(&file)?;
-        let mut frames = Frames::open(&file.companion("-wal"))?;
-        let page_size = file.header()?.page_size;
-        if let Some(wanted) = shadow.as_ref().map(Shadow::page_size).filter(|wanted| *wanted != page_size) {
-            let (path, found, wanted) = (file.path().to_owned(), page_size.get(), wanted.get());
-            return Err(ShadowError::PageSize { path, found, wanted }.into());
-        }
-        let (position, bound, differ, start) = match &shadow {
-            None => {
-                let (position, bound) = stand_at(&mut frames, &bounds, &file)?;
-                let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
-                (position, bound, differ, Start::Settled)
-            }
-            Some(shadow) => {
-                let (_, bound) = look_at_bound(&frames, &bounds, &file)?;
-                (shadow.position(), bound, Differ::open(shadow)?, Start::Unsettled)
+        let had_log = file.companion("-wal").exists();
+        let stood = Follower::stand(&file, &pins, &bounds, &checkpoints, shadow.as_ref());
+        let Stood { page_size, bound, frames, position, differ, start } = match stood {
+            Ok(stood) => stood,
+            Err(error) => {
+                if !had_log && file.other_user().is_none() {
+                    // SQLite made an empty log for our looking; the last of our closes takes it away.
+                    pins.iter().chain([&bounds, &checkpoints]).try_for_each(Link::checkpoint_on_close)?;
+                }
+                return Err(error);
             }
         };
         Ok(Follower {
@@ -136,6 +131,39 @@ impl Follower {
             moved_at: Instant::now(),
             file,
         })
+    }
+
+    fn stand(
+        file: &DatabaseFile,
+        pins: &[Link; 2],
+        bounds: &Link,
+        checkpoints: &Link,
+        shadow: Option<&Shadow>,
+    ) -> Result<Stood, CaptureError> {
+        // The first read makes SQLite open the log and its index.
+        if let Some(pin) = pins.first() {
+            pin.begin_read()?;
+            if pin.journal_mode()? != "wal" {
+                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+            }
+        }
+        bounds.look()?;
+        checkpoints.look()?;
+        refuse_foreign_locks(file)?;
+        let mut frames = Frames::open(&file.companion("-wal"))?;
+        let page_size = file.header()?.page_size;
+        let Some(shadow) = shadow else {
+            let (position, bound) = stand_at(&mut frames, bounds, file)?;
+            let differ = Differ::open(&AtPosition::new(&frames, file, page_size, position.page_count))?;
+            return Ok(Stood { page_size, bound, frames, position, differ, start: Start::Settled });
+        };
+        if shadow.page_size() != page_size {
+            let (path, found, wanted) = (file.path().to_owned(), page_size.get(), shadow.page_size().get());
+            return Err(ShadowError::PageSize { path, found, wanted }.into());
+        }
+        let (_, bound) = look_at_bound(&frames, bounds, file)?;
+        let (position, differ) = (shadow.position(), Differ::open(shadow)?);
+        Ok(Stood { page_size, bound, frames, position, differ, start: Start::Unsettled })
     }
 
     fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {

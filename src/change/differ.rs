@@ -227,8 +227,9 @@ impl Differ {
         let plan = self.plan(before, after, changed)?;
         let mut count = 0;
         let mut begun = false;
-        if let Some((schema, _)) = &plan.schema {
-            for change in schema_changes(&self.schema, schema) {
+        if let Some((schema, catalogue)) = &plan.schema {
+            let continued = match_trees(&self.trees, schema, catalogue).continued(&self.trees);
+            for change in schema_changes(&self.schema, schema, &continued) {
                 begin(&mut begun, span, sink)?;
                 sink.schema(change).map_err(TransactionError::Sink)?;
                 count += 1;
