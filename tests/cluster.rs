@@ -1,3 +1,8 @@
 //! Whole clusters: the program, a real server, applications in processes of their own.
 
+mod conflicts;
+mod faults;
 mod flow;
+mod large;
+mod managed;
+mod usage;

@@ -172,9 +172,6 @@ impl Database {
     }
 
     fn work(&mut self) -> Result<(), NodeError> {
-        self.resume_sending()?;
-        self.catch_up()?;
-        self.settle_intent()?;
         loop {
             let found_more = self.capture()?;
             self.take_events()?;
@@ -208,12 +205,22 @@ impl Database {
     }
 
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
-    fn settle_intent(&mut self) -> Result<(), NodeError> {
+    pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
+        self.catch_up()?;
         while self.capture()? {}
         if let Some(recovered) = self.replica.abandon_intent()? {
             tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
         }
         Ok(())
+    }
+
+    /// The last message applied in each shard.
+    pub(super) fn applied(&self) -> Result<Vec<(ShardId, StreamSeq)>, NodeError> {
+        let mut applied = Vec::with_capacity(self.shards.len());
+        for shard in &self.shards {
+            applied.push((*shard, self.replica.state().position(*shard)?));
+        }
+        Ok(applied)
     }
 
     /// Whether more may be waiting.
@@ -260,10 +267,10 @@ impl Database {
                     self.log.seen.entry(*shard).or_insert(applied);
                 }
                 self.log.start = Some(ready);
-                self.open_when_seen();
+                self.open_when_seen()?;
             }
             Event::Published(Published::Message { shard, batch_no, .. }) => {
-                self.replica.acknowledged(shard, batch_no)?
+                self.replica.acknowledged(shard, batch_no)?;
             }
             Event::Published(Published::Round { .. }) => self.round = None,
             Event::Delivery(Delivery::Failed { error, .. }) => return Err(error.into()),
@@ -272,7 +279,10 @@ impl Database {
                 self.log.seen.insert(shard, message.seq);
                 if message.header.origin == self.replica.state().origin() {
                     // Seen on the log is acknowledged, whatever became of the server's answer.
-                    self.replica.acknowledged(shard, message.header.batch_no)?;
+                    let batch_no = message.header.batch_no;
+                    self.replica.acknowledged(shard, batch_no)?;
+                    // One that a killed node had sent can arrive before it is sent again.
+                    self.to_send.retain(|waiting| (waiting.shard, waiting.batch_no) != (shard, batch_no));
                 }
                 let directory = &self.config.state_dir;
                 self.inbox.push(directory, message).map_err(|source| NodeError::StateDirectory {
@@ -280,15 +290,15 @@ impl Database {
                     what: "cannot keep what has arrived",
                     source,
                 })?;
-                self.open_when_seen();
+                self.open_when_seen()?;
             }
         }
         Ok(())
     }
 
     /// Publishing begins when the log was read up to the end that it had at the start.
-    fn open_when_seen(&mut self) {
-        let Some(start) = self.log.start.as_ref().filter(|_| !self.log.open) else { return };
+    fn open_when_seen(&mut self) -> Result<(), NodeError> {
+        let Some(start) = self.log.start.as_ref().filter(|_| !self.log.open) else { return Ok(()) };
         let seen = |shard: &ShardId| self.log.seen.get(shard).copied().unwrap_or_default();
         if start.last.iter().all(|(shard, last)| seen(shard) >= *last) {
             self.log.open = true;
@@ -299,7 +309,9 @@ impl Database {
                 self.follower.file().path().display(),
                 self.shards.len()
             );
+            self.resume_sending()?;
         }
+        Ok(())
     }
 
     fn wait(&mut self) -> Result<(), NodeError> {
@@ -343,7 +355,7 @@ impl Database {
 
     // -------------------------------------------------------------------------------------------------------------- publishing
 
-    /// What a node that died had sealed and does not know to be on the log is sent again.
+    /// What a node that died had sealed and did not find on the log is sent again.
     fn resume_sending(&mut self) -> Result<(), NodeError> {
         self.to_send = self.replica.in_flight()?.into();
         if !self.to_send.is_empty() {

@@ -124,7 +124,11 @@ fn own_database(
     wake: Arc<Notify>,
     opened: oneshot::Sender<super::start::Known>,
 ) -> Result<(), NodeError> {
-    let (database, known) = open(config, links)?;
+    let (mut database, mut known) = open(config, links)?;
+    // What was applied is known only when it is known what became of an intent: with the intent's positions the network side would pass
+    // over the messages of one that never happened.
+    database.settle_intent()?;
+    known.applied = database.applied()?;
     let _waker = Waker::new(database.follower.file(), move || wake.notify_one())?;
     if opened.send(known).is_err() {
         return Ok(());

@@ -239,8 +239,13 @@ pub fn tables(db: &Path) -> Tables {
             FROM (SELECT '\"' || replace(name, '\"', '\"\"') || '\"' AS quoted FROM pragma_table_xinfo(?1) WHERE hidden <> 1)";
         let columns: String = db.query_row(columns, [&name], |row| row.get(0)).unwrap();
         let sql = format!("SELECT {columns} FROM \"{}\"", name.replace('"', "\"\""));
+        // Text of an application may be no UTF-8.
+        let shown = |row: &rusqlite::Row<'_>| {
+            Ok(String::from_utf8(row.get_ref(0)?.as_bytes()?.to_vec())
+                .unwrap_or_else(|error| error.into_bytes().escape_ascii().to_string()))
+        };
         let mut rows: Vec<String> =
-            db.prepare(&sql).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+            db.prepare(&sql).unwrap().query_map([], shown).unwrap().map(Result::unwrap).collect();
         rows.sort_unstable();
         tables.insert(name, rows);
     }

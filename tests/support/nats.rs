@@ -56,6 +56,22 @@ impl NatsServer {
         }
     }
 
+    /// Stops the server as a machine that hangs does: connections stay, and nothing is answered until [`NatsServer::resume`].
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().expect("nats-server runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal)
+            .expect("nats-server is signalled");
+    }
+
     /// Deletes what the server stored; call it while it is killed.
     pub fn delete_store(&self) {
         std::fs::remove_dir_all(self.dir.path().join("store")).expect("the store is deleted");
@@ -169,7 +185,8 @@ fn free_port() -> u16 {
     panic!("no port is free");
 }
 
-fn binary() -> PathBuf {
+/// The program: the one that `NATS_SERVER` names, or on the PATH, or fetched by `make nats`.
+pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("NATS_SERVER") {
         return PathBuf::from(path);
     }

@@ -1,0 +1,116 @@
+//! What cannot be is refused before anything is touched: one line that says what and where, one that says what to do.
+
+use std::path::Path;
+use std::process::Output;
+
+use rusqlite::Connection;
+
+use crate::support::cluster::{Cluster, woodchuck};
+
+const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)";
+
+fn run(db: &Path, args: &[&str]) -> Output {
+    woodchuck(&["run", "--db-path"]).arg(db).args(args).output().unwrap()
+}
+
+/// Checks the exit code and that the last words are an error and a hint; returns the error.
+fn refused(output: &Output, code: i32) -> (String, String) {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let [.., error, hint] = lines.as_slice() else { panic!("two lines: {text}") };
+    assert!(error.starts_with("error: ") && hint.starts_with("hint: "), "an error and a hint: {text}");
+    ((*error).to_owned(), (*hint).to_owned())
+}
+
+fn files_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_and_nothing_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let rollback = dir.path().join("rollback.db");
+    Connection::open(&rollback).unwrap().execute_batch(SCHEMA).unwrap();
+    std::fs::write(
+        dir.path().join("text.db"),
+        "this is no database, although it is long enough to look like one. ".repeat(20),
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("empty.db"), "").unwrap();
+    std::fs::create_dir(dir.path().join("directory.db")).unwrap();
+    let before = files_in(dir.path());
+    for name in ["rollback.db", "text.db", "empty.db", "directory.db", "missing.db", "nowhere/app.db"] {
+        let output = run(&dir.path().join(name), &["--nats-url", "nats://127.0.0.1:1"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(text.lines().count(), 2, "{name}: {text}");
+        let (error, _) = refused(&output, output.status.code().unwrap());
+        assert!(matches!(output.status.code(), Some(1..=3)) && error.contains(name), "{name}: {text}");
+        assert_eq!(files_in(dir.path()), before, "{name}");
+    }
+}
+
+#[test]
+fn a_second_daemon_on_a_database_is_refused() {
+    let mut cluster = Cluster::start(1, SCHEMA);
+    let node = &cluster.nodes[0];
+    let (error, _) = refused(&run(&node.db, &["--nats-url", &cluster.server.url()]), 3);
+    assert!(error.contains("another woodchuck is running"), "{error}");
+    node.sql("INSERT INTO t VALUES(1,'the first goes on')");
+    cluster.settle();
+    cluster.stop();
+}
+
+#[test]
+fn settings_that_do_not_fit_the_state_directory_are_wrong_usage() {
+    let mut cluster = Cluster::start(1, SCHEMA);
+    cluster.stop();
+    let (db, url) = (&cluster.nodes[0].db, cluster.server.url());
+    let (error, _) = refused(&run(db, &["--nats-url", &url, "--node-id", "2"]), 2);
+    assert!(error.contains("belongs to node 1, not to node 2"), "{error}");
+    let (error, _) = refused(&run(db, &["--nats-url", &url, "--shards", "4"]), 2);
+    assert!(error.contains("made for 8 shards, not for 4"), "{error}");
+    cluster.start_nodes();
+    cluster.stop();
+}
+
+#[test]
+fn limits_that_differ_from_the_servers_streams_are_wrong_usage() {
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &["--max-log-entries", "2048"]);
+    cluster.nodes[0].start();
+    let (error, hint) = refused(
+        &run(
+            &cluster.nodes[1].db,
+            &["--nats-url", &cluster.server.url(), "--max-log-entries", "512", "--node-id", "2"],
+        ),
+        2,
+    );
+    assert!(error.contains("2048") && error.contains("512"), "names both: {error}");
+    assert!(!hint.is_empty());
+    cluster.nodes[1].start();
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1,'a')");
+    assert_eq!(cluster.settle()["t"].len(), 1);
+    cluster.stop();
+}
+
+#[test]
+fn two_nodes_with_one_id_both_replicate_or_are_told_apart() {
+    let mut cluster = Cluster::start(1, SCHEMA);
+    // Epochs tell them apart: a node id that was given twice by mistake costs no row.
+    let db = cluster.dir.path().join("twin").join("app.db");
+    std::fs::create_dir(db.parent().unwrap()).unwrap();
+    Connection::open(&db).unwrap().execute_batch(&format!("PRAGMA journal_mode=WAL; {SCHEMA}")).unwrap();
+    let url = cluster.server.url();
+    let mut twin = crate::support::cluster::Node::new(1, &db, &["--nats-url", &url]);
+    twin.start();
+    cluster.nodes.push(twin);
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1,'a')");
+    cluster.nodes[1].sql("INSERT INTO t VALUES(2,'b')");
+    assert_eq!(cluster.settle()["t"].len(), 2);
+    cluster.stop();
+}
