@@ -13,5 +13,6 @@ mod inspect;
 mod layers;
 mod log;
 mod output;
+mod shadow;
 mod support;
 mod tail;
