@@ -662,3 +662,68 @@ fn after_any_number_of_deaths_every_change_was_given_exactly_once() {
     }
     println!("{transactions} transactions, {repairs} of them repairs");
 }
+
+#[test]
+#[ignore = "a measurement: prints ratios, to be run alone and optimised"]
+fn measure_the_cost_of_the_shadow() {
+    let scene = Scene::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n INTEGER);
+         WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 300000)
+         INSERT INTO t SELECT i, hex(randomblob(400)), 0 FROM c; PRAGMA wal_checkpoint(TRUNCATE);",
+    );
+    let mut node = Node::of(&scene.path);
+    node.tables.clear();
+    scene.catch_up(&mut node);
+    let cmp = || {
+        let began = std::time::Instant::now();
+        assert!(Command::new("cmp").arg(&scene.path).arg(scene.shadow.join("shadow.db")).status().unwrap().success());
+        began.elapsed()
+    };
+    cmp();
+    let both = cmp();
+    let mut follower = scene.attach(&mut node).unwrap();
+    let began = std::time::Instant::now();
+    let started = follower.catch_up(&mut node, &mut |_| {}).unwrap();
+    let repair = began.elapsed();
+    assert_eq!(started, Started::Repaired { pages: 0, changes: 0 });
+    println!("unchanged: cmp {both:?}, repair {repair:?}, ratio {:.2}", both.as_secs_f64() / repair.as_secs_f64());
+    drop(follower);
+
+    struct Nobody;
+    impl ChangeSink<&'static str> for Nobody {
+        fn begin(&mut self, _: &TxSpan) -> Result<(), &'static str> {
+            Ok(())
+        }
+        fn schema(&mut self, _: SchemaChange) -> Result<(), &'static str> {
+            Ok(())
+        }
+        fn change(&mut self, _: RowChange) -> Result<(), &'static str> {
+            Ok(())
+        }
+        fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), &'static str> {
+            Ok(())
+        }
+    }
+    for (name, statement) in [
+        ("random updates", "UPDATE t SET n = n + 1 WHERE id = abs(random()) % 300000"),
+        ("inserts", "INSERT INTO t(v, n) SELECT hex(randomblob(400)), 0"),
+    ] {
+        let mut follower = Follower::attach_with_shadow(&scene.path, &scene.shadow, None, &mut |_| {}).unwrap();
+        let db = scene.open();
+        let (mut frames, mut last) = (0, follower.position());
+        let written = follower.shadow_written_bytes();
+        for _ in 0..40_000 {
+            db.execute(statement, []).unwrap();
+            while follower.poll(&mut Nobody).unwrap().more {}
+            follower.maintain(&mut Nobody).unwrap();
+            let now = follower.position();
+            let before = if now.salts == last.salts { last.frame.0 } else { 0 };
+            frames += u64::from(now.frame.0 - before);
+            last = now;
+        }
+        follower.merge().unwrap();
+        let wal = frames * (1024 + 24);
+        let shadow = follower.shadow_written_bytes() - written;
+        println!("{name}: WAL {wal} bytes, shadow {shadow} bytes, ratio {:.2}", shadow as f64 / wal as f64);
+    }
+}
