@@ -17,5 +17,6 @@ mod locks;
 mod log;
 mod oracle;
 mod output;
+mod shadow;
 mod support;
 mod tail;

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::connections::Bound;
-use super::{CaptureError, FollowError, Follower};
+use super::{CaptureError, FollowError, Follower, Polled};
 use crate::change::ChangeSink;
 
 /// What capture may do about the size of the log.
@@ -119,7 +119,7 @@ impl Follower {
     /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
     /// comes in between is read before the older pin goes.
     fn prepare_restart<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
-        self.poll(sink)?;
+        self.renew_pin(sink, &mut Polled::default())?;
         self.policy.pinned_by_others = false;
         self.policy.restarts += u64::from(self.is_resting());
         Ok(())

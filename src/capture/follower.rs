@@ -9,13 +9,15 @@
 //! generation with frames follows behind it, and it is whole when we look.
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::checkpoint::Policy;
 use super::connections::{Bound, Link};
+use super::durable::Durability;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
-use super::resume::{Durability, Start};
+use super::resume::Start;
 use super::shadow::{Appended, Journaled, Shadow};
+use super::stand::{look_at_bound, refuse_foreign_locks, stand_at};
 use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
 use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
 use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
@@ -23,16 +25,14 @@ use crate::schema::Catalogue;
 
 /// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
 const RETREAT: Duration = Duration::from_millis(20);
-/// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
-const BOUND_LOOKS_MAX: usize = 100_000;
+/// While commits come the pin is renewed after this many frames; a checkpoint of the application is worthwhile from there on.
+const RENEWAL_FRAMES: u32 = 1000;
+/// Without new frames the pin is renewed after this time, and so within 10 ms: an application may be waiting for it.
+const IDLE_BEFORE_RENEWAL: Duration = Duration::from_millis(5);
 /// How long an unfinished commit is waited for, and how often it is looked at. A rolled-back transaction leaves frames that never end.
 const COMMIT_WITHIN: Duration = Duration::from_millis(5);
 const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
 const COMMIT_STEP_MAX: Duration = Duration::from_micros(250);
-/// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
-/// the one lock and not yet the other.
-const FOREIGN_LOOKS: usize = 10;
-
 /// What one look at the log gave.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Polled {
@@ -53,6 +53,8 @@ pub struct Follower {
     held: usize,
     /// The other pin is held as well: it is older.
     older_held: bool,
+    /// Frames that were read since the pin was renewed.
+    read_since_renewal: u32,
     /// The newest pin was let go until then; the other one is held alone.
     retreat_until: Option<Instant>,
     pub(super) bounds: Link,
@@ -118,6 +120,7 @@ impl Follower {
             pins,
             held: 0,
             older_held: false,
+            read_since_renewal: 0,
             retreat_until: None,
             bounds,
             checkpoints,
@@ -183,13 +186,38 @@ impl Follower {
             return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
         }
         let mut polled = Polled::default();
-        if !self.settle_pins()? {
+        if (self.older_held || self.retreat_until.is_some()) && !self.settle_pins()? {
             return Ok(polled);
+        }
+        // A pin protects what came behind its mark as well, so a busy log is read under the one that is held. Renewing it for every commit
+        // would let the application's automatic checkpoint do a little, with its syncs, at every commit too.
+        if self.start == Start::Settled {
+            polled.more = self.read_to_bound(sink, &mut polled)?;
+            let is_busy = self.resting || self.moved_at.elapsed() < IDLE_BEFORE_RENEWAL;
+            if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
+                if !polled.more {
+                    self.frames.rest();
+                }
+                return Ok(polled);
+            }
+        }
+        self.renew_pin(sink, &mut polled)?;
+        Ok(polled)
+    }
+
+    /// Begins the next read transaction, reads up to the bound, and ends the previous one if there was nothing to read.
+    pub(super) fn renew_pin<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+        polled: &mut Polled,
+    ) -> Result<(), FollowError<E>> {
+        if !self.settle_pins()? {
+            return Ok(());
         }
         let before = self.bound;
         let next = 1 - self.held;
         self.pin(next)?.begin_read()?;
-        let found = match self.read_to_bound(sink, &mut polled) {
+        let found = match self.read_to_bound(sink, polled) {
             Ok(found) => found,
             Err(error) => {
                 // The older pin stays alone: it protects what was not read.
@@ -198,10 +226,9 @@ impl Follower {
             }
         };
         self.held = next;
+        self.read_since_renewal = 0;
         if found {
             self.older_held = true;
-            self.resting = false;
-            self.moved_at = Instant::now();
             polled.more = true;
         } else {
             self.pin(1 - next)?.end_read()?;
@@ -209,7 +236,7 @@ impl Follower {
             self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
             self.frames.rest();
         }
-        Ok(polled)
+        Ok(())
     }
 
     /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
@@ -411,6 +438,10 @@ impl Follower {
     }
 
     fn advance(&mut self, tx: &TxFrames, position: Position) {
+        self.read_since_renewal =
+            self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
+        self.resting = false;
+        self.moved_at = Instant::now();
         self.frames.take(tx);
         self.position = position;
     }
@@ -478,36 +509,6 @@ impl Follower {
     }
 }
 
-fn refuse_foreign_locks(file: &DatabaseFile) -> Result<(), CaptureError> {
-    let mut seen = None;
-    for _ in 0..FOREIGN_LOOKS {
-        match file.foreign_user() {
-            None => return Ok(()),
-            Some(pid) => seen = Some(pid),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    seen.map_or(Ok(()), |pid| Err(CaptureError::ForeignLock { path: file.path().to_owned(), pid }))
-}
-
-/// Reads generation and bound that belong together; the salts are `None` while the log is empty.
-pub(super) fn look_at_bound(
-    frames: &Frames,
-    bounds: &Link,
-    file: &DatabaseFile,
-) -> Result<(Option<Salts>, Bound), CaptureError> {
-    for _ in 0..BOUND_LOOKS_MAX {
-        let before = frames.read_header()?.map(|header| header.salts);
-        let bound = bounds.noop()?;
-        let after = frames.read_header()?.map(|header| header.salts);
-        match bound {
-            Some(bound) if before == after && (after.is_some() || bound.committed == 0) => return Ok((after, bound)),
-            _ => std::thread::yield_now(),
-        }
-    }
-    Err(CaptureError::Locked { path: file.path().to_owned() })
-}
-
 /// Takes a transaction with a shadow: its pages are in the journal before the sink stores its position. Returns the entry too, which
 /// counts once the transaction was taken.
 pub(super) fn take_journaled<E>(
@@ -539,58 +540,4 @@ pub(super) fn take_journaled<E>(
         None => shadow.append(position, false, changed, after).map_err(CaptureError::from)?,
     };
     Ok((count, entry))
-}
-
-/// How often the log may be restarted while we look where it ends.
-const STANDS_MAX: usize = 1000;
-
-/// Takes everything up to the bound as the state to start from: the pages that the log has are indexed, the others are in the file.
-///
-/// When everything is checkpointed the log may be restarted or truncated under us: then none of it is used, the file has it all.
-pub(super) fn stand_at(
-    frames: &mut Frames,
-    bounds: &Link,
-    file: &DatabaseFile,
-) -> Result<(Position, Bound), CaptureError> {
-    for _ in 0..STANDS_MAX {
-        let (salts, bound) = look_at_bound(frames, bounds, file)?;
-        let Some(salts) = salts.filter(|_| bound.committed > 0) else {
-            frames.forget();
-            return Ok((outside_generations(file)?, bound));
-        };
-        let Some(header) = frames.read_header()?.filter(|header| header.salts == salts) else { continue };
-        let last = FrameNo(bound.committed);
-        frames.begin_generation(header);
-        if bound.checkpointed == bound.committed {
-            let commit = frames.read_frame_header(&header, last)?;
-            let still = frames.read_header()?.is_some_and(|header| header.salts == salts);
-            match commit.and_then(|commit| Some((commit.checksum, commit.commit?))).filter(|_| still) {
-                Some((checksum, page_count)) => {
-                    return Ok((Position { salts, frame: last, checksum, page_count }, bound));
-                }
-                None => continue,
-            }
-        }
-        frames.cover(last)?;
-        let mut position = Position { salts, frame: FrameNo(0), checksum: Checksum::default(), page_count: 0 };
-        while position.frame < last {
-            let tx = frames.collect(FrameNo(position.frame.0 + 1), last)?;
-            let Some((frame, header)) = tx.commit else { break };
-            frames.take(&tx);
-            position = Position { salts, frame, checksum: header.checksum, page_count: tx.page_count };
-        }
-        return Ok((position, bound));
-    }
-    Err(CaptureError::Locked { path: file.path().to_owned() })
-}
-
-/// The position while the log is empty. The checksum is a number that tells one such state from another: nothing else does.
-fn outside_generations(file: &DatabaseFile) -> Result<Position, CaptureError> {
-    let header = file.header()?;
-    // With nothing in the log the size is what page 1 says; the file can be longer.
-    let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
-    let page_count = if header.size_is_valid { header.page_count } else { of_file };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let checksum = Checksum { s0: now.as_secs() as u32, s1: now.subsec_nanos() };
-    Ok(Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum, page_count })
 }

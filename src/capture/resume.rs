@@ -1,12 +1,12 @@
 //! Going on where a former process stopped: by position when the log still has it, else by comparing the database with the shadow.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use super::follower::{look_at_bound, stand_at, take_journaled};
+use super::follower::take_journaled;
 use super::frames::AtPosition;
 use super::shadow::{Shadow, ShadowStep};
-use super::{CaptureError, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
+use super::stand::{look_at_bound, stand_at};
+use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
 use crate::change::{ChangeSink, DiffError, Op, PageSource, RowChange, SchemaChange, TransactionError, TxSpan};
 use crate::format::{DatabaseHeader, FrameNo, PageNo};
 
@@ -37,48 +37,8 @@ pub enum Started {
     },
 }
 
-/// Makes durable what the sink stored.
-pub type DurableHook = Box<dyn FnMut() -> std::io::Result<()> + Send>;
-
-/// How often everything is made durable, unless told otherwise: at most this much is in doubt after a power failure.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// From here on the journal is merged before a checkpoint: as many pages as make a checkpoint worthwhile.
-const MERGE_PAGES: u64 = 1000;
-/// From here on the journal is merged when everything was made durable anyway.
-const MERGE_BYTES: u64 = 4 << 20;
-/// From here on the journal is merged at once: it bounds the index and the time to open it.
-const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 /// Deletes from which on a gap is refused even without a sign that the database was restored.
 const DELETES_WITHOUT_SIGN_MAX: u64 = 1000;
-
-/// What makes the position durable, and when it did.
-pub(super) struct Durability {
-    hook: Option<DurableHook>,
-    synced_at: Instant,
-    synced: Option<Position>,
-    accept_restored: bool,
-    started: Option<Started>,
-    interval: Duration,
-}
-
-impl Default for Durability {
-    fn default() -> Durability {
-        Durability {
-            hook: None,
-            synced_at: Instant::now(),
-            synced: None,
-            accept_restored: false,
-            started: None,
-            interval: SYNC_INTERVAL,
-        }
-    }
-}
-
-impl std::fmt::Debug for Durability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Durability").field("synced", &self.synced).finish_non_exhaustive()
-    }
-}
 
 /// What became of our position.
 enum Sought {
@@ -195,11 +155,6 @@ impl Follower {
     /// that the sink was given on disk when it returns.
     pub fn set_durable_hook(&mut self, hook: DurableHook) {
         self.durability.hook = Some(hook);
-    }
-
-    /// Sets how often everything is made durable.
-    pub fn set_sync_interval(&mut self, interval: Duration) {
-        self.durability.interval = interval;
     }
 
     /// Lets a database that was restored from a backup be taken as it is, whatever that deletes.
@@ -368,59 +323,6 @@ impl Follower {
         self.position = end;
         self.start = Start::Settled;
         Ok(Started::Repaired { pages: changed.len() as u64, changes })
-    }
-
-    /// Makes everything up to the position durable: the log, the journal, and what the sink stored.
-    ///
-    /// # Errors
-    /// [`CaptureError`] when syncing fails or the hook does.
-    pub fn make_durable(&mut self) -> Result<(), CaptureError> {
-        let Some(shadow) = &self.shadow else { return Ok(()) };
-        if self.durability.synced == Some(self.position) {
-            self.durability.synced_at = Instant::now();
-            return Ok(());
-        }
-        self.frames.sync()?;
-        shadow.sync()?;
-        if let Some(hook) = &mut self.durability.hook {
-            hook().map_err(|source| CaptureError::Durable { source })?;
-        }
-        self.durability.synced = Some(self.position);
-        self.durability.synced_at = Instant::now();
-        Ok(())
-    }
-
-    /// Makes durable what is due, and merges a journal that has become long.
-    pub(super) fn keep_shadow(&mut self) -> Result<(), CaptureError> {
-        let Some((_, bytes)) = self.shadow.as_ref().map(Shadow::journal_extent) else { return Ok(()) };
-        if self.durability.synced_at.elapsed() >= self.durability.interval {
-            self.make_durable()?;
-            if bytes >= MERGE_BYTES {
-                self.merge()?;
-            }
-        } else if bytes >= JOURNAL_BYTES_MAX {
-            self.merge()?;
-        }
-        Ok(())
-    }
-
-    /// Before a checkpoint of ours the position is made durable, and a long journal merged.
-    pub(super) fn before_checkpoint(&mut self) -> Result<(), CaptureError> {
-        let Some((pages, _)) = self.shadow.as_ref().map(Shadow::journal_extent) else { return Ok(()) };
-        if pages >= MERGE_PAGES { self.merge() } else { self.make_durable() }
-    }
-
-    /// Brings `shadow.db` to the position.
-    ///
-    /// # Errors
-    /// [`CaptureError`]; an interrupted merge is done again by the next.
-    pub fn merge(&mut self) -> Result<(), CaptureError> {
-        self.make_durable()?;
-        let identity = self.file.identity();
-        match &mut self.shadow {
-            Some(shadow) if shadow.can_merge() => Ok(shadow.merge(identity)?),
-            _ => Ok(()),
-        }
     }
 }
 

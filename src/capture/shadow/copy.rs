@@ -58,7 +58,7 @@ impl Shadow {
         Ok(Shadow { path, file: copy, journal, is_copying: true, written_bytes: 0 })
     }
 
-    /// Copies the file, calling `between` after every piece with the bytes that are done.
+    /// Copies a piece of the file from offset `from` on, and returns where the next begins; `from` itself at the end of the file.
     pub(in crate::capture) fn copy_piece(&self, file: &DatabaseFile, from: u64) -> Result<u64, CaptureError> {
         let mut buffer = vec![0; BUFFER_BYTES];
         let read = file.read_some(&mut buffer, from)?;

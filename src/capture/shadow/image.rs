@@ -146,12 +146,12 @@ impl PageSource for Shadow {
             return Err(PageError::Missing { page, page_count });
         }
         let mut bytes = vec![0; self.page_size().bytes()];
-        let read = || match self.journal.read_page(page, &mut bytes)? {
-            Some(()) => Ok(()),
-            None => self.file.read_exact_at(&mut bytes, page.file_offset(self.page_size())),
+        let read = match self.journal.read_page(page, &mut bytes) {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => self.file.read_exact_at(&mut bytes, page.file_offset(self.page_size())),
+            Err(error) => Err(error),
         };
-        let mut read = read;
-        match read() {
+        match read {
             Ok(()) => Ok(Cow::Owned(bytes)),
             Err(source) => Err(PageError::Unreadable { page, source }),
         }
