@@ -226,8 +226,9 @@ impl Follower {
             }
         };
         self.held = next;
-        self.read_since_renewal = 0;
-        if found {
+        // A pin with another mark than the one before may have taken the very slot that a checkpoint of the application waits for.
+        let is_suspect = std::mem::take(&mut self.read_since_renewal) > 0 && self.file.has_waiting_checkpoint();
+        if found || is_suspect {
             self.older_held = true;
             polled.more = true;
         } else {
