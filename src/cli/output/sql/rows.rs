@@ -106,7 +106,21 @@ impl Rows {
         where_key(out, change, self.encoding)
     }
 
-    fn put_in(&mut self, change: &RowChange) -> io::Result<()> {
+    /// Takes the row out of a table that is named like this and has the columns of the change's table.
+    ///
+    /// # Errors
+    /// As [`Rows::push`].
+    pub(super) fn take_out_of(&mut self, table: &str, change: &RowChange) -> io::Result<()> {
+        let out = self.leave.statement()?;
+        put(out, format_args!("DELETE FROM {table}"));
+        where_key(out, change, self.encoding)
+    }
+
+    /// Puts in the row as it is after the change; nothing for a delete.
+    ///
+    /// # Errors
+    /// As [`Rows::push`].
+    pub(super) fn put_in(&mut self, change: &RowChange) -> io::Result<()> {
         let Some(row) = &change.after else { return Ok(()) };
         let out = self.come.statement()?;
         let rowid = match &change.key {

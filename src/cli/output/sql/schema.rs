@@ -40,6 +40,8 @@ impl SchemaObject {
 pub(super) struct Statements {
     pub(super) before: Vec<String>,
     pub(super) after: Vec<String>,
+    /// Puts the rows of rebuilt tables back; after what takes the changed ones out.
+    pub(super) put_back: Vec<String>,
     /// Dropped and created tables include ones that count in `sqlite_sequence`, or tables are rebuilt.
     pub(super) moves_sequence: bool,
     /// `sqlite_sequence` comes into being with this transaction.
@@ -90,16 +92,29 @@ impl SchemaChanges {
         })
     }
 
-    /// Brings the list of objects up to date and makes the statements. `touched` holds the tables whose rows change, in lower case: their
-    /// triggers must not fire.
+    /// Plans what is done to the tables that stay.
     ///
     /// # Errors
     /// When a table's text is one that SQLite does not accept.
-    pub(super) fn apply(self, objects: &mut Vec<SchemaObject>, touched: &BTreeSet<String>) -> io::Result<Statements> {
-        let mut out = Statements::default();
-        let tables = self.changed_tables();
-        let plan = alter::plan(&tables)?;
-        out.moves_sequence = !self.dropped.is_empty() || !tables.is_empty();
+    pub(super) fn plan(&self) -> io::Result<alter::Plan> {
+        alter::plan(&self.changed_tables())
+    }
+
+    /// Whether there are schema changes at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Brings the list of objects up to date and makes the statements. `touched` holds the tables whose rows change, in lower case: their
+    /// triggers must not fire.
+    pub(super) fn apply(
+        self,
+        plan: alter::Plan,
+        objects: &mut Vec<SchemaObject>,
+        touched: &BTreeSet<String>,
+    ) -> Statements {
+        let mut out = Statements { put_back: plan.put_back, ..Statements::default() };
+        out.moves_sequence = !self.dropped.is_empty() || !self.changed_tables().is_empty();
 
         // Whatever stands on these vanishes with them.
         let mut vanishing = self.dropped.clone();
@@ -143,7 +158,7 @@ impl SchemaChanges {
         out.creates_sequence = self.changes.iter().any(|change| {
             change.kind == "table" && change.before.is_none() && change.name.eq_ignore_ascii_case("sqlite_sequence")
         });
-        Ok(out)
+        out
     }
 
     fn changed_tables(&self) -> Vec<TableChange> {
@@ -163,7 +178,10 @@ impl SchemaChanges {
                 let name = change.name.to_ascii_lowercase();
                 let skip = match kind {
                     "index" => vanishing.contains(&change.table.to_ascii_lowercase()),
-                    "table" => change.after.is_some() || is_shadow(&name, &self.dropped_virtual),
+                    // VACUUM leaves `sqlite_sequence` out when nothing counts in it any more; no statement can drop it.
+                    "table" => {
+                        change.after.is_some() || name == "sqlite_sequence" || is_shadow(&name, &self.dropped_virtual)
+                    }
                     _ => false,
                 };
                 if !skip {
