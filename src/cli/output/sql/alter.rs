@@ -24,21 +24,14 @@ pub(super) struct TableChange {
 pub(super) struct Plan {
     /// Statements, in order.
     pub(super) statements: Vec<String>,
-    /// Statements after those: rows of tables to be rebuilt are set aside, under their new column names.
-    pub(super) set_aside: Vec<String>,
-    /// Statements after those, and after the rows that the transaction changes were taken out of what was set aside.
-    pub(super) rebuild: Vec<String>,
-    /// Tables that are dropped and made again: their indexes and triggers vanish.
-    pub(super) rebuilt: Vec<Rebuilt>,
-}
-
-/// A table that is dropped and made again.
-#[derive(Debug)]
-pub(super) struct Rebuilt {
-    pub(super) name_before: String,
-    pub(super) name_after: String,
-    /// The temporary table that holds its rows in between; `None` when the two have no column in common.
-    pub(super) aside: Option<String>,
+    /// Tables (names before) that are dropped and made again: their indexes and triggers vanish.
+    pub(super) rebuilt: Vec<String>,
+    /// The tables that hold the rows of rebuilt tables meanwhile, with the names that these have afterwards, in lower case. Their columns
+    /// are named as the new table's, so that a row is found in them as in that. Rows that change must be taken out before the rows are
+    /// put back: what was before may violate what the new table demands.
+    pub(super) aside: Vec<(String, String)>,
+    /// Puts back the rows that were set aside.
+    pub(super) put_back: Vec<String>,
 }
 
 /// Plans the statements.
@@ -59,14 +52,9 @@ pub(super) fn plan(changes: &[TableChange]) -> io::Result<Plan> {
         mirror.execute_batch(&change.before).map_err(|error| refused(&change.name_before, &error))?;
     }
     // Names first: other tables' references change with them.
-    for change in changes.iter().filter(|change| !change.name_before.eq_ignore_ascii_case(&change.name_after)) {
-        let sql =
-            format!("ALTER TABLE {} RENAME TO {}", quoted_name(&change.name_before), quoted_name(&change.name_after));
-        if run(&sql) {
-            plan.statements.push(sql);
-        }
-    }
-    for change in changes {
+    let names = rename_tables(&run, changes, &mut plan);
+    let renamed = |(change, name): &(&TableChange, &String)| **name == change.name_after;
+    for (change, _) in changes.iter().zip(&names).filter(renamed) {
         if !run("SAVEPOINT one") {
             break;
         }
@@ -86,10 +74,39 @@ pub(super) fn plan(changes: &[TableChange]) -> io::Result<Plan> {
         }
         run("RELEASE one");
     }
-    let rebuild: Vec<&TableChange> =
-        changes.iter().filter(|change| text(&mirror, &change.name_after).as_deref() != Some(&change.after)).collect();
+    let is_reached = |(change, name): &(&TableChange, &String)| {
+        **name == change.name_after && text(&mirror, name).as_deref() == Some(&change.after)
+    };
+    let rebuild: Vec<(&TableChange, &String)> =
+        changes.iter().zip(&names).filter(|change| !is_reached(change)).collect();
     rebuild_tables(&mirror, &rebuild, &mut plan)?;
     Ok(plan)
+}
+
+/// Renames the tables that changed their names, by way of other names where they exchange them. Returns what each is called then.
+fn rename_tables(run: &dyn Fn(&str) -> bool, changes: &[TableChange], plan: &mut Plan) -> Vec<String> {
+    let mut names: Vec<String> = changes.iter().map(|change| change.name_before.clone()).collect();
+    let mut rename = |name: &mut String, to: &str| {
+        let sql = format!("ALTER TABLE {} RENAME TO {}", quoted_name(name), quoted_name(to));
+        if run(&sql) {
+            plan.statements.push(sql);
+            to.clone_into(name);
+        }
+    };
+    let is_taken = |change: &TableChange, name: &str| {
+        changes
+            .iter()
+            .any(|other| other.name_before != change.name_before && other.name_before.eq_ignore_ascii_case(name))
+    };
+    for (index, (change, name)) in changes.iter().zip(&mut names).enumerate() {
+        if *name != change.name_after && is_taken(change, &change.name_after) {
+            rename(name, &format!("woodchuck_name_{index}"));
+        }
+    }
+    for (change, name) in changes.iter().zip(&mut names).filter(|(change, name)| **name != change.name_after) {
+        rename(name, &change.name_after);
+    }
+    names
 }
 
 fn refused(table: &str, error: &rusqlite::Error) -> io::Error {
@@ -125,51 +142,46 @@ fn next_column_step(now: &str, change: &TableChange) -> Option<String> {
 
 /// Adds to the plan: set the rows aside, drop the tables, create them anew, put the rows back. (SQLite's own recipe creates the new
 /// table under another name and renames it, which leaves another text than the wanted one.)
-fn rebuild_tables(mirror: &Connection, changes: &[&TableChange], plan: &mut Plan) -> io::Result<()> {
-    let (mut put_back, mut create) = (Vec::new(), Vec::new());
+fn rebuild_tables(mirror: &Connection, changes: &[(&TableChange, &String)], plan: &mut Plan) -> io::Result<()> {
+    let mut create = Vec::new();
     let after = Connection::open_in_memory().map_err(io::Error::other)?;
-    for (index, change) in changes.iter().enumerate() {
-        // A rename may have worked although the columns did not.
-        let name_now =
-            if text(mirror, &change.name_after).is_some() { &change.name_after } else { &change.name_before };
+    // Under the name that a table is to have another one may still be.
+    for (index, (change, name_now)) in changes.iter().enumerate() {
         after.execute_batch(&change.after).map_err(|error| refused(&change.name_after, &error))?;
         let columns_before = Columns::of(mirror, name_now).map_err(|error| refused(name_now, &error))?;
         let columns_after =
             Columns::of(&after, &change.name_after).map_err(|error| refused(&change.name_after, &error))?;
         let mut pairs = columns_after.pairs(&columns_before);
-        let rowid = ["rowid", "_rowid_", "oid"]
-            .into_iter()
-            .find(|name| !columns_before.hides(name) && !columns_after.hides(name));
-        if let (Some(rowid), false, false, None) =
-            (rowid, columns_before.without_rowid, columns_after.without_rowid, &columns_after.rowid_alias)
+        if let (Some(after), Some(before), None) =
+            (columns_after.rowid_name(), columns_before.rowid_name(), &columns_after.rowid_alias)
         {
-            pairs.push((rowid.to_owned(), rowid.to_owned()));
+            pairs.push((after.to_owned(), before.to_owned()));
         }
+        let aside = format!("temp.woodchuck_rows_{index}");
         let old = quoted_name(name_now);
         let new = quoted_name(&change.name_after);
-        let aside = (!pairs.is_empty()).then(|| format!("woodchuck_rows_{index}"));
-        if let Some(aside) = &aside {
-            let from: Vec<String> =
-                pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to))).collect();
-            let to: Vec<String> = pairs.iter().map(|(to, _)| quoted_name(to)).collect();
-            let (from, to) = (from.join(","), to.join(","));
-            plan.set_aside.push(format!("CREATE TEMP TABLE {aside} AS SELECT {from} FROM main.{old}"));
-            put_back.push(format!("INSERT INTO main.{new}({to}) SELECT {to} FROM temp.{aside}"));
-            put_back.push(format!("DROP TABLE temp.{aside}"));
+        if !pairs.is_empty() {
+            let to = pairs.iter().map(|(to, _)| quoted_name(to)).collect::<Vec<_>>().join(",");
+            let from = pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to)));
+            let from = from.collect::<Vec<_>>().join(",");
+            plan.statements.push(format!("CREATE TEMP TABLE woodchuck_rows_{index} AS SELECT {from} FROM main.{old}"));
+            plan.put_back.push(format!("INSERT INTO main.{new}({to}) SELECT {to} FROM {aside}"));
+            plan.put_back.push(format!("DROP TABLE {aside}"));
+            plan.aside.push((change.name_after.to_ascii_lowercase(), aside));
         }
-        plan.rebuild.push(format!("DROP TABLE main.{old}"));
+        plan.statements.push(format!("DROP TABLE main.{old}"));
+        plan.rebuilt.push(change.name_before.clone());
+        plan.rebuilt.push(change.name_after.clone());
         create.push(change.after.clone());
-        let (name_before, name_after) = (change.name_before.clone(), change.name_after.clone());
-        plan.rebuilt.push(Rebuilt { name_before, name_after, aside });
     }
-    plan.rebuild.append(&mut create);
-    plan.rebuild.append(&mut put_back);
+    plan.statements.append(&mut create);
     Ok(())
 }
 
 /// The columns of a table that can be written, as SQLite itself sees them.
 struct Columns {
-    names: Vec<String>,
+    /// The stored ones and whether they can be written.
+    stored: Vec<(String, bool)>,
     all: Vec<String>,
     rowid_alias: Option<String>,
     without_rowid: bool,
@@ -191,25 +203,35 @@ impl Columns {
             }
             _ => None,
         };
-        let names = rows.iter().filter(|(_, hidden, ..)| *hidden == 0).map(|(name, ..)| name.clone()).collect();
+        // 2 is a virtual generated column, 3 a stored one.
+        let stored = rows.iter().filter(|(_, hidden, ..)| *hidden != 2);
+        let stored = stored.map(|(name, hidden, ..)| (name.clone(), *hidden == 0)).collect();
         let all = rows.into_iter().map(|(name, ..)| name).collect();
-        Ok(Columns { names, all, rowid_alias, without_rowid })
+        Ok(Columns { stored, all, rowid_alias, without_rowid })
     }
 
-    fn hides(&self, rowid: &str) -> bool {
-        self.all.iter().any(|name| name.eq_ignore_ascii_case(rowid))
+    /// The name by which a rowid can be reached.
+    fn rowid_name(&self) -> Option<&'static str> {
+        let hides = |rowid: &str| self.all.iter().any(|name| name.eq_ignore_ascii_case(rowid));
+        ["rowid", "_rowid_", "oid"].into_iter().find(|name| !self.without_rowid && !hides(name))
     }
 
-    /// `(after, before)` for each column that has a counterpart: by name, and where as many are left over on both sides, in order.
+    /// `(after, before)` for each column that can be written and has a counterpart: by name, else, for a renamed one, by place. The differ
+    /// compares rows in the same way.
     fn pairs(&self, before: &Columns) -> Vec<(String, String)> {
-        let has = |columns: &[String], name: &str| columns.iter().any(|other| other.eq_ignore_ascii_case(name));
-        let (same, new): (Vec<&String>, Vec<&String>) = self.names.iter().partition(|name| has(&before.all, name));
-        let gone: Vec<&String> = before.names.iter().filter(|name| !has(&self.all, name)).collect();
-        let mut pairs: Vec<(String, String)> = same.into_iter().map(|name| (name.clone(), name.clone())).collect();
-        if new.len() == gone.len() {
-            pairs.extend(new.into_iter().cloned().zip(gone.into_iter().cloned()));
-        }
-        pairs
+        let find = |columns: &Columns, name: &str| {
+            columns.stored.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(name, _)| name.clone())
+        };
+        let columns = self.stored.iter().enumerate().filter(|(_, (_, is_written))| *is_written);
+        columns
+            .filter_map(|(index, (name, _))| {
+                let source = find(before, name).or_else(|| {
+                    let (here, _) = before.stored.get(index)?;
+                    find(self, here).is_none().then(|| here.clone())
+                })?;
+                Some((name.clone(), source))
+            })
+            .collect()
     }
 }
 
@@ -221,8 +243,7 @@ mod tests {
         let name = |sql: &str| create_table(sql).unwrap().name;
         let (name_before, name_after) = (name(before), name(after));
         let change = TableChange { name_before, name_after, before: before.to_owned(), after: after.to_owned() };
-        let plan = plan(&[change]).unwrap();
-        [plan.statements, plan.set_aside, plan.rebuild].concat()
+        plan(&[change]).unwrap().statements
     }
 
     #[test]
@@ -246,16 +267,33 @@ mod tests {
         );
     }
 
+    /// Two tables exchanged their names, and each was rebuilt from the rows of the other. A rename by way of a third name needs no rows.
+    #[test]
+    fn names_are_exchanged_by_way_of_a_third() {
+        let change = |from: &str, to: &str, columns: &str| TableChange {
+            name_before: from.to_owned(),
+            name_after: to.to_owned(),
+            before: format!("CREATE TABLE \"{from}\"({columns})"),
+            after: format!("CREATE TABLE \"{to}\"({columns})"),
+        };
+        let plan = plan(&[change("a", "b", "x INTEGER PRIMARY KEY"), change("b", "a", "y, z")]).unwrap();
+        assert!(plan.rebuilt.is_empty() && plan.aside.is_empty(), "{plan:?}");
+        assert_eq!(plan.statements.len(), 4);
+    }
+
     #[test]
     fn what_no_alter_expresses_is_rebuilt() {
-        let got = statements("CREATE TABLE t(a, b)", "CREATE TABLE t(a NOT NULL, b)");
+        let (before, after) = ("CREATE TABLE t(a, b)".to_owned(), "CREATE TABLE t(a NOT NULL, b)".to_owned());
+        let change = TableChange { name_before: "t".to_owned(), name_after: "t".to_owned(), before, after };
+        let plan = plan(&[change]).unwrap();
+        let got = plan.statements;
         assert_eq!(
             got[0],
             "CREATE TEMP TABLE woodchuck_rows_0 AS SELECT \"a\" AS \"a\",\"b\" AS \"b\",\"rowid\" AS \"rowid\" FROM main.\"t\""
         );
         assert_eq!(got[2], "CREATE TABLE t(a NOT NULL, b)");
         assert_eq!(
-            got[3],
+            plan.put_back[0],
             "INSERT INTO main.\"t\"(\"a\",\"b\",\"rowid\") SELECT \"a\",\"b\",\"rowid\" FROM temp.woodchuck_rows_0"
         );
     }

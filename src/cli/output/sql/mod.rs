@@ -47,10 +47,12 @@ pub struct SqlScript<W: Write> {
 #[derive(Debug)]
 struct Transaction {
     schema: SchemaChanges,
+    /// What is done to the tables that stay, once it is needed.
+    plan: Option<alter::Plan>,
+    /// Deletes of rows that were set aside.
+    aside: Rows,
     /// Deletes that must run before the tables change their shape.
     first: Rows,
-    /// Deletes from what was set aside of rebuilt tables.
-    aside: Rows,
     rows: Rows,
     sequence: Rows,
     /// Tables whose rows change, in lower case.
@@ -65,8 +67,9 @@ impl Transaction {
     fn new(encoding: TextEncoding) -> Transaction {
         Transaction {
             schema: SchemaChanges::default(),
-            first: Rows::new(encoding),
+            plan: None,
             aside: Rows::new(encoding),
+            first: Rows::new(encoding),
             rows: Rows::new(encoding),
             sequence: Rows::new(encoding),
             touched: BTreeSet::new(),
@@ -74,6 +77,23 @@ impl Transaction {
             counted: BTreeSet::new(),
             sequence_changed: false,
         }
+    }
+}
+
+impl Transaction {
+    fn plan(&mut self) -> io::Result<&alter::Plan> {
+        match self.plan {
+            Some(ref plan) => Ok(plan),
+            None => Ok(self.plan.insert(self.schema.plan()?)),
+        }
+    }
+
+    /// Where the rows of this table (in lower case) are while it is rebuilt.
+    fn set_aside(&mut self, table: &str) -> io::Result<Option<String>> {
+        if self.schema.is_empty() {
+            return Ok(None);
+        }
+        Ok(self.plan()?.aside.iter().find(|(name, _)| name == table).map(|(_, aside)| aside.clone()))
     }
 }
 
@@ -142,18 +162,26 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
         } else if change.table.autoincrement {
             open.counting.insert(table.clone());
         }
+        let aside = open.set_aside(&table)?;
         if !open.touched.contains(&table) {
             open.touched.insert(table);
         }
-        match open.schema.set_aside(&change.table.name)? {
-            Some(aside) => open.rows.push_rebuilt(&change, aside, &mut open.aside),
+        match aside {
+            Some(aside) => {
+                if change.op != Op::Insert {
+                    open.aside.take_out_of(&aside, &change)?;
+                }
+                open.rows.put_in(&change)
+            }
             None => open.rows.push(change),
         }
     }
 
     fn commit(&mut self, _span: &TxSpan, _changes: u64) -> io::Result<()> {
-        let open = std::mem::replace(&mut self.open, Transaction::new(self.encoding));
-        let around = open.schema.apply(&mut self.objects, &open.touched)?;
+        let mut open = std::mem::replace(&mut self.open, Transaction::new(self.encoding));
+        open.plan()?;
+        let plan = open.plan.take().unwrap_or_default();
+        let around = open.schema.apply(plan, &mut self.objects, &open.touched);
         let has_sequence = self.objects.iter().any(|object| object.name.eq_ignore_ascii_case("sqlite_sequence"));
         let follows_by_itself = open.counting.is_subset(&open.counted) && !around.moves_sequence;
         let set_aside = has_sequence
@@ -167,11 +195,13 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
                 b"CREATE TEMP TABLE woodchuck_sequence AS SELECT rowid AS id,name,seq FROM main.sqlite_sequence;\n",
             )?;
         }
-        self.statements(&around.triggers)?;
+        let (drops, rest): (Vec<String>, Vec<String>) =
+            around.before.into_iter().partition(|sql| sql.starts_with("DROP TRIGGER "));
+        self.statements(&drops)?;
         open.first.move_to(&mut self.out)?;
-        self.statements(&around.before)?;
+        self.statements(&rest)?;
         open.aside.move_to(&mut self.out)?;
-        self.statements(&around.rebuild)?;
+        self.statements(&around.put_back)?;
         open.rows.move_to(&mut self.out)?;
         if around.creates_sequence {
             self.out.write_all(b"DELETE FROM sqlite_sequence;\n")?;

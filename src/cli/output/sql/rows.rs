@@ -8,7 +8,7 @@
 //! without any row having changed, so the copy's may differ from ours. A row with NULL in its key is found by its rowid even there; who
 //! happens to have that rowid in the copy is moved away first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 
 use super::literal::{name, put, value};
@@ -26,8 +26,6 @@ pub(super) struct Rows {
     come: Spill,
     /// Per table, the first update that touches a UNIQUE index.
     unique: HashMap<String, Unique>,
-    /// Tables of rows set aside that have an index.
-    indexed: HashSet<String>,
 }
 
 /// What is known of a table's updates that touch a UNIQUE index.
@@ -47,7 +45,6 @@ impl Rows {
             change: Spill::default(),
             come: Spill::default(),
             unique: HashMap::new(),
-            indexed: HashSet::new(),
         }
     }
 
@@ -84,23 +81,6 @@ impl Rows {
         }
     }
 
-    /// Takes one change of a table whose rows are set aside in another while it is rebuilt. Whatever the transaction changed is taken out
-    /// there and put into the new table: put back as it was it could violate what the new table demands.
-    ///
-    /// # Errors
-    /// As [`Rows::push`].
-    pub(super) fn push_rebuilt(&mut self, change: &RowChange, aside: &str, taken_out: &mut Rows) -> io::Result<()> {
-        if change.op != Op::Insert || change.before_unknown {
-            if taken_out.indexed.insert(aside.to_owned()) {
-                index_aside(taken_out.leave.statement()?, &change.table, aside)?;
-            }
-            let out = taken_out.leave.statement()?;
-            put(out, format_args!("DELETE FROM temp.{aside}"));
-            where_key(out, change, self.encoding)?;
-        }
-        self.put_in(change)
-    }
-
     /// Writes the statements, in order.
     pub(super) fn move_to(mut self, out: &mut impl io::Write) -> io::Result<()> {
         let mut alone: Vec<Box<RowChange>> = std::mem::take(&mut self.unique)
@@ -126,7 +106,21 @@ impl Rows {
         where_key(out, change, self.encoding)
     }
 
-    fn put_in(&mut self, change: &RowChange) -> io::Result<()> {
+    /// Takes the row out of a table that is named like this and has the columns of the change's table.
+    ///
+    /// # Errors
+    /// As [`Rows::push`].
+    pub(super) fn take_out_of(&mut self, table: &str, change: &RowChange) -> io::Result<()> {
+        let out = self.leave.statement()?;
+        put(out, format_args!("DELETE FROM {table}"));
+        where_key(out, change, self.encoding)
+    }
+
+    /// Puts in the row as it is after the change; nothing for a delete.
+    ///
+    /// # Errors
+    /// As [`Rows::push`].
+    pub(super) fn put_in(&mut self, change: &RowChange) -> io::Result<()> {
         let Some(row) = &change.after else { return Ok(()) };
         let out = self.come.statement()?;
         let rowid = match &change.key {
@@ -211,7 +205,13 @@ fn where_key(out: &mut Vec<u8>, change: &RowChange, encoding: TextEncoding) -> i
                 out.push(b'=');
                 value(out, cell, encoding);
                 if matches!(cell, crate::format::Value::Text(_)) {
-                    collate(out, &part.collation);
+                    out.extend_from_slice(b" COLLATE ");
+                    match &part.collation {
+                        Collation::Binary => out.extend_from_slice(b"BINARY"),
+                        Collation::NoCase => out.extend_from_slice(b"NOCASE"),
+                        Collation::RTrim => out.extend_from_slice(b"RTRIM"),
+                        Collation::Custom(collation) => name(out, collation),
+                    }
                 }
             }
         }
@@ -224,37 +224,6 @@ fn where_key(out: &mut Vec<u8>, change: &RowChange, encoding: TextEncoding) -> i
     }
     out.extend_from_slice(b";\n");
     Ok(())
-}
-
-/// Without an index each row would be looked for among all.
-fn index_aside(out: &mut Vec<u8>, table: &Table, aside: &str) -> io::Result<()> {
-    put(out, format_args!("CREATE INDEX temp.{aside}_key ON {aside}("));
-    let column = |index: usize| table.columns.get(index).map_or("", |column| column.name.as_str());
-    match &table.identity {
-        Identity::Rowid => name(out, rowid_name(table)?),
-        Identity::RowidAlias(index) => name(out, column(*index)),
-        Identity::Declared(parts) => {
-            for (index, part) in parts.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                name(out, column(part.column));
-                collate(out, &part.collation);
-            }
-        }
-    }
-    out.extend_from_slice(b");\n");
-    Ok(())
-}
-
-fn collate(out: &mut Vec<u8>, collation: &Collation) {
-    out.extend_from_slice(b" COLLATE ");
-    match collation {
-        Collation::Binary => out.extend_from_slice(b"BINARY"),
-        Collation::NoCase => out.extend_from_slice(b"NOCASE"),
-        Collation::RTrim => out.extend_from_slice(b"RTRIM"),
-        Collation::Custom(collation) => name(out, collation),
-    }
 }
 
 fn rowid_name(table: &Table) -> io::Result<&'static str> {

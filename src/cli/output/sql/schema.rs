@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::alter::{self, Plan, TableChange};
+use super::alter::{self, TableChange};
 use super::create::create_table;
 use super::literal::quoted_name;
 use crate::change::SchemaChange;
@@ -38,13 +38,10 @@ impl SchemaObject {
 /// The statements around a transaction's rows.
 #[derive(Debug, Default)]
 pub(super) struct Statements {
-    /// Triggers out of the way. Deletes of rows that are found before the tables change come next.
-    pub(super) triggers: Vec<String>,
-    /// Drops and alterations, up to the rows of rebuilt tables being set aside.
     pub(super) before: Vec<String>,
-    /// Rebuilding, and new tables.
-    pub(super) rebuild: Vec<String>,
     pub(super) after: Vec<String>,
+    /// Puts the rows of rebuilt tables back; after what takes the changed ones out.
+    pub(super) put_back: Vec<String>,
     /// Dropped and created tables include ones that count in `sqlite_sequence`, or tables are rebuilt.
     pub(super) moves_sequence: bool,
     /// `sqlite_sequence` comes into being with this transaction.
@@ -60,28 +57,9 @@ pub(super) struct SchemaChanges {
     /// Virtual tables among the dropped ones and the new ones: they drop and create their shadow tables themselves.
     dropped_virtual: Vec<String>,
     created_virtual: Vec<String>,
-    /// Made when the first row comes: by then all schema changes are known.
-    plan: Option<Plan>,
 }
 
 impl SchemaChanges {
-    /// The temporary table in which the rows of this table are while it is rebuilt; `None` if it is not.
-    ///
-    /// # Errors
-    /// As [`SchemaChanges::apply`].
-    pub(super) fn set_aside(&mut self, table: &str) -> io::Result<Option<&str>> {
-        if self.changes.is_empty() {
-            return Ok(None);
-        }
-        let plan = match self.plan.take() {
-            Some(plan) => plan,
-            None => alter::plan(&self.changed_tables())?,
-        };
-        let rebuilt = self.plan.insert(plan).rebuilt.iter();
-        let mut this = rebuilt.filter(|rebuilt| rebuilt.name_after.eq_ignore_ascii_case(table));
-        Ok(this.next().and_then(|rebuilt| rebuilt.aside.as_deref()))
-    }
-
     pub(super) fn push(&mut self, change: SchemaChange) {
         if change.kind == "table" {
             let is_virtual =
@@ -114,28 +92,33 @@ impl SchemaChanges {
         })
     }
 
-    /// Brings the list of objects up to date and makes the statements. `touched` holds the tables whose rows change, in lower case: their
-    /// triggers must not fire.
+    /// Plans what is done to the tables that stay.
     ///
     /// # Errors
     /// When a table's text is one that SQLite does not accept.
+    pub(super) fn plan(&self) -> io::Result<alter::Plan> {
+        alter::plan(&self.changed_tables())
+    }
+
+    /// Whether there are schema changes at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Brings the list of objects up to date and makes the statements. `touched` holds the tables whose rows change, in lower case: their
+    /// triggers must not fire.
     pub(super) fn apply(
-        mut self,
+        self,
+        plan: alter::Plan,
         objects: &mut Vec<SchemaObject>,
         touched: &BTreeSet<String>,
-    ) -> io::Result<Statements> {
-        let mut out = Statements::default();
-        let tables = self.changed_tables();
-        let plan = match self.plan.take() {
-            Some(plan) => plan,
-            None => alter::plan(&tables)?,
-        };
-        out.moves_sequence = !self.dropped.is_empty() || !tables.is_empty();
+    ) -> Statements {
+        let mut out = Statements { put_back: plan.put_back, ..Statements::default() };
+        out.moves_sequence = !self.dropped.is_empty() || !self.changed_tables().is_empty();
 
         // Whatever stands on these vanishes with them.
         let mut vanishing = self.dropped.clone();
-        let rebuilt = plan.rebuilt.iter().flat_map(|rebuilt| [&rebuilt.name_before, &rebuilt.name_after]);
-        vanishing.extend(rebuilt.map(|name| name.to_ascii_lowercase()));
+        vanishing.extend(plan.rebuilt.iter().map(|name| name.to_ascii_lowercase()));
         let views = self.changes.iter().filter(|change| change.kind == "view" && change.before.is_some());
         vanishing.extend(views.map(|change| change.name.to_ascii_lowercase()));
         let muted: BTreeSet<String> = touched.union(&vanishing).cloned().collect();
@@ -147,7 +130,7 @@ impl SchemaChanges {
             let changes = self.changes.iter().any(|change| change.kind == object.kind && same_before(change, object));
             match object.kind.as_str() {
                 "trigger" if changes || muted.contains(&table) => {
-                    out.triggers.push(format!("DROP TRIGGER {}", quoted_name(&object.name)));
+                    out.before.push(format!("DROP TRIGGER {}", quoted_name(&object.name)));
                     again.push(key);
                 }
                 "index" if !changes && vanishing.contains(&table) => again.push(key),
@@ -156,8 +139,6 @@ impl SchemaChanges {
         }
         self.drop_others(&mut out, &vanishing);
         out.before.extend(plan.statements);
-        out.before.extend(plan.set_aside);
-        out.rebuild.extend(plan.rebuild);
         self.create_tables(&mut out);
 
         self.update(objects);
@@ -177,7 +158,7 @@ impl SchemaChanges {
         out.creates_sequence = self.changes.iter().any(|change| {
             change.kind == "table" && change.before.is_none() && change.name.eq_ignore_ascii_case("sqlite_sequence")
         });
-        Ok(out)
+        out
     }
 
     fn changed_tables(&self) -> Vec<TableChange> {
@@ -197,7 +178,10 @@ impl SchemaChanges {
                 let name = change.name.to_ascii_lowercase();
                 let skip = match kind {
                     "index" => vanishing.contains(&change.table.to_ascii_lowercase()),
-                    "table" => change.after.is_some() || is_shadow(&name, &self.dropped_virtual),
+                    // VACUUM leaves `sqlite_sequence` out when nothing counts in it any more; no statement can drop it.
+                    "table" => {
+                        change.after.is_some() || name == "sqlite_sequence" || is_shadow(&name, &self.dropped_virtual)
+                    }
                     _ => false,
                 };
                 if !skip {
@@ -215,17 +199,17 @@ impl SchemaChanges {
             let name = change.name.to_ascii_lowercase();
             if name.starts_with("sqlite_stat") {
                 if !analyzed {
-                    out.rebuild.push("ANALYZE sqlite_master".to_owned());
+                    out.before.push("ANALYZE sqlite_master".to_owned());
                     analyzed = true;
                 }
             } else if is_shadow(&name, &self.created_virtual) {
                 // The virtual table makes it, with rows of its own.
                 shadows.push(format!("DELETE FROM {}", quoted_name(&change.name)));
             } else if !name.starts_with("sqlite_") {
-                out.rebuild.push(sql.clone());
+                out.before.push(sql.clone());
             }
         }
-        out.rebuild.append(&mut shadows);
+        out.before.append(&mut shadows);
     }
 
     fn update(&self, objects: &mut Vec<SchemaObject>) {
