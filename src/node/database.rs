@@ -33,6 +33,13 @@ const FOLD_BYTES_MAX: usize = 2 << 20;
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
+/// A commit's frames are in the log, which wakes us, before its index tells of them, which does not: with `synchronous=FULL` a sync lies in
+/// between. So after a wake-up that found nothing we look again, after waits that double from the first to the last of these.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(50);
+const LOOK_AGAIN_LAST: Duration = Duration::from_millis(5);
+/// The runtime's timers count milliseconds. Waits that are much shorter are slept, and what arrives meanwhile waits as long.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+const SLEEP_MAX: Duration = Duration::from_micros(200);
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 /// How long a graceful stop waits for the server to take what was captured.
@@ -74,6 +81,7 @@ enum Event {
     Delivery(Delivery<Announced>),
     Published(Published),
     Ready(LogReady),
+    Wake,
     Other,
 }
 
@@ -105,6 +113,7 @@ pub(super) struct Database {
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
+    look_again: Option<Duration>,
     stop_at: Option<Instant>,
     stored: Option<Position>,
 }
@@ -144,6 +153,7 @@ impl Database {
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
+            look_again: None,
             stop_at: None,
             stored: None,
         }
@@ -208,6 +218,9 @@ impl Database {
         let polled = self.follower.poll(&mut sink)?;
         self.follower.maintain(&mut sink)?;
         self.reporter.transactions_captured += polled.transactions;
+        if polled.commits > 0 {
+            self.look_again = None;
+        }
         Ok(polled.more)
     }
 
@@ -238,6 +251,7 @@ impl Database {
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         match event {
             Event::Other => {}
+            Event::Wake => self.look_again = Some(LOOK_AGAIN_FIRST),
             Event::Ready(ready) => {
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
@@ -293,11 +307,19 @@ impl Database {
 
     fn wait(&mut self) -> Result<(), NodeError> {
         let idle = self.config.capture.poll_interval.max(HANDOVER_INTERVAL);
-        let timeout = match (self.retry_lock, self.follower.is_resting()) {
-            (true, _) => Duration::from_millis(1),
+        let mut timeout = match (self.retry_lock, self.follower.is_resting()) {
+            (true, _) => TIMER_STEP,
             (false, true) => idle,
             (false, false) => HANDOVER_INTERVAL,
         };
+        if let Some(wait) = self.look_again {
+            self.look_again = Some(wait * 2).filter(|next| *next <= LOOK_AGAIN_LAST);
+            if wait <= SLEEP_MAX {
+                std::thread::sleep(wait);
+                return Ok(());
+            }
+            timeout = timeout.min(wait.max(TIMER_STEP));
+        }
         let links = &mut self.links;
         let handle = links.handle.clone();
         let event = handle.block_on(async {
@@ -305,7 +327,7 @@ impl Database {
                 Some(delivery) = links.deliveries.recv() => Event::Delivery(delivery),
                 Some(published) = links.published.recv() => Event::Published(published),
                 Some(ready) = links.ready.recv() => Event::Ready(ready),
-                () = links.wake.notified() => Event::Other,
+                () = links.wake.notified() => Event::Wake,
                 Ok(()) = links.stop.changed() => Event::Other,
                 () = tokio::time::sleep(timeout) => Event::Other,
             }
