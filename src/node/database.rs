@@ -34,9 +34,11 @@ const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
 /// A commit's frames are in the log, which wakes us, before its index tells of them, which does not: with `synchronous=FULL` a sync lies in
-/// between. So after a wake-up that found nothing we look again, after waits that double from the first to the last of these.
+/// between. So after a wake-up that found nothing we look again, after waits that double from the first to the last of these, until the
+/// pin would have been renewed anyway.
 const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(50);
-const LOOK_AGAIN_LAST: Duration = Duration::from_millis(5);
+const LOOK_AGAIN_LAST: Duration = TIMER_STEP;
+const LOOK_AGAIN_FOR: Duration = HANDOVER_INTERVAL;
 /// The runtime's timers count milliseconds. Waits that are much shorter are slept, and what arrives meanwhile waits as long.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 const SLEEP_MAX: Duration = Duration::from_micros(200);
@@ -113,9 +115,16 @@ pub(super) struct Database {
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
-    look_again: Option<Duration>,
+    look_again: Option<LookAgain>,
     stop_at: Option<Instant>,
     stored: Option<Position>,
+}
+
+/// What a wake-up told of is not visible yet.
+#[derive(Clone, Copy)]
+struct LookAgain {
+    woken_at: Instant,
+    wait: Duration,
 }
 
 /// The round that is being sent.
@@ -251,7 +260,7 @@ impl Database {
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         match event {
             Event::Other => {}
-            Event::Wake => self.look_again = Some(LOOK_AGAIN_FIRST),
+            Event::Wake => self.look_again = Some(LookAgain { woken_at: Instant::now(), wait: LOOK_AGAIN_FIRST }),
             Event::Ready(ready) => {
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
@@ -312,8 +321,9 @@ impl Database {
             (false, true) => idle,
             (false, false) => HANDOVER_INTERVAL,
         };
-        if let Some(wait) = self.look_again {
-            self.look_again = Some(wait * 2).filter(|next| *next <= LOOK_AGAIN_LAST);
+        if let Some(LookAgain { woken_at, wait }) = self.look_again {
+            let next = LookAgain { woken_at, wait: (wait * 2).min(LOOK_AGAIN_LAST) };
+            self.look_again = Some(next).filter(|_| woken_at.elapsed() < LOOK_AGAIN_FOR);
             if wait <= SLEEP_MAX {
                 std::thread::sleep(wait);
                 return Ok(());
