@@ -1,6 +1,7 @@
 //! One node from start to stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -16,6 +17,10 @@ use crate::capture::Waker;
 /// Messages between the network and the database thread: enough to keep either busy while the other works.
 const MESSAGES_UNDER_WAY_MAX: usize = 64;
 
+/// How long a node that fails waits for its database thread to close the database as it should be: as long as the longest thing that it
+/// does at a time may take.
+const HALT_WITHIN: Duration = Duration::from_secs(10);
+
 /// Replicates a database until `stop` says otherwise.
 ///
 /// # Errors
@@ -27,6 +32,8 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
     let wake = Arc::new(Notify::new());
+    let (halt, halted) = watch::channel(Stop::No);
+    let halt = Arc::new(halt);
     let links = Links {
         deliveries: deliveries_end,
         published: published_end,
@@ -34,7 +41,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         ready: ready_end,
         connected: connected_end,
         wake: Arc::clone(&wake),
-        stop,
+        stop: halted,
         handle: Handle::current(),
     };
     let ends = Ends { deliveries, published, outgoing, ready, connected };
@@ -52,6 +59,8 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         source,
     })?;
     let Ok(known) = known.await else { return finish(end, thread).await };
+    tokio::spawn(pass_on(stop, Arc::clone(&halt)));
+    let mut end = std::pin::pin!(finish(end, thread));
 
     let (stop_network, network_stop) = watch::channel(false);
     let server = match config.nats.urls.is_empty() {
@@ -61,20 +70,22 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let server = match server {
         Ok(server) => server.map(|server| tokio::spawn(server.supervise(network_stop.clone()))),
         Err(error) => {
-            // The database thread sees its channels close and is told by the stop below.
-            drop(ends);
+            halt.send_replace(Stop::Now);
+            let _ = tokio::time::timeout(HALT_WITHIN, &mut end).await;
             return Err(error);
         }
     };
     let mut network = tokio::spawn(serve(config, known, ends, network_stop));
-    let mut end = std::pin::pin!(finish(end, thread));
     let result = tokio::select! {
         result = &mut end => result,
-        served = &mut network => match served {
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(())) => Err(NodeError::Ended("network side")),
-            Err(_) => Err(NodeError::Ended("network side")),
-        },
+        served = &mut network => {
+            halt.send_replace(Stop::Now);
+            let _ = tokio::time::timeout(HALT_WITHIN, &mut end).await;
+            match served {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) | Err(_) => Err(NodeError::Ended("network side")),
+            }
+        }
     };
     let _ = stop_network.send(true);
     if !network.is_finished() {
@@ -84,6 +95,21 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         let _ = server.await;
     }
     result
+}
+
+/// Passes on what the caller asks for. What the node itself has decided is never taken back.
+async fn pass_on(mut asked: watch::Receiver<Stop>, halt: Arc<watch::Sender<Stop>>) {
+    loop {
+        let wanted = *asked.borrow_and_update();
+        halt.send_if_modified(|stop| {
+            let is_more = wanted > *stop;
+            *stop = wanted.max(*stop);
+            is_more
+        });
+        if asked.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn finish(
