@@ -5,6 +5,7 @@
 
 mod apply;
 mod capture;
+mod cases;
 mod cli;
 mod cluster;
 mod diff;
@@ -12,7 +13,10 @@ mod fixtures;
 mod fold_model;
 mod inspect;
 mod layers;
+mod locks;
 mod log;
+mod oracle;
 mod output;
+mod shadow;
 mod support;
 mod tail;

@@ -12,9 +12,6 @@ use crate::change::RowKey;
 use crate::format::Row;
 use crate::log::Origin;
 
-/// Entries kept; the oldest go first. At a kilobyte each this is ten megabytes.
-const CONFLICTS_MAX: i64 = 10_000;
-
 /// How two changes met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConflictKind {
@@ -128,7 +125,7 @@ impl State {
     pub(super) fn keep_conflicts(&self) -> Result<(), ApplyError> {
         if self.db.prepare_cached("UPDATE conflicts SET fresh = 0 WHERE fresh = 1")?.execute([])? > 0 {
             let sql = "DELETE FROM conflicts WHERE id <= (SELECT max(id) FROM conflicts) - ?1";
-            self.db.prepare_cached(sql)?.execute([CONFLICTS_MAX])?;
+            self.db.prepare_cached(sql)?.execute([self.conflicts_max])?;
         }
         Ok(())
     }

@@ -95,7 +95,9 @@ impl<'r> LocalSink<'r> {
             RowKey::Rowid(rowid) => UnitKey::Rowid(*rowid),
             RowKey::Columns(values) => UnitKey::Columns(values.clone()),
         };
-        let id = self.push(shard, &local, UnitChange { table: 0, op: change.op, key, image, mask, before: None })?;
+        let sent_before = if self.replica.send_before { before.clone() } else { None };
+        let unit_change = UnitChange { table: 0, op: change.op, key, image, mask, before: sent_before };
+        let id = self.push(shard, &local, unit_change)?;
         self.replica.state.note_local(
             &local,
             &canonical,

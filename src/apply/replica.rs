@@ -89,6 +89,7 @@ pub struct Replica {
     begun: bool,
     pub(super) unit_bytes_max: Option<usize>,
     pub(super) position_of: Option<PositionOf>,
+    pub(super) send_before: bool,
 }
 
 impl fmt::Debug for Replica {
@@ -108,7 +109,16 @@ impl Replica {
     /// When `state.db` fails.
     pub fn new(state: State, route: Route, merge: Merge) -> Result<Replica, ApplyError> {
         let phase = state.intent()?.map_or(Phase::Idle, Phase::Recovering);
-        Ok(Replica { state, route, merge, phase, begun: false, unit_bytes_max: None, position_of: None })
+        Ok(Replica {
+            state,
+            route,
+            merge,
+            phase,
+            begun: false,
+            unit_bytes_max: None,
+            position_of: None,
+            send_before: false,
+        })
     }
 
     /// What is stored.
@@ -125,6 +135,16 @@ impl Replica {
     /// Stores with every local transaction the capture position behind it.
     pub fn set_position_of(&mut self, position_of: PositionOf) {
         self.position_of = Some(position_of);
+    }
+
+    /// Sends rows as they were along with the changes.
+    pub fn set_send_before(&mut self, send: bool) {
+        self.send_before = send;
+    }
+
+    /// Bounds the conflict journal.
+    pub fn set_conflicts_max(&mut self, entries: u64) {
+        self.state.conflicts_max = i64::try_from(entries).unwrap_or(i64::MAX);
     }
 
     /// Whether a crash left an intent of which the first captured transaction must decide. [`Replica::local_sink`] does it by itself; when
@@ -166,7 +186,7 @@ impl Replica {
     /// # Errors
     /// When `state.db` fails.
     pub fn store_capture_position(&mut self, position: &[u8]) -> Result<(), ApplyError> {
-        self.state.set_meta("capture_position", position)
+        self.state.store_capture_position(position)
     }
 
     /// Seals the next round, when none is in flight and something waits. It is stored before its messages are returned.

@@ -75,7 +75,12 @@ pub struct State {
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
     origin: Origin,
+    /// Entries that the conflict journal keeps; the oldest go first.
+    pub(super) conflicts_max: i64,
 }
+
+/// At a kilobyte each these are ten megabytes.
+const CONFLICTS_MAX: i64 = 10_000;
 
 impl State {
     /// Opens the state database at `path`, or makes it. `database` names the user's database that it belongs to; `origin` is taken when the
@@ -116,6 +121,7 @@ impl State {
             pending_id_next: 1,
             revertible: false,
             origin,
+            conflicts_max: CONFLICTS_MAX,
         };
         state.reload()?;
         Ok(state)
@@ -148,6 +154,14 @@ impl State {
         let name = format!("setting:{name}");
         self.db.execute("INSERT OR IGNORE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
         Ok(self.db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))?)
+    }
+
+    /// Stores a capture position, before a replica is made of the state.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn store_capture_position(&self, position: &[u8]) -> Result<(), ApplyError> {
+        self.set_meta("capture_position", position)
     }
 
     /// The opaque bytes of the last capture position, empty if none was stored.

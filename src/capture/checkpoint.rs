@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::connections::Bound;
-use super::{CaptureError, FollowError, Follower};
+use super::{CaptureError, FollowError, Follower, Polled};
 use crate::change::ChangeSink;
 
 /// What capture may do about the size of the log.
@@ -88,6 +88,7 @@ impl Follower {
     /// # Errors
     /// [`FollowError`]; the sink is called for what is committed while writers are being stopped.
     pub fn maintain<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
+        self.keep_shadow()?;
         let Bound { committed, checkpointed } = self.bound;
         if self.position().frame.0 != committed {
             return Ok(());
@@ -101,6 +102,7 @@ impl Follower {
             return Ok(());
         }
         self.refuse_replaced()?;
+        self.before_checkpoint()?;
         let reached = self.checkpoints.passive()?;
         if complete(reached) && reached.is_some_and(|bound| bound.committed == committed) {
             self.prepare_restart(sink)?;
@@ -117,7 +119,7 @@ impl Follower {
     /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
     /// comes in between is read before the older pin goes.
     fn prepare_restart<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
-        self.poll(sink)?;
+        self.renew_pin(sink, &mut Polled::default())?;
         self.policy.pinned_by_others = false;
         self.policy.restarts += u64::from(self.is_resting());
         Ok(())
@@ -181,6 +183,7 @@ impl Follower {
         }
         self.policy.unattached = None;
         self.refuse_replaced()?;
+        self.before_checkpoint()?;
         if complete(self.checkpoints.passive()?) {
             self.prepare_restart(sink)?;
             if self.is_resting() {
@@ -195,7 +198,8 @@ impl Follower {
     ///
     /// # Errors
     /// [`CaptureError`] when the name leads to another file by now (nothing was written then) or SQLite refuses.
-    pub fn detach(self) -> Result<(), CaptureError> {
+    pub fn detach(mut self) -> Result<(), CaptureError> {
+        self.make_durable()?;
         self.refuse_replaced()?;
         let alone = self.file().other_user().is_none();
         let last = self.into_last_link();

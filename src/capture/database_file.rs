@@ -162,6 +162,19 @@ impl DatabaseFile {
         Ok(bytes)
     }
 
+    /// Reads into `bytes` what the file has from `offset` on, and returns how much that is.
+    ///
+    /// # Errors
+    /// [`CaptureError::Open`].
+    pub(super) fn read_some(&self, bytes: &mut [u8], offset: u64) -> Result<usize, CaptureError> {
+        read_up_to(self.file, bytes, offset).map_err(|source| CaptureError::Open { path: self.path.clone(), source })
+    }
+
+    /// Lets `copy` share this file's blocks. `false` where the file system cannot; then `copy` is as it was.
+    pub(super) fn share_blocks(&self, copy: &File) -> bool {
+        rustix::fs::ioctl_ficlone(copy, self.file).is_ok()
+    }
+
     /// Whether the name still leads to this file.
     #[must_use]
     pub fn is_in_place(&self) -> bool {

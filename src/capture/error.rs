@@ -130,6 +130,15 @@ pub enum CaptureError {
         /// Why.
         source: notify::Error,
     },
+    /// The shadow cannot be used, or must not be.
+    #[error(transparent)]
+    Shadow(#[from] super::ShadowError),
+    /// What was captured could not be made durable.
+    #[error("making the captured position durable failed")]
+    Durable {
+        /// Why.
+        source: std::io::Error,
+    },
     /// Two versions of the pages could not be compared.
     #[error(transparent)]
     Diff(#[from] DiffError),
@@ -174,6 +183,8 @@ impl CaptureError {
                 "see the cause; `PRAGMA integrity_check` tells whether the database is sound"
             }
             CaptureError::Watch { .. } => "raise fs.inotify.max_user_watches",
+            CaptureError::Shadow(error) => error.hint(),
+            CaptureError::Durable { .. } => "check the space and the permissions of the state directory",
             CaptureError::Diff(_) => "run `PRAGMA integrity_check` on the database",
         }
     }

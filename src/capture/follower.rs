@@ -13,20 +13,26 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::Policy;
 use super::connections::{Bound, Link};
+use super::durable::Durability;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
-use super::{CaptureError, DatabaseFile, FollowError, Position};
-use crate::change::{ChangeSink, Differ, TxSpan};
-use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageSize, Salts};
+use super::resume::Start;
+use super::shadow::{Appended, Journaled, Shadow};
+use super::stand::{look_at_bound, refuse_foreign_locks, stand_at};
+use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
+use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
+use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
 /// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
 const RETREAT: Duration = Duration::from_millis(20);
-/// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
-const BOUND_LOOKS_MAX: usize = 100_000;
-/// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
-/// the one lock and not yet the other.
-const FOREIGN_LOOKS: usize = 10;
-
+/// While commits come the pin is renewed after this many frames; a checkpoint of the application is worthwhile from there on.
+const RENEWAL_FRAMES: u32 = 1000;
+/// Without new frames the pin is renewed after this time, and so within 10 ms: an application may be waiting for it.
+const IDLE_BEFORE_RENEWAL: Duration = Duration::from_millis(5);
+/// How long an unfinished commit is waited for, and how often it is looked at. A rolled-back transaction leaves frames that never end.
+const COMMIT_WITHIN: Duration = Duration::from_millis(5);
+const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
+const COMMIT_STEP_MAX: Duration = Duration::from_micros(250);
 /// What one look at the log gave.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Polled {
@@ -47,15 +53,20 @@ pub struct Follower {
     held: usize,
     /// The other pin is held as well: it is older.
     older_held: bool,
+    /// Frames that were read since the pin was renewed.
+    read_since_renewal: u32,
     /// The newest pin was let go until then; the other one is held alone.
     retreat_until: Option<Instant>,
     pub(super) bounds: Link,
     pub(super) checkpoints: Link,
     pub(super) frames: Frames,
-    differ: Differ,
-    position: Position,
-    page_size: PageSize,
-    next_tx: u64,
+    pub(super) differ: Differ,
+    pub(super) position: Position,
+    pub(super) page_size: PageSize,
+    pub(super) next_tx: u64,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) start: Start,
+    pub(super) durability: Durability,
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
@@ -64,36 +75,52 @@ pub struct Follower {
     pub(super) moved_at: Instant,
 }
 
+/// What looking at a database for the first time gives.
+struct Stood {
+    page_size: PageSize,
+    bound: Bound,
+    frames: Frames,
+    position: Position,
+    differ: Differ,
+    start: Start,
+}
+
 impl Follower {
     /// Attaches to a live database. What is committed now is the state from which changes are counted.
     ///
     /// # Errors
     /// [`CaptureError`] when the database cannot be followed; nothing was touched then.
     pub fn attach(path: &Path) -> Result<Follower, CaptureError> {
+        Follower::begin(path, None)
+    }
+
+    /// Takes part in SQLite's locking and finds the state to start from: the shadow's, or what is committed now.
+    pub(super) fn begin(path: &Path, shadow: Option<Shadow>) -> Result<Follower, CaptureError> {
         let file = DatabaseFile::open(path)?;
         let link = || Link::open(file.path());
         let pins = [link()?, link()?];
         let (bounds, checkpoints) = (link()?, link()?);
-        // The first read makes SQLite open the log and its index.
-        if let Some(pin) = pins.first() {
-            pin.begin_read()?;
-            if pin.journal_mode()? != "wal" {
-                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+        let had_log = file.companion("-wal").exists();
+        let stood = Follower::stand(&file, &pins, &bounds, &checkpoints, shadow.as_ref());
+        let Stood { page_size, bound, frames, position, differ, start } = match stood {
+            Ok(stood) => stood,
+            Err(error) => {
+                if !had_log && file.other_user().is_none() {
+                    // SQLite made an empty log for our looking; the last of our closes takes it away.
+                    pins.iter().chain([&bounds, &checkpoints]).try_for_each(Link::checkpoint_on_close)?;
+                }
+                return Err(error);
             }
-        }
-        bounds.look()?;
-        checkpoints.look()?;
-        refuse_foreign_locks(&file)?;
-        let mut frames = Frames::open(&file.companion("-wal"))?;
-        let page_size = file.header()?.page_size;
-        let (salts, bound) = look_at_bound(&frames, &bounds, &file)?;
-        let position = stand_at(&mut frames, &file, salts, bound)?;
-        let differ = Differ::open(&AtPosition::new(&frames, &file, page_size, position.page_count))?;
+        };
         Ok(Follower {
+            shadow,
+            start,
+            durability: Durability::default(),
             differ,
             pins,
             held: 0,
             older_held: false,
+            read_since_renewal: 0,
             retreat_until: None,
             bounds,
             checkpoints,
@@ -107,6 +134,39 @@ impl Follower {
             moved_at: Instant::now(),
             file,
         })
+    }
+
+    fn stand(
+        file: &DatabaseFile,
+        pins: &[Link; 2],
+        bounds: &Link,
+        checkpoints: &Link,
+        shadow: Option<&Shadow>,
+    ) -> Result<Stood, CaptureError> {
+        // The first read makes SQLite open the log and its index.
+        if let Some(pin) = pins.first() {
+            pin.begin_read()?;
+            if pin.journal_mode()? != "wal" {
+                return Err(CaptureError::NotWal { path: file.path().to_owned() });
+            }
+        }
+        bounds.look()?;
+        checkpoints.look()?;
+        refuse_foreign_locks(file)?;
+        let mut frames = Frames::open(&file.companion("-wal"))?;
+        let page_size = file.header()?.page_size;
+        let Some(shadow) = shadow else {
+            let (position, bound) = stand_at(&mut frames, bounds, file)?;
+            let differ = Differ::open(&AtPosition::new(&frames, file, page_size, position.page_count))?;
+            return Ok(Stood { page_size, bound, frames, position, differ, start: Start::Settled });
+        };
+        if shadow.page_size() != page_size {
+            let (path, found, wanted) = (file.path().to_owned(), page_size.get(), shadow.page_size().get());
+            return Err(ShadowError::PageSize { path, found, wanted }.into());
+        }
+        let (_, bound) = look_at_bound(&frames, bounds, file)?;
+        let (position, differ) = (shadow.position(), Differ::open(shadow)?);
+        Ok(Stood { page_size, bound, frames, position, differ, start: Start::Unsettled })
     }
 
     fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {
@@ -126,13 +186,38 @@ impl Follower {
             return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
         }
         let mut polled = Polled::default();
-        if !self.settle_pins()? {
+        if (self.older_held || self.retreat_until.is_some()) && !self.settle_pins()? {
             return Ok(polled);
+        }
+        // A pin protects what came behind its mark as well, so a busy log is read under the one that is held. Renewing it for every commit
+        // would let the application's automatic checkpoint do a little, with its syncs, at every commit too.
+        if self.start == Start::Settled {
+            polled.more = self.read_to_bound(sink, &mut polled)?;
+            let is_busy = self.resting || self.moved_at.elapsed() < IDLE_BEFORE_RENEWAL;
+            if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
+                if !polled.more {
+                    self.frames.rest();
+                }
+                return Ok(polled);
+            }
+        }
+        self.renew_pin(sink, &mut polled)?;
+        Ok(polled)
+    }
+
+    /// Begins the next read transaction, reads up to the bound, and ends the previous one if there was nothing to read.
+    pub(super) fn renew_pin<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+        polled: &mut Polled,
+    ) -> Result<(), FollowError<E>> {
+        if !self.settle_pins()? {
+            return Ok(());
         }
         let before = self.bound;
         let next = 1 - self.held;
         self.pin(next)?.begin_read()?;
-        let found = match self.read_to_bound(sink, &mut polled) {
+        let found = match self.read_to_bound(sink, polled) {
             Ok(found) => found,
             Err(error) => {
                 // The older pin stays alone: it protects what was not read.
@@ -141,10 +226,9 @@ impl Follower {
             }
         };
         self.held = next;
+        self.read_since_renewal = 0;
         if found {
             self.older_held = true;
-            self.resting = false;
-            self.moved_at = Instant::now();
             polled.more = true;
         } else {
             self.pin(1 - next)?.end_read()?;
@@ -152,7 +236,7 @@ impl Follower {
             self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
             self.frames.rest();
         }
-        Ok(polled)
+        Ok(())
     }
 
     /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
@@ -210,9 +294,15 @@ impl Follower {
             return Err(self.damaged(commit, "it is not the end of our own transaction"));
         };
         let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
-        let after = AfterTx { before: &before, tx: &tx };
-        self.differ.absorb(&before, &after, &tx.changed())?;
-        self.advance(&tx, commit, &header);
+        let after = AfterTx { frames: &self.frames, before: &before, tx: &tx };
+        let changed = tx.changed();
+        self.differ.absorb(&before, &after, &changed)?;
+        let position = self.position_after(&tx, commit, &header);
+        if let Some(shadow) = &mut self.shadow {
+            let entry = shadow.append(position, true, &changed, &after)?;
+            shadow.accept(entry);
+        }
+        self.advance(&tx, position);
         Ok(())
     }
 
@@ -231,7 +321,7 @@ impl Follower {
         Ok(())
     }
 
-    fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
+    pub(super) fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
         self.pins.get(index).ok_or_else(|| CaptureError::Locked { path: self.file.path().to_owned() })
     }
 
@@ -242,8 +332,35 @@ impl Follower {
         self.resting
     }
 
+    /// Waits for a commit whose frames are in the log and whose end is not: the notification comes with the first frame, and a commit
+    /// that syncs ends milliseconds later. Returns at once when nothing is under way; to be called after a notification.
+    ///
+    /// # Errors
+    /// [`CaptureError`] when the log cannot be read.
+    pub fn await_commit(&self) -> Result<(), CaptureError> {
+        let began = Instant::now();
+        let mut step = COMMIT_STEP_FIRST;
+        while began.elapsed() < COMMIT_WITHIN {
+            let bound = self.bounds.noop()?;
+            let header = self.frames.read_header()?;
+            let is_new = bound.is_some_and(|bound| {
+                let same = header.is_some_and(|header| header.salts == self.position.salts);
+                if same { bound.committed > self.position.frame.0 } else { bound.committed > 0 }
+            });
+            if is_new || !self.frames.is_begun_behind(header.as_ref(), bound.map_or(0, |bound| bound.committed))? {
+                return Ok(());
+            }
+            std::thread::sleep(step);
+            step = (step * 2).min(COMMIT_STEP_MAX);
+        }
+        Ok(())
+    }
+
     /// Whether there was anything to read.
     fn read_to_bound<E>(&mut self, sink: &mut dyn ChangeSink<E>, polled: &mut Polled) -> Result<bool, FollowError<E>> {
+        if self.start == Start::Unsettled {
+            self.settle(sink, polled, &mut |_| {})?;
+        }
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         self.bound = bound;
         let Some(salts) = salts.filter(|_| bound.committed > 0) else { return Ok(false) };
@@ -251,6 +368,7 @@ impl Follower {
             self.enter_generation(salts)?;
         }
         if bound.committed <= self.position.frame.0 {
+            self.start = Start::Settled;
             return Ok(false);
         }
         let last = FrameNo(bound.committed);
@@ -262,10 +380,13 @@ impl Follower {
                 return Err(self.damaged(last, "no commit frame up to the bound").into());
             };
             let changed = self.take_transaction(&tx, commit, &header, sink)?;
-            self.advance(&tx, commit, &header);
+            let position = self.position_after(&tx, commit, &header);
+            self.advance(&tx, position);
             polled.commits += 1;
             polled.transactions += u64::from(changed);
         }
+        // From here on no frame behind our position is in the database file.
+        self.start = Start::Settled;
         Ok(true)
     }
 
@@ -276,8 +397,12 @@ impl Follower {
         header: &FrameHeader,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<bool, FollowError<E>> {
-        let before = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
-        let after = AfterTx { before: &before, tx };
+        let at_position = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
+        let before: &dyn PageSource = match &self.shadow {
+            Some(shadow) if self.start == Start::CatchingUp => shadow,
+            _ => &at_position,
+        };
+        let after = AfterTx { frames: &self.frames, before, tx };
         let span = TxSpan {
             tx: self.next_tx,
             salts: self.position.salts,
@@ -287,17 +412,38 @@ impl Follower {
             checksum: header.checksum,
             page_count: tx.page_count,
         };
-        let count = self.differ.transaction(&before, &after, &tx.changed(), &span, sink)?;
+        let changed = tx.changed();
+        let position = self.position_after(tx, commit, header);
+        let (count, entry) = match &self.shadow {
+            None => (self.differ.transaction(before, &after, &changed, &span, sink)?, None),
+            Some(shadow) => {
+                let versions = (before, &after as &dyn PageSource);
+                let (count, entry) =
+                    take_journaled(&mut self.differ, shadow, versions, &changed, (&span, position), sink)?;
+                (count, Some(entry))
+            }
+        };
+        if let (Some(shadow), Some(entry)) = (&mut self.shadow, entry) {
+            shadow.accept(entry);
+        }
         if count > 0 {
             self.next_tx += 1;
         }
         Ok(count > 0)
     }
 
-    fn advance(&mut self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) {
-        self.frames.take(tx);
+    fn position_after(&self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) -> Position {
         let salts = self.position.salts;
-        self.position = Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count };
+        Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count }
+    }
+
+    fn advance(&mut self, tx: &TxFrames, position: Position) {
+        self.read_since_renewal =
+            self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
+        self.resting = false;
+        self.moved_at = Instant::now();
+        self.frames.take(tx);
+        self.position = position;
     }
 
     fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
@@ -363,54 +509,35 @@ impl Follower {
     }
 }
 
-fn refuse_foreign_locks(file: &DatabaseFile) -> Result<(), CaptureError> {
-    let mut seen = None;
-    for _ in 0..FOREIGN_LOOKS {
-        match file.foreign_user() {
-            None => return Ok(()),
-            Some(pid) => seen = Some(pid),
+/// Takes a transaction with a shadow: its pages are in the journal before the sink stores its position. Returns the entry too, which
+/// counts once the transaction was taken.
+pub(super) fn take_journaled<E>(
+    differ: &mut Differ,
+    shadow: &Shadow,
+    (before, after): (&dyn PageSource, &dyn PageSource),
+    changed: &[PageNo],
+    (span, position): (&TxSpan, Position),
+    sink: &mut dyn ChangeSink<E>,
+) -> Result<(u64, Appended), FollowError<E>> {
+    let mut journaled = Journaled { shadow, position, pages: changed, after, sink, appended: None };
+    let taken = differ.transaction(before, after, changed, span, &mut journaled);
+    let appended = journaled.appended;
+    let count = match taken {
+        Ok(count) => count,
+        Err(error) => {
+            if appended.is_some() {
+                shadow.cut().map_err(CaptureError::from)?;
+            }
+            return Err(match error {
+                TransactionError::Diff(error) => CaptureError::Diff(error).into(),
+                TransactionError::Sink(error) => error,
+            });
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    seen.map_or(Ok(()), |pid| Err(CaptureError::ForeignLock { path: file.path().to_owned(), pid }))
-}
-
-/// Reads generation and bound that belong together; the salts are `None` while the log is empty.
-fn look_at_bound(frames: &Frames, bounds: &Link, file: &DatabaseFile) -> Result<(Option<Salts>, Bound), CaptureError> {
-    for _ in 0..BOUND_LOOKS_MAX {
-        let before = frames.read_header()?.map(|header| header.salts);
-        let bound = bounds.noop()?;
-        let after = frames.read_header()?.map(|header| header.salts);
-        match bound {
-            Some(bound) if before == after && (after.is_some() || bound.committed == 0) => return Ok((after, bound)),
-            _ => std::thread::yield_now(),
-        }
-    }
-    Err(CaptureError::Locked { path: file.path().to_owned() })
-}
-
-/// Takes everything up to the bound as the state to start from.
-fn stand_at(
-    frames: &mut Frames,
-    file: &DatabaseFile,
-    salts: Option<Salts>,
-    bound: Bound,
-) -> Result<Position, CaptureError> {
-    let header = file.header()?;
-    // With nothing in the log the size is what page 1 says; the file can be longer.
-    let of_file = u32::try_from(file.file_bytes()? / u64::from(header.page_size.get())).unwrap_or(u32::MAX);
-    let page_count = if header.size_is_valid { header.page_count } else { of_file };
-    let mut position = Position { salts: Salts([0; 8]), frame: FrameNo(0), checksum: Checksum::default(), page_count };
-    let Some(salts) = salts else { return Ok(position) };
-    let Some(header) = frames.read_header()?.filter(|header| header.salts == salts) else { return Ok(position) };
-    frames.begin_generation(header);
-    frames.cover(FrameNo(bound.committed))?;
-    position.salts = salts;
-    while position.frame.0 < bound.committed {
-        let tx = frames.collect(FrameNo(position.frame.0 + 1), FrameNo(bound.committed))?;
-        let Some((frame, header)) = tx.commit else { break };
-        frames.take(&tx);
-        position = Position { salts, frame, checksum: header.checksum, page_count: tx.page_count };
-    }
-    Ok(position)
+    };
+    // Without a row change the sink was not asked, and the shadow moves on alone.
+    let entry = match appended {
+        Some(entry) => entry,
+        None => shadow.append(position, false, changed, after).map_err(CaptureError::from)?,
+    };
+    Ok((count, entry))
 }

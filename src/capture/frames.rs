@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use super::map::WalMap;
 use super::{CaptureError, DatabaseFile};
 use crate::change::{PageError, PageSource};
-use crate::format::{FRAME_HEADER_BYTES, FrameHeader, FrameNo, HeaderError, PageNo, WAL_HEADER_BYTES, WalHeader};
+use crate::format::{
+    Checksum, FRAME_HEADER_BYTES, FrameHeader, FrameNo, HeaderError, PageNo, PageSize, WAL_HEADER_BYTES, WalHeader,
+};
 
 /// Page numbers are dense and not chosen by anybody hostile: one multiplication spreads them.
 #[derive(Debug, Default, Clone)]
@@ -88,9 +90,54 @@ impl Frames {
         }
     }
 
+    /// Whether a frame of the generation stands behind frame `committed`: a transaction is being written, or was rolled back.
+    pub(super) fn is_begun_behind(&self, header: Option<&WalHeader>, committed: u32) -> Result<bool, CaptureError> {
+        use std::os::unix::fs::FileExt;
+        let Some(header) = header else { return Ok(false) };
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        match self.file.read_exact_at(&mut bytes, header.frame_offset(FrameNo(committed.saturating_add(1)))) {
+            Ok(()) => Ok(FrameHeader::parse(&bytes).is_some_and(|frame| frame.salts == header.salts)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
     /// The header of the generation that the index belongs to.
     pub(super) fn header(&self) -> Option<&WalHeader> {
         self.header.as_ref()
+    }
+
+    /// A frame's header as the file has it now, read without touching mapped memory. `None` when the file ends before it.
+    pub(super) fn read_frame_header(
+        &self,
+        header: &WalHeader,
+        frame: FrameNo,
+    ) -> Result<Option<FrameHeader>, CaptureError> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        match self.file.read_exact_at(&mut bytes, header.frame_offset(frame)) {
+            Ok(()) => Ok(FrameHeader::parse(&bytes).filter(|parsed| parsed.salts == header.salts)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// Makes the log durable.
+    pub(super) fn sync(&self) -> Result<(), CaptureError> {
+        self.file.sync_data().map_err(|error| self.error(error))
+    }
+
+    /// Forgets the generation: everything is in the database file.
+    pub(super) fn forget(&mut self) {
+        self.header = None;
+        self.index = FrameIndex::default();
+    }
+
+    /// The pages that have a frame at or below the position, ascending.
+    pub(super) fn pages(&self) -> Vec<PageNo> {
+        let mut pages: Vec<PageNo> = self.index.keys().filter_map(|page| PageNo::new(*page)).collect();
+        pages.sort_unstable();
+        pages
     }
 
     /// Length of the file in bytes.
@@ -115,7 +162,10 @@ impl Frames {
         let header = self.header.as_ref().ok_or_else(|| self.damaged(frame, "the log has no header"))?;
         let bytes = self.map.slice(header.frame_offset(frame), FRAME_HEADER_BYTES);
         let parsed = bytes.and_then(FrameHeader::parse).ok_or_else(|| self.damaged(frame, "no page number"))?;
-        if parsed.salts != header.salts {
+        // SQLite before 3.51 commits frames without salts and checksum when a ROLLBACK TO follows a spill that rewrote frames: readers go by
+        // the index in -shm, which has them.
+        let is_blank = parsed.salts.0 == [0; 8] && parsed.checksum == Checksum::default();
+        if parsed.salts != header.salts && !is_blank {
             return Err(self.damaged(frame, "it belongs to another generation"));
         }
         Ok(parsed)
@@ -164,7 +214,7 @@ impl Frames {
 pub(super) struct AtPosition<'f> {
     frames: &'f Frames,
     file: &'f DatabaseFile,
-    page_size: crate::format::PageSize,
+    page_size: PageSize,
     page_count: u32,
 }
 
@@ -191,16 +241,22 @@ impl<'f> AtPosition<'f> {
     pub(super) fn new(
         frames: &'f Frames,
         file: &'f DatabaseFile,
-        page_size: crate::format::PageSize,
+        page_size: PageSize,
         page_count: u32,
     ) -> AtPosition<'f> {
         AtPosition { frames, file, page_size, page_count }
     }
+
+    /// Whether the page's newest version is in the log.
+    pub(super) fn has_frame(&self, page: PageNo) -> bool {
+        self.frames.newest(page).is_some()
+    }
 }
 
-/// The database after a transaction: its own frames on top of the position.
+/// The database after a transaction: its own frames on top of the version before.
 pub(super) struct AfterTx<'f> {
-    pub(super) before: &'f AtPosition<'f>,
+    pub(super) frames: &'f Frames,
+    pub(super) before: &'f dyn PageSource,
     pub(super) tx: &'f TxFrames,
 }
 
@@ -220,7 +276,7 @@ impl PageSource for AfterTx<'_> {
             .ok()
             .and_then(|index| self.tx.pages.get(index));
         match own {
-            Some((_, frame)) => self.before.frames.page_in(*frame, page),
+            Some((_, frame)) => self.frames.page_in(*frame, page),
             None => self.before.page(page),
         }
     }

@@ -6,16 +6,23 @@
 mod checkpoint;
 mod connections;
 mod database_file;
+mod durable;
 mod error;
 mod follower;
 mod frames;
 mod map;
 mod position;
+mod resume;
+mod shadow;
+mod stand;
 mod wake;
 
 pub use checkpoint::CheckpointOptions;
 pub use database_file::{DatabaseFile, FileIdentity};
+pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};
 pub use follower::{Follower, Polled};
 pub use position::{POSITION_BYTES, Position};
+pub use resume::Started;
+pub use shadow::{ShadowError, ShadowProgress, ShadowStep};
 pub use wake::{HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps, Waker};

@@ -65,12 +65,16 @@ impl WakeUps {
         Ok(WakeUps { _waker: waker, signals })
     }
 
-    /// Waits for a notification, at most for `timeout`.
-    pub fn wait(&self, timeout: Duration) {
+    /// Waits for a notification, at most for `timeout`. Whether there was one.
+    pub fn wait(&self, timeout: Duration) -> bool {
         match self.signals.recv_timeout(timeout) {
-            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-            // Without a watcher the timer alone does it.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(timeout),
+            Ok(()) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => {
+                // Without a watcher the timer alone does it.
+                std::thread::sleep(timeout);
+                false
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Work per transaction depends on the pages it changed. The structure is replaced only after the whole transaction was given to the sink,
 //! so that an error leaves the differ where it was.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::keyed::MAP_BYTES_MAX;
@@ -189,6 +189,26 @@ impl Differ {
         Ok(None)
     }
 
+    /// Counts the rows of all tables, reading their pages from `source`, which is the version that the differ stands at. Ends early once
+    /// there are `enough`.
+    ///
+    /// # Errors
+    /// [`DiffError`] when a page cannot be read.
+    pub fn count_rows(&self, source: &dyn PageSource, enough: u64) -> Result<u64, DiffError> {
+        let version = Version::with_header(source, &self.header);
+        let mut rows = 0;
+        for (page, tree, height) in self.owners.iter() {
+            if rows >= enough {
+                break;
+            }
+            if tree != TreeNo(0) && self.holds_rows(tree, height) && page.get() <= source.page_count() {
+                let bytes = version.bytes(page)?;
+                rows += version.parse(page, &bytes)?.cell_count() as u64;
+            }
+        }
+        Ok(rows)
+    }
+
     /// Compares two versions and gives the row changes to `sink`.
     ///
     /// `changed` are the pages that may differ, ascending: those of the transaction's frames, or of a comparison page by page. Returns the
@@ -207,8 +227,9 @@ impl Differ {
         let plan = self.plan(before, after, changed)?;
         let mut count = 0;
         let mut begun = false;
-        if let Some((schema, _)) = &plan.schema {
-            for change in schema_changes(&self.schema, schema) {
+        if let Some((schema, catalogue)) = &plan.schema {
+            let continued = match_trees(&self.trees, schema, catalogue).continued(&self.trees);
+            for change in schema_changes(&self.schema, schema, &continued) {
                 begin(&mut begun, span, sink)?;
                 sink.schema(change).map_err(TransactionError::Sink)?;
                 count += 1;
@@ -272,7 +293,7 @@ impl Differ {
         let old = Version::with_header(before, &self.header);
         let new = Version::with_header(after, &header);
 
-        let mut groups: HashMap<TreeNo, Vec<(PageNo, u8)>> = HashMap::new();
+        let mut groups: BTreeMap<TreeNo, Vec<(PageNo, u8)>> = BTreeMap::new();
         let mut loose = Vec::new();
         for page in changed {
             match self.owners.get(*page) {
@@ -322,7 +343,7 @@ impl Differ {
         &self,
         old: &Version<'_>,
         new: &Version<'_>,
-        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+        groups: &BTreeMap<TreeNo, Vec<(PageNo, u8)>>,
     ) -> Result<Vec<Touched>, DiffError> {
         let mut touched = Vec::with_capacity(groups.len());
         for (number, pages) in groups {
@@ -337,7 +358,7 @@ impl Differ {
         &self,
         old: &Version<'_>,
         new: &Version<'_>,
-        groups: &HashMap<TreeNo, Vec<(PageNo, u8)>>,
+        groups: &BTreeMap<TreeNo, Vec<(PageNo, u8)>>,
         schema: &Schema,
         catalogue: &Catalogue,
     ) -> Result<Vec<Touched>, DiffError> {
@@ -374,6 +395,9 @@ impl Differ {
     /// them to their tables.
     fn explain_loose(&self, plan: &mut Plan<'_>, mut loose: Vec<PageNo>) -> Result<(), DiffError> {
         let (old, new) = (plan.before, plan.after);
+        if loose.is_empty() {
+            return Ok(());
+        }
         let count = old.pages.page_count().min(new.pages.page_count());
         let owned: HashSet<PageNo> =
             plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();

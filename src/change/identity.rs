@@ -5,19 +5,19 @@
 
 use super::row::RowKey;
 use crate::format::{Row, Value};
-use crate::schema::{Collation, Identity, Table};
+use crate::schema::{Collation, Identity, KeyColumn, Table};
 
 /// The key of a row of `table`. `rowid` is `None` for WITHOUT ROWID tables only.
 #[must_use]
 pub fn row_key(table: &Table, row: &Row, rowid: Option<i64>) -> RowKey {
-    let values = |columns: &mut dyn Iterator<Item = usize>| -> Vec<Value> {
-        columns.map(|column| row.get(column).cloned().unwrap_or(Value::Null)).collect()
+    let values = |columns: &[KeyColumn]| -> Vec<Value> {
+        columns.iter().map(|key| row.get(key.column).cloned().unwrap_or(Value::Null)).collect()
     };
     match (&table.identity, rowid) {
-        (Identity::RowidAlias(column), _) => RowKey::Columns(values(&mut std::iter::once(*column))),
-        (Identity::Declared(columns), None) => RowKey::Columns(values(&mut columns.iter().map(|key| key.column))),
+        (Identity::RowidAlias(column), _) => RowKey::Columns(vec![row.get(*column).cloned().unwrap_or(Value::Null)]),
+        (Identity::Declared(columns), None) => RowKey::Columns(values(columns)),
         (Identity::Declared(columns), Some(rowid)) => {
-            let key = values(&mut columns.iter().map(|key| key.column));
+            let key = values(columns);
             if key.iter().any(Value::is_null) { RowKey::Rowid(rowid) } else { RowKey::Columns(key) }
         }
         (Identity::Rowid, rowid) => RowKey::Rowid(rowid.unwrap_or_default()),

@@ -38,6 +38,9 @@ pub(crate) fn pair_by_key<E>(
     emit: &mut dyn FnMut(Option<Keyed>, Option<Keyed>) -> Result<(), E>,
 ) -> Result<(), E> {
     let part_of = |canonical: &[u8], parts: u64| {
+        if parts == 1 {
+            return 0;
+        }
         let mut hasher = DefaultHasher::new();
         canonical.hash(&mut hasher);
         hasher.finish() % parts

@@ -1,10 +1,13 @@
 //! The rows of a rowid table on two sets of pages, merged in rowid order.
 //!
+//! Cells that stand unchanged on the same page of both sides are passed over without being decoded.
+//!
 //! Memory: one page a side, and 16 bytes for each page of the sets.
 
 use std::borrow::Cow;
 
 use super::pages::{DiffError, Version};
+use super::suspects::Suspects;
 use crate::format::{Cell, Corrupt, PageNo};
 
 /// A cell that stands on one side, or differs between them.
@@ -20,55 +23,96 @@ pub(crate) struct Located<'c> {
     pub(crate) cell: Cell<'c>,
 }
 
-/// Walks leaf pages in the order of their first rowids.
+/// The suspects of the page that was looked at last: the other side usually asks for the same page next.
+#[derive(Default)]
+struct Twins {
+    page: Option<PageNo>,
+    suspects: Suspects,
+}
+
+/// Walks leaf pages in the order of their first rowids, over the cells that may differ from the other side's.
 struct Side<'s> {
     version: Version<'s>,
+    /// The other version of a page that stands on both sides; `None` when equal cells may hide changed overflow pages.
+    other: Option<(Version<'s>, &'s [PageNo])>,
+    is_before: bool,
     /// (first rowid, page), descending, so that the next is popped from the end.
     pages: Vec<(i64, PageNo)>,
     page: PageNo,
     bytes: Cow<'s, [u8]>,
-    index: usize,
-    count: usize,
+    cells: Vec<u16>,
+    /// Index into `cells`.
+    at: usize,
 }
 
 impl<'s> Side<'s> {
-    fn new(version: Version<'s>, leaves: &[PageNo]) -> Result<Side<'s>, DiffError> {
+    fn new(
+        version: Version<'s>,
+        other: Option<(Version<'s>, &'s [PageNo])>,
+        is_before: bool,
+        leaves: &[PageNo],
+        twins: &mut Twins,
+    ) -> Result<Side<'s>, DiffError> {
         let mut pages = Vec::with_capacity(leaves.len());
-        for page in leaves {
-            let bytes = version.bytes(*page)?;
-            let btree = version.parse(*page, &bytes)?;
-            if btree.cell_count() > 0 {
-                pages.push((rowid_of(*page, &btree.cell(0)?)?, *page));
+        // One page needs no order.
+        if let [page] = leaves {
+            pages.push((0, *page));
+        } else {
+            for page in leaves {
+                let bytes = version.bytes(*page)?;
+                let btree = version.parse(*page, &bytes)?;
+                if btree.cell_count() > 0 {
+                    pages.push((rowid_of(*page, &btree.cell(0)?)?, *page));
+                }
             }
+            pages.sort_unstable_by(|a, b| b.cmp(a));
         }
-        pages.sort_unstable_by(|a, b| b.cmp(a));
-        let mut side = Side { version, pages, page: PageNo::ONE, bytes: Cow::Borrowed(&[]), index: 0, count: 0 };
-        side.next_page()?;
+        let (page, bytes, cells) = (PageNo::ONE, Cow::Borrowed(&[][..]), Vec::new());
+        let mut side = Side { version, other, is_before, pages, page, bytes, cells, at: 0 };
+        side.next_page(twins)?;
         Ok(side)
     }
 
-    fn next_page(&mut self) -> Result<(), DiffError> {
-        self.index = 0;
-        self.count = 0;
-        if let Some((_, page)) = self.pages.pop() {
+    /// Goes to the next page that has cells to look at.
+    fn next_page(&mut self, twins: &mut Twins) -> Result<(), DiffError> {
+        self.at = 0;
+        self.cells.clear();
+        while let Some((_, page)) = self.pages.pop() {
             self.bytes = self.version.bytes(page)?;
-            self.count = self.version.parse(page, &self.bytes)?.cell_count();
             self.page = page;
+            let btree = self.version.parse(page, &self.bytes)?;
+            match self.other.filter(|(_, leaves)| leaves.binary_search(&page).is_ok()) {
+                None => self.cells.extend(0..btree.cell_count() as u16),
+                Some((other, _)) => {
+                    if twins.page != Some(page) {
+                        let bytes = other.bytes(page)?;
+                        let twin = other.parse(page, &bytes)?;
+                        let (before, after) = if self.is_before { (&btree, &twin) } else { (&twin, &btree) };
+                        twins.suspects.find(before, after);
+                        twins.page = Some(page);
+                    }
+                    let found = if self.is_before { &twins.suspects.before } else { &twins.suspects.after };
+                    self.cells.extend_from_slice(found);
+                }
+            }
+            if !self.cells.is_empty() {
+                break;
+            }
         }
         Ok(())
     }
 
+    #[inline]
     fn current(&self) -> Result<Option<(i64, Located<'_>)>, DiffError> {
-        if self.index >= self.count {
-            return Ok(None);
-        }
-        let cell = self.version.parse(self.page, &self.bytes)?.cell(self.index)?;
+        let Some(index) = self.cells.get(self.at) else { return Ok(None) };
+        let cell = self.version.parse(self.page, &self.bytes)?.cell(usize::from(*index))?;
         Ok(Some((rowid_of(self.page, &cell)?, Located { page: self.page, cell })))
     }
 
-    fn advance(&mut self) -> Result<(), DiffError> {
-        self.index += 1;
-        if self.index >= self.count { self.next_page() } else { Ok(()) }
+    #[inline]
+    fn advance(&mut self, twins: &mut Twins) -> Result<(), DiffError> {
+        self.at += 1;
+        if self.at >= self.cells.len() { self.next_page(twins) } else { Ok(()) }
     }
 }
 
@@ -77,16 +121,18 @@ fn rowid_of(page: PageNo, cell: &Cell<'_>) -> Result<i64, Corrupt> {
 }
 
 /// Calls `differ` for each rowid whose payload is not the same on both sides. `walk_chains`: equal cells may hide changed overflow pages.
-pub(crate) fn merge_rowids<E: From<DiffError>>(
-    before: &Version<'_>,
-    after: &Version<'_>,
-    before_leaves: &[PageNo],
-    after_leaves: &[PageNo],
+pub(crate) fn merge_rowids<'s, E: From<DiffError>>(
+    before: &Version<'s>,
+    after: &Version<'s>,
+    before_leaves: &'s [PageNo],
+    after_leaves: &'s [PageNo],
     walk_chains: bool,
     mut differ: impl FnMut(Difference<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut old = Side::new(*before, before_leaves)?;
-    let mut new = Side::new(*after, after_leaves)?;
+    let mut twins = Twins::default();
+    let may_skip = !walk_chains;
+    let mut old = Side::new(*before, may_skip.then_some((*after, after_leaves)), true, before_leaves, &mut twins)?;
+    let mut new = Side::new(*after, may_skip.then_some((*before, before_leaves)), false, after_leaves, &mut twins)?;
     loop {
         let (step_old, step_new) = match (old.current()?, new.current()?) {
             (None, None) => return Ok(()),
@@ -116,10 +162,10 @@ pub(crate) fn merge_rowids<E: From<DiffError>>(
             },
         };
         if step_old {
-            old.advance()?;
+            old.advance(&mut twins)?;
         }
         if step_new {
-            new.advance()?;
+            new.advance(&mut twins)?;
         }
     }
 }

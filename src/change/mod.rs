@@ -10,6 +10,7 @@ mod pages;
 mod row;
 mod rows;
 mod structure;
+mod suspects;
 mod trees;
 
 pub use differ::{Differ, TransactionError};

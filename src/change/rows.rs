@@ -8,6 +8,7 @@ use super::keyed::{Keyed, Rows, pair_by_key};
 use super::merge::{Located, merge_rowids, same_payload};
 use super::pages::{DiffError, Version};
 use super::row::{Op, RowChange, RowKey};
+use super::suspects::Suspects;
 use crate::format::{BtreePage, Cell, PageNo, Row, Value};
 use crate::schema::{Identity, Table};
 
@@ -27,6 +28,9 @@ pub(crate) struct TableDiff<'s> {
 
 /// Where the columns of a changed table come from: by name, else, for a renamed column, by place.
 pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
+    if std::ptr::eq(old, new) {
+        return None;
+    }
     if old.columns == new.columns
         && old.identity == new.identity
         && old.record_columns == new.record_columns
@@ -46,33 +50,44 @@ pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
 impl TableDiff<'_> {
     /// Calls `emit` for each row that changed.
     pub(crate) fn run<E: From<DiffError>>(&self, emit: &mut dyn FnMut(RowChange) -> Result<(), E>) -> Result<(), E> {
-        let by_rowid = !matches!(self.new.identity, Identity::Declared(_));
-        if self.new.without_rowid || self.old.without_rowid || self.reshape.is_some() {
-            let mut rows = Loose { diff: self };
-            return pair_by_key(&mut rows, self.map_bytes_max, &mut |before, after| match self.pair(before, after) {
-                Some(change) => emit(change),
-                None => Ok(()),
-            });
-        }
-        // Rows that keep their rowid and their key need no partner search.
-        self.merge(&mut |before, after| match (before, after) {
-            (Some(before), Some(after)) if before.canonical != after.canonical => Ok(()),
-            (None, None) => Ok(()),
-            (before, after) if by_rowid || (before.is_some() && after.is_some()) => match self.pair(before, after) {
-                Some(change) => emit(change),
-                None => Ok(()),
-            },
-            _ => Ok(()),
-        })?;
-        if by_rowid {
-            return Ok(());
-        }
-        pair_by_key(&mut Leftovers { diff: self }, self.map_bytes_max, &mut |before, after| match self
-            .pair(before, after)
-        {
+        let mut emit_pair = |before, after| match self.pair(before, after) {
             Some(change) => emit(change),
             None => Ok(()),
-        })
+        };
+        if self.is_loose() {
+            return pair_by_key(&mut Loose { diff: self }, self.map_bytes_max, &mut emit_pair);
+        }
+        let by_rowid = self.is_by_rowid();
+        let (mut left, mut came) = (false, false);
+        // Rows that keep their rowid and their key need no partner search.
+        self.merge(&mut |before, after| {
+            let is_pair = match (&before, &after) {
+                (Some(before), Some(after)) => before.canonical == after.canonical,
+                _ => by_rowid,
+            };
+            if is_pair {
+                return emit_pair(before, after);
+            }
+            left |= before.is_some();
+            came |= after.is_some();
+            Ok(())
+        })?;
+        match (left, came) {
+            (false, false) => Ok(()),
+            // Nothing left that could be the partner of a row that came.
+            (false, true) => Leftovers { diff: self }.after(&mut |keyed| emit_pair(None, Some(keyed))),
+            (true, _) => pair_by_key(&mut Leftovers { diff: self }, self.map_bytes_max, &mut emit_pair),
+        }
+    }
+
+    /// Rows are told apart by their rowid alone.
+    fn is_by_rowid(&self) -> bool {
+        !matches!(self.new.identity, Identity::Declared(_))
+    }
+
+    /// The rows of the two sides do not come in one order.
+    fn is_loose(&self) -> bool {
+        self.new.without_rowid || self.old.without_rowid || self.reshape.is_some()
     }
 
     fn pair(&self, before: Option<Keyed>, after: Option<Keyed>) -> Option<RowChange> {
@@ -125,7 +140,12 @@ impl TableDiff<'_> {
     fn keyed(&self, row: Row, rowid: Option<i64>) -> Keyed {
         // A table that lost or got its rowid is compared by key alone.
         let rowid = if self.new.without_rowid { None } else { rowid };
-        Keyed { canonical: canonical_key(&self.new, &row_key(&self.new, &row, rowid)), rowid, row }
+        // Where rowids meet in their order nothing asks for the key's bytes.
+        let canonical = match self.is_by_rowid() && !self.is_loose() {
+            true => Vec::new(),
+            false => canonical_key(&self.new, &row_key(&self.new, &row, rowid)),
+        };
+        Keyed { canonical, rowid, row }
     }
 }
 
@@ -172,6 +192,7 @@ impl Loose<'_, '_> {
         let (this, other) = if is_before { (&diff.before, &diff.after) } else { (&diff.after, &diff.before) };
         let (pages, partners) =
             if is_before { (&diff.before_pages, &diff.after_pages) } else { (&diff.after_pages, &diff.before_pages) };
+        let mut suspects = Suspects::default();
         for page in pages {
             let bytes = this.bytes(*page).map_err(DiffError::from)?;
             let btree = this.parse(*page, &bytes).map_err(DiffError::from)?;
@@ -184,9 +205,17 @@ impl Loose<'_, '_> {
             };
             let partner =
                 partner_bytes.as_ref().map(|bytes| other.parse(*page, bytes)).transpose().map_err(DiffError::from)?;
-            let known = partner.as_ref().map(cells_of).transpose()?;
-            for index in 0..btree.cell_count() {
-                let cell = btree.cell(index).map_err(DiffError::from)?;
+            match &partner {
+                // Only what may differ needs to be looked for on the other side.
+                Some(twin) if !diff.walk_chains && is_before => suspects.find(&btree, twin),
+                Some(twin) if !diff.walk_chains => suspects.find(twin, &btree),
+                Some(_) | None => suspects.all(&btree, partner.as_ref(), is_before),
+            }
+            let (these, those) =
+                if is_before { (&suspects.before, &suspects.after) } else { (&suspects.after, &suspects.before) };
+            let known = partner.as_ref().map(|twin| cells_of(twin, those)).transpose()?;
+            for index in these {
+                let cell = btree.cell(usize::from(*index)).map_err(DiffError::from)?;
                 let located = Located { page: *page, cell };
                 if let Some(twin) = known.as_ref().and_then(|known| known.get(&CellKey::of(&cell))) {
                     let twin = Located { page: *page, cell: twin.0 };
@@ -234,6 +263,6 @@ impl std::hash::Hash for CellKey<'_> {
     }
 }
 
-fn cells_of<'b>(page: &BtreePage<'b>) -> Result<HashSet<CellKey<'b>>, DiffError> {
-    (0..page.cell_count()).map(|index| Ok(CellKey::of(&page.cell(index)?))).collect()
+fn cells_of<'b>(page: &BtreePage<'b>, indexes: &[u16]) -> Result<HashSet<CellKey<'b>>, DiffError> {
+    indexes.iter().map(|index| Ok(CellKey::of(&page.cell(usize::from(*index))?))).collect()
 }

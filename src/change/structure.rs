@@ -38,6 +38,13 @@ pub(crate) fn tree_change(
     changed: &[(PageNo, u8)],
 ) -> Result<TreeChange, DiffError> {
     let mut change = TreeChange::default();
+    // Most transactions change leaves only, and nothing of the shape.
+    if root_before == root_after && changed.iter().all(|(_, height)| *height == 0) {
+        change.before.extend_from_slice(changed);
+        change.after.extend_from_slice(changed);
+        change.owned.extend_from_slice(changed);
+        return Ok(change);
+    }
     let (mut lost, mut gained): (Vec<PageNo>, Vec<PageNo>) = (Vec::new(), Vec::new());
     let top = root_before.iter().chain(&root_after).map(|root| root.height).max();
     let Some(top) = top else { return Ok(change) };

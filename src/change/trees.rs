@@ -3,12 +3,13 @@
 //! Invariant: a tree keeps its number while its table or index keeps its name, or is renamed in place. A table that was built anew under
 //! another's name is the same tree with other pages; equal bytes under a new owner are new rows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::owners::TreeNo;
 use super::pages::{DiffError, TREE_HEIGHT_MAX, Version};
 use super::row::SchemaChange;
+use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};
 use crate::schema::{Affinity, Catalogue, Column, Identity, SchemaRow, Table};
@@ -118,19 +119,42 @@ pub(crate) struct Matched {
     pub(crate) new: Vec<i64>,
 }
 
+impl Matched {
+    /// For schema rows after: the schema row before that they continue.
+    pub(crate) fn continued(&self, trees: &[Option<Tree>]) -> HashMap<i64, i64> {
+        let before = |number: &TreeNo| Some(trees.get(number.0 as usize)?.as_ref()?.schema_rowid);
+        self.kept.iter().filter_map(|(number, rowid)| Some((*rowid, before(number)?))).collect()
+    }
+}
+
 /// Matches the trees (without tree 0) with the schema after a transaction: by name, then by a rename in place.
+///
+/// A table dropped and created again under its name is another table when its rows cannot be told to be the same ones: then the tree is
+/// gone and a new one is there.
 pub(crate) fn match_trees(trees: &[Option<Tree>], schema: &Schema, catalogue: &Catalogue) -> Matched {
-    let mut by_name: HashMap<(&str, String), i64> = HashMap::new();
+    let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
+    let mut by_name: HashMap<(String, String), i64> = HashMap::new();
     for (rowid, row) in schema.iter().filter(|(_, row)| row.root.is_some()) {
-        by_name.insert((row.kind.as_str(), row.name.to_ascii_lowercase()), *rowid);
+        by_name.insert(key(row), *rowid);
     }
     let mut matched = Matched { kept: Vec::new(), gone: Vec::new(), new: Vec::new() };
     let mut orphans = Vec::new();
     for (index, tree) in trees.iter().enumerate().skip(1) {
         let Some(tree) = tree else { continue };
         let number = TreeNo(index as u32);
-        match by_name.remove(&(&*tree.kind, tree.name.to_ascii_lowercase())) {
-            Some(rowid) => matched.kept.push((number, rowid)),
+        let name = (tree.kind.to_string(), tree.name.to_ascii_lowercase());
+        let same = by_name.get(&name).copied().filter(|rowid| {
+            let table = schema.get(rowid).and_then(|row| catalogue.table(&row.name));
+            match (tree.table.as_deref(), table) {
+                (Some(old), Some(new)) => rows_continue(old, new),
+                _ => true,
+            }
+        });
+        match same {
+            Some(rowid) => {
+                by_name.remove(&name);
+                matched.kept.push((number, rowid));
+            }
             None => orphans.push((number, tree)),
         }
     }
@@ -138,12 +162,12 @@ pub(crate) fn match_trees(trees: &[Option<Tree>], schema: &Schema, catalogue: &C
         let renamed = schema.get(&tree.schema_rowid).filter(|row| {
             *row.kind == *tree.kind
                 && row.root == Some(tree.root.page)
-                && by_name.contains_key(&(row.kind.as_str(), row.name.to_ascii_lowercase()))
+                && by_name.contains_key(&key(row))
                 && same_columns(tree.table.as_deref(), catalogue.table(&row.name).map(Arc::as_ref))
         });
         match renamed {
             Some(row) => {
-                by_name.remove(&(row.kind.as_str(), row.name.to_ascii_lowercase()));
+                by_name.remove(&key(row));
                 matched.kept.push((number, tree.schema_rowid));
             }
             None => matched.gone.push(number),
@@ -152,6 +176,27 @@ pub(crate) fn match_trees(trees: &[Option<Tree>], schema: &Schema, catalogue: &C
     matched.new = by_name.into_values().collect();
     matched.new.sort_unstable();
     matched
+}
+
+/// Whether rows that are equal under the new table's key were so under the old one's: only then do rows of both sides pair one to one.
+fn rows_continue(old: &Table, new: &Table) -> bool {
+    let Some(sources) = reshape(old, new) else { return true };
+    let source = |column: usize| sources.get(column).copied().flatten();
+    if old.without_rowid != new.without_rowid {
+        return false;
+    }
+    match (&old.identity, &new.identity) {
+        (Identity::Rowid, Identity::Rowid) => true,
+        (Identity::RowidAlias(before), Identity::RowidAlias(after)) => source(*after) == Some(*before),
+        (Identity::Declared(before), Identity::Declared(after)) => {
+            before.len() == after.len()
+                && after.iter().all(|part| {
+                    let mut before = before.iter();
+                    before.any(|was| Some(was.column) == source(part.column) && was.collation == part.collation)
+                })
+        }
+        _ => false,
+    }
 }
 
 fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
@@ -163,11 +208,12 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
 }
 
 /// What changed in the schema, in the order drops, then everything else by schema row. Automatic indexes are left out, and so are rows of
-/// which only the root page moved.
-pub(crate) fn schema_changes(before: &Schema, after: &Schema) -> Vec<SchemaChange> {
+/// which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
+pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>) -> Vec<SchemaChange> {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
-    let mut old: HashMap<(String, String), (i64, &SchemaRow)> =
-        before.iter().filter(|(_, row)| row.sql.is_some()).map(|(rowid, row)| (key(row), (*rowid, row))).collect();
+    let mut old: BTreeMap<i64, &SchemaRow> =
+        before.iter().filter(|(_, row)| row.sql.is_some()).map(|(rowid, row)| (*rowid, row)).collect();
+    let by_name: HashMap<(String, String), i64> = old.iter().map(|(rowid, row)| (key(row), *rowid)).collect();
     let change = |row: &SchemaRow, before: Option<&SchemaRow>, after: Option<&SchemaRow>| SchemaChange {
         kind: row.kind.clone(),
         name: row.name.clone(),
@@ -175,29 +221,25 @@ pub(crate) fn schema_changes(before: &Schema, after: &Schema) -> Vec<SchemaChang
         before: before.and_then(|row| row.sql.clone()),
         after: after.and_then(|row| row.sql.clone()),
     };
-    let mut kept = Vec::new();
-    let mut unmatched = Vec::new();
+    // Tables that have their name from before and nothing else: what stood on them went with them.
+    let remade: BTreeSet<String> = after
+        .iter()
+        .filter(|(rowid, row)| row.kind == "table" && row.root.is_some() && !continued.contains_key(rowid))
+        .filter(|(_, row)| by_name.contains_key(&key(row)))
+        .map(|(_, row)| row.name.to_ascii_lowercase())
+        .collect();
+    let mut others = Vec::new();
     for (rowid, row) in after.iter().filter(|(_, row)| row.sql.is_some()) {
-        match old.remove(&key(row)) {
-            Some((_, previous)) => kept.push((*rowid, row, Some(previous))),
-            None => unmatched.push((*rowid, row)),
+        let previous = match continued.get(rowid) {
+            Some(previous) => Some(previous),
+            None if row.kind == "table" && row.root.is_some() => None,
+            None => by_name.get(&key(row)),
+        };
+        let fell = |row: &SchemaRow| row.kind != "view" && remade.contains(&row.table.to_ascii_lowercase());
+        let previous = previous.filter(|_| row.kind == "table" || !fell(row)).and_then(|previous| old.remove(previous));
+        if previous.is_none_or(|previous| previous.sql != row.sql) {
+            others.push(change(row, previous, Some(row)));
         }
     }
-    for (rowid, row) in unmatched {
-        // A rename in place keeps schema row and root page.
-        let renamed = before
-            .get(&rowid)
-            .filter(|previous| previous.kind == row.kind && previous.root == row.root && previous.root.is_some())
-            .filter(|previous| old.get(&key(previous)).is_some_and(|(old_rowid, _)| *old_rowid == rowid));
-        if let Some(previous) = renamed {
-            old.remove(&key(previous));
-        }
-        kept.push((rowid, row, renamed));
-    }
-    let mut gone: Vec<(i64, &SchemaRow)> = old.into_values().collect();
-    gone.sort_unstable_by_key(|(rowid, _)| *rowid);
-    kept.sort_by_key(|(rowid, ..)| *rowid);
-    let drops = gone.into_iter().map(|(_, row)| change(row, Some(row), None));
-    let others = kept.into_iter().filter(|(_, row, previous)| previous.is_none_or(|previous| previous.sql != row.sql));
-    drops.chain(others.map(|(_, row, previous)| change(row, previous, Some(row)))).collect()
+    old.into_values().map(|row| change(row, Some(row), None)).chain(others).collect()
 }

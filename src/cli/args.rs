@@ -189,6 +189,12 @@ pub struct TailArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
+    /// Show what was committed since the last call with the same --state-dir, and end
+    #[arg(long, requires = "state_dir")]
+    pub once: bool,
+    /// Where --once keeps its place
+    #[arg(long, value_name = "DIR", requires = "once")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Options of `inspect`.

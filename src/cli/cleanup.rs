@@ -10,16 +10,21 @@ use super::args::CleanupArgs;
 use super::exit::Failure;
 
 /// Everything that a state directory can hold. A directory with anything else in it is not only ours.
-const OURS: [&str; 9] = [
+const OURS: [&str; 14] = [
+    "inbox",
     "lock",
     "nats",
+    "position",
+    "position.new",
     "shadow.db",
+    "shadow.db.tmp",
     "shadow.journal",
     "state.db",
     "state.db-journal",
     "state.db-shm",
     "state.db-wal",
     "status.json",
+    "status.json.new",
 ];
 
 /// Removes the state directory.

@@ -14,6 +14,7 @@ mod run;
 mod status;
 mod subscribe;
 mod tail;
+mod tail_once;
 
 pub use argv::parse;
 pub use commands::main;

@@ -20,6 +20,9 @@ const EXIT_INTERRUPTED: i32 = 130;
 /// # Errors
 /// [`CaptureError`] as a failure with its hint; failures of the output.
 pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
+    if let (true, Some(state_dir)) = (args.once, &args.state_dir) {
+        return super::tail_once::tail_once(args, state_dir);
+    }
     let stop = stop_signal().map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))?;
     let mut follower = Follower::attach(&args.database)?;
     let wake_ups = WakeUps::new(follower.file())?;
@@ -28,10 +31,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     }
     note(format_args!("following {} (Ctrl-C ends)", follower.file().path().display()));
 
-    let objects = follower.catalogue().rows().iter().filter_map(SchemaObject::of).collect();
-    let encoding = follower.header().encoding;
-    let writer = RowWriter::new(args.format, io::stdout().lock(), Style::of_stdout(), encoding, objects);
-    let mut sink = Filtered::new(writer, TableFilter::new(&args.tables, &args.exclude_tables));
+    let mut sink = sink(args, &follower);
     let mut follow = || -> Result<(), FollowError<io::Error>> {
         loop {
             // Asked before the look: what was committed before the signal is still shown.
@@ -42,7 +42,10 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
                 return Ok(());
             }
             if !polled.more {
-                wake_ups.wait(if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL });
+                let idle = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
+                if wake_ups.wait(idle) {
+                    follower.await_commit()?;
+                }
             }
         }
     };
@@ -51,6 +54,14 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     let detached = follower.detach();
     followed?;
     Ok(detached?)
+}
+
+/// Where the changes of a follower go.
+pub(super) fn sink(args: &TailArgs, follower: &Follower) -> Filtered<RowWriter<io::StdoutLock<'static>>> {
+    let objects = follower.catalogue().rows().iter().filter_map(SchemaObject::of).collect();
+    let encoding = follower.header().encoding;
+    let writer = RowWriter::new(args.format, io::stdout().lock(), Style::of_stdout(), encoding, objects);
+    Filtered::new(writer, TableFilter::new(&args.tables, &args.exclude_tables))
 }
 
 impl From<CaptureError> for Failure {
@@ -69,7 +80,7 @@ impl From<FollowError<io::Error>> for Failure {
     }
 }
 
-fn note(text: std::fmt::Arguments<'_>) {
+pub(super) fn note(text: std::fmt::Arguments<'_>) {
     // With stderr gone there is nobody left to tell.
     let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }

@@ -130,13 +130,34 @@ impl<'a> BtreePage<'a> {
         self.header + if self.kind.is_interior() { 12 } else { 8 } + 2 * index
     }
 
+    /// The cell pointers as they stand on the page, in key order: offsets as big-endian numbers, not checked.
+    #[must_use]
+    pub fn pointers(&self) -> &'a [[u8; 2]] {
+        let pointers = self.bytes.get(self.pointer_offset(0)..self.content_offset()).unwrap_or(&[]);
+        pointers.as_chunks().0
+    }
+
+    /// Where the cell pointers end: no cell begins before.
+    #[must_use]
+    pub fn content_offset(&self) -> usize {
+        self.pointer_offset(self.cell_count)
+    }
+
+    /// The usable bytes of the whole page, its header included.
+    #[must_use]
+    pub fn content(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    #[inline]
     fn cell_offset(&self, index: usize) -> Result<usize, Corrupt> {
         let pointer = self.pointer_offset(index);
         if index >= self.cell_count {
             return Err(self.corrupt(pointer, "no such cell"));
         }
-        let offset =
-            usize::from(be_u16(self.bytes, pointer).ok_or(self.corrupt(pointer, "cell pointer past end of page"))?);
+        let offset = usize::from(
+            be_u16(self.bytes, pointer).ok_or_else(|| self.corrupt(pointer, "cell pointer past end of page"))?,
+        );
         if offset < self.pointer_offset(self.cell_count) || offset >= self.usable {
             return Err(self.corrupt(pointer, "cell pointer outside the cell content"));
         }
@@ -147,6 +168,7 @@ impl<'a> BtreePage<'a> {
     ///
     /// # Errors
     /// [`Corrupt`] when the cell does not lie within the page or its numbers contradict the format.
+    #[inline]
     pub fn cell(&self, index: usize) -> Result<Cell<'a>, Corrupt> {
         let start = self.cell_offset(index)?;
         let mut at = start;
@@ -158,7 +180,7 @@ impl<'a> BtreePage<'a> {
             None
         };
         let mut next_varint = |what| {
-            let (value, length) = self.bytes.get(at..).and_then(varint).ok_or(self.corrupt(at, what))?;
+            let (value, length) = self.bytes.get(at..).and_then(varint).ok_or_else(|| self.corrupt(at, what))?;
             at += length;
             Ok(value)
         };
@@ -170,8 +192,9 @@ impl<'a> BtreePage<'a> {
         let rowid =
             if self.kind == PageKind::LeafTable { Some(next_varint("rowid past end of page")? as i64) } else { None };
         let local_bytes = local_payload_bytes(self.kind, self.usable, payload_bytes)
-            .ok_or(self.corrupt(start, "payload longer than SQLite allows"))?;
-        let local = self.bytes.get(at..at + local_bytes).ok_or(self.corrupt(start, "payload past end of page"))?;
+            .ok_or_else(|| self.corrupt(start, "payload longer than SQLite allows"))?;
+        let local =
+            self.bytes.get(at..at + local_bytes).ok_or_else(|| self.corrupt(start, "payload past end of page"))?;
         let overflow = if (local_bytes as u64) < payload_bytes {
             let first = be_u32(self.bytes, at + local_bytes)
                 .ok_or(self.corrupt(start, "overflow page number past end of page"))?;
@@ -194,6 +217,7 @@ impl<'a> BtreePage<'a> {
 }
 
 /// How many bytes of a payload stand on the b-tree page; `None` beyond SQLite's largest payload (2^31 − 1).
+#[inline]
 #[must_use]
 pub fn local_payload_bytes(kind: PageKind, usable: usize, payload_bytes: u64) -> Option<usize> {
     let payload = usize::try_from(payload_bytes).ok().filter(|bytes| *bytes <= i32::MAX as usize)?;

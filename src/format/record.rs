@@ -53,6 +53,7 @@ impl<'a> Record<'a> {
         Ok(Record { types, body, encoding, index: 0 })
     }
 
+    #[inline]
     fn step(&mut self) -> Result<Option<Value>, RecordError> {
         if self.types.is_empty() {
             return Ok(None);
@@ -89,6 +90,7 @@ impl<'a> Record<'a> {
 impl Iterator for Record<'_> {
     type Item = Result<Value, RecordError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.step().transpose();
         if matches!(item, Some(Err(_))) {
@@ -99,9 +101,18 @@ impl Iterator for Record<'_> {
     }
 }
 
+#[inline]
 fn signed(bytes: &[u8]) -> i64 {
-    let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
-    bytes.iter().fold(if negative { -1i64 } else { 0 }, |value, byte| value << 8 | i64::from(*byte))
+    match *bytes {
+        [a] => i64::from(a as i8),
+        [a, b] => i64::from(i16::from_be_bytes([a, b])),
+        [a, b, c, d] => i64::from(i32::from_be_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        _ => {
+            let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
+            bytes.iter().fold(if negative { -1i64 } else { 0 }, |value, byte| value << 8 | i64::from(*byte))
+        }
+    }
 }
 
 /// Text as UTF-8 bytes, whatever the database's encoding.

@@ -10,13 +10,13 @@ use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::config::RunConfig;
+use super::config::{Durability, RunConfig};
 use super::error::NodeError;
 use super::inbox::Inbox;
-use super::report::Reporter;
+use super::report::{Reporter, Told};
 use super::state_dir::StateDirectory;
 use crate::apply::{ApplyError, Arrived, Blocked, InFlight, Outcome, Replica, SealLimits};
-use crate::capture::{Follower, HANDOVER_INTERVAL, Position};
+use crate::capture::{Follower, HANDOVER_INTERVAL, Position, Started};
 use crate::log::{
     Announced, CutShard, Delivery, Folded, MESSAGE_BYTES_MAX, Origin, Outgoing, Published, ShardId, StreamSeq,
     consistent_cut, decode,
@@ -33,15 +33,6 @@ const FOLD_BYTES_MAX: usize = 2 << 20;
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
-/// A commit's frames are in the log, which wakes us, before its index tells of them, which does not: with `synchronous=FULL` a sync lies in
-/// between. So after a wake-up that found nothing we look again, after waits that double from the first to the last of these, until the
-/// pin would have been renewed anyway.
-const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(50);
-const LOOK_AGAIN_LAST: Duration = TIMER_STEP;
-const LOOK_AGAIN_FOR: Duration = HANDOVER_INTERVAL;
-/// The runtime's timers count milliseconds. Waits that are much shorter are slept, and what arrives meanwhile waits as long.
-const TIMER_STEP: Duration = Duration::from_millis(1);
-const SLEEP_MAX: Duration = Duration::from_micros(200);
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 /// How long a graceful stop waits for the server to take what was captured.
@@ -83,7 +74,8 @@ enum Event {
     Delivery(Delivery<Announced>),
     Published(Published),
     Ready(LogReady),
-    Wake,
+    /// The database's log was written.
+    Woken,
     Other,
 }
 
@@ -115,16 +107,9 @@ pub(super) struct Database {
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
-    look_again: Option<LookAgain>,
     stop_at: Option<Instant>,
     stored: Option<Position>,
-}
-
-/// What a wake-up told of is not visible yet.
-#[derive(Clone, Copy)]
-struct LookAgain {
-    woken_at: Instant,
-    wait: Duration,
+    pin_renewed_at: Instant,
 }
 
 /// The round that is being sent.
@@ -162,9 +147,9 @@ impl Database {
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
-            look_again: None,
             stop_at: None,
             stored: None,
+            pin_renewed_at: Instant::now(),
         }
     }
 
@@ -203,8 +188,25 @@ impl Database {
         }
     }
 
+    /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
+    fn catch_up(&mut self) -> Result<(), NodeError> {
+        let mut told = Told::default();
+        let mut sink = self.replica.local_sink();
+        match self.follower.catch_up(&mut sink, &mut |step| told.tell(step))? {
+            Started::Repaired { pages, changes: 0 } => tracing::debug!("{pages} pages changed meanwhile, and no row"),
+            Started::Repaired { pages, changes } => {
+                tracing::info!(
+                    "{changes} changes on {pages} pages were made while nobody followed; they are published now"
+                );
+            }
+            Started::Already | Started::Resumed => {}
+        }
+        Ok(())
+    }
+
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
     pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
+        self.catch_up()?;
         while self.capture()? {}
         if let Some(recovered) = self.replica.abandon_intent()? {
             tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
@@ -227,9 +229,7 @@ impl Database {
         let polled = self.follower.poll(&mut sink)?;
         self.follower.maintain(&mut sink)?;
         self.reporter.transactions_captured += polled.transactions;
-        if polled.commits > 0 {
-            self.look_again = None;
-        }
+        self.pin_renewed_at = Instant::now();
         Ok(polled.more)
     }
 
@@ -260,7 +260,7 @@ impl Database {
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         match event {
             Event::Other => {}
-            Event::Wake => self.look_again = Some(LookAgain { woken_at: Instant::now(), wait: LOOK_AGAIN_FIRST }),
+            Event::Woken => self.follower.await_commit()?,
             Event::Ready(ready) => {
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
@@ -316,20 +316,11 @@ impl Database {
 
     fn wait(&mut self) -> Result<(), NodeError> {
         let idle = self.config.capture.poll_interval.max(HANDOVER_INTERVAL);
-        let mut timeout = match (self.retry_lock, self.follower.is_resting()) {
-            (true, _) => TIMER_STEP,
+        let timeout = match (self.retry_lock, self.follower.is_resting()) {
+            (true, _) => Duration::from_millis(1),
             (false, true) => idle,
             (false, false) => HANDOVER_INTERVAL,
         };
-        if let Some(LookAgain { woken_at, wait }) = self.look_again {
-            let next = LookAgain { woken_at, wait: (wait * 2).min(LOOK_AGAIN_LAST) };
-            self.look_again = Some(next).filter(|_| woken_at.elapsed() < LOOK_AGAIN_FOR);
-            if wait <= SLEEP_MAX {
-                std::thread::sleep(wait);
-                return Ok(());
-            }
-            timeout = timeout.min(wait.max(TIMER_STEP));
-        }
         let links = &mut self.links;
         let handle = links.handle.clone();
         let event = handle.block_on(async {
@@ -337,7 +328,7 @@ impl Database {
                 Some(delivery) = links.deliveries.recv() => Event::Delivery(delivery),
                 Some(published) = links.published.recv() => Event::Published(published),
                 Some(ready) = links.ready.recv() => Event::Ready(ready),
-                () = links.wake.notified() => Event::Wake,
+                () = links.wake.notified() => Event::Woken,
                 Ok(()) = links.stop.changed() => Event::Other,
                 () = tokio::time::sleep(timeout) => Event::Other,
             }
@@ -378,6 +369,9 @@ impl Database {
             return Ok(());
         }
         if self.round.is_none() {
+            if self.config.capture.durability == Durability::Strict {
+                self.follower.make_durable()?;
+            }
             let wanted = self.log.start.as_ref().map_or(MESSAGE_BYTES_WANTED, |start| start.message_bytes_max);
             let limits =
                 SealLimits { round_bytes_max: ROUND_BYTES_MAX, message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED) };
@@ -591,6 +585,8 @@ impl Database {
         };
         status.wal_bytes = self.follower.wal_bytes();
         status.wal_frames = self.follower.wal_frames();
+        let renewed = self.pin_renewed_at.elapsed().as_millis();
+        status.pin_age_ms = if self.follower.is_resting() { 0 } else { u64::try_from(renewed).unwrap_or(u64::MAX) };
         status.pinned_by_others = self.follower.is_pinned_by_others();
         status.outbox_units = backlog.units;
         status.outbox_bytes = backlog.bytes;

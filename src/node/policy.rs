@@ -2,7 +2,7 @@
 
 use super::error::NodeError;
 use crate::apply::ApplyError;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, ShadowError};
 use crate::log::LogError;
 
 /// How a node that ended is judged.
@@ -49,7 +49,9 @@ impl NodeError {
                 | ApplyError::BeforeUnknown { .. }
                 | ApplyError::Cannot(_) => Verdict::Failed,
             },
-            NodeError::Capture(CaptureError::Replaced { .. }) => Verdict::Refused,
+            NodeError::Capture(CaptureError::Shadow(ShadowError::Restored { .. } | ShadowError::WentBack { .. })) => {
+                Verdict::Refused
+            }
             NodeError::Capture(_)
             | NodeError::Connect(_)
             | NodeError::StateDirectory { .. }

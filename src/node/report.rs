@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::state_dir::StateDirectory;
 use super::status::{STATUS_FILE, ShardStatus, Status};
 use crate::apply::FoldCounts;
+use crate::capture::{ShadowProgress, ShadowStep};
 use crate::log::ShardId;
 
 /// How often the status is written.
@@ -99,5 +100,30 @@ impl Reporter {
             tracing::warn!("cannot write {}: {error}", directory.file(STATUS_FILE).display());
         }
         self.due_at = Instant::now() + STATUS_INTERVAL.max(began.elapsed() * STATUS_SHARE);
+    }
+}
+
+/// How often the progress of a copy or a comparison is told.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells how far the shadow is, on a large database.
+#[derive(Default)]
+pub(super) struct Told {
+    at: Option<Instant>,
+}
+
+impl Told {
+    pub(super) fn tell(&mut self, progress: ShadowProgress) {
+        let began = *self.at.get_or_insert_with(Instant::now);
+        if began.elapsed() < TELL_INTERVAL || progress.total_bytes == 0 {
+            return;
+        }
+        self.at = Some(Instant::now());
+        let percent = progress.done_bytes.saturating_mul(100) / progress.total_bytes;
+        let what = match progress.step {
+            ShadowStep::Copy => "copying the database for the first time",
+            ShadowStep::Compare => "looking for what changed while nobody followed",
+        };
+        tracing::info!("{what}: {percent} % of {} MiB", progress.total_bytes >> 20);
     }
 }

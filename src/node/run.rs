@@ -1,7 +1,6 @@
 //! One node from start to stop.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -17,10 +16,6 @@ use crate::capture::Waker;
 /// Messages between the network and the database thread: enough to keep either busy while the other works.
 const MESSAGES_UNDER_WAY_MAX: usize = 64;
 
-/// How long a node that fails waits for its database thread to close the database as it should be: as long as the longest thing that it
-/// does at a time may take.
-const HALT_WITHIN: Duration = Duration::from_secs(10);
-
 /// Replicates a database until `stop` says otherwise.
 ///
 /// # Errors
@@ -32,8 +27,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
     let wake = Arc::new(Notify::new());
-    let (halt, halted) = watch::channel(Stop::No);
-    let halt = Arc::new(halt);
+    let (halt, halting) = watch::channel(Stop::No);
     let links = Links {
         deliveries: deliveries_end,
         published: published_end,
@@ -41,7 +35,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         ready: ready_end,
         connected: connected_end,
         wake: Arc::clone(&wake),
-        stop: halted,
+        stop: halting,
         handle: Handle::current(),
     };
     let ends = Ends { deliveries, published, outgoing, ready, connected };
@@ -59,9 +53,10 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         source,
     })?;
     let Ok(known) = known.await else { return finish(end, thread).await };
-    tokio::spawn(pass_on(stop, Arc::clone(&halt)));
-    let mut end = std::pin::pin!(finish(end, thread));
 
+    // The database thread is told to stop by the caller, or by us when the network side has failed.
+    let halt = Arc::new(halt);
+    let forward = tokio::spawn(forward(stop, Arc::clone(&halt)));
     let (stop_network, network_stop) = watch::channel(false);
     let server = match config.nats.urls.is_empty() {
         true => ManagedServer::start_if_alone(&config.state_dir).await,
@@ -70,23 +65,28 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let server = match server {
         Ok(server) => server.map(|server| tokio::spawn(server.supervise(network_stop.clone()))),
         Err(error) => {
-            halt.send_replace(Stop::Now);
-            let _ = tokio::time::timeout(HALT_WITHIN, &mut end).await;
+            forward.abort();
+            let _ = halt.send(Stop::Now);
+            let _ = finish(end, thread).await;
             return Err(error);
         }
     };
     let mut network = tokio::spawn(serve(config, known, ends, network_stop));
+    let mut end = std::pin::pin!(finish(end, thread));
     let result = tokio::select! {
         result = &mut end => result,
         served = &mut network => {
-            halt.send_replace(Stop::Now);
-            let _ = tokio::time::timeout(HALT_WITHIN, &mut end).await;
+            forward.abort();
+            let _ = halt.send(Stop::Now);
+            // Its own trouble, if it had any, is the cause of ours or has no better place to be told.
+            let ended = end.await;
             match served {
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(())) | Err(_) => Err(NodeError::Ended("network side")),
+                Ok(Ok(())) | Err(_) => ended.and(Err(NodeError::Ended("network side"))),
             }
         }
     };
+    forward.abort();
     let _ = stop_network.send(true);
     if !network.is_finished() {
         let _ = network.await;
@@ -97,19 +97,16 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     result
 }
 
-/// Passes on what the caller asks for. What the node itself has decided is never taken back.
-async fn pass_on(mut asked: watch::Receiver<Stop>, halt: Arc<watch::Sender<Stop>>) {
-    loop {
-        let wanted = *asked.borrow_and_update();
-        halt.send_if_modified(|stop| {
-            let is_more = wanted > *stop;
-            *stop = wanted.max(*stop);
-            is_more
-        });
-        if asked.changed().await.is_err() {
+/// Passes the caller's wish on.
+async fn forward(mut stop: watch::Receiver<Stop>, halt: Arc<watch::Sender<Stop>>) {
+    while stop.changed().await.is_ok() {
+        let wish = *stop.borrow_and_update();
+        if halt.send(wish).is_err() {
             return;
         }
     }
+    // The caller cannot change its mind any more: its last wish stays.
+    std::future::pending().await
 }
 
 async fn finish(

@@ -4,9 +4,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::config::{Conflict, RunConfig};
+use super::config::{Conflict, Durability, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
+use super::report::Told;
 use super::state_dir::StateDirectory;
 use crate::apply::{Merge, Replica, State, open_applying_connection, route_by_hash};
 use crate::capture::{CheckpointOptions, DatabaseFile, Follower, POSITION_BYTES, Position};
@@ -60,14 +61,28 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     let known = Known { origin: state.origin(), applied };
 
     let stored = position_of(&state.capture_position()?);
-    let mut follower = Follower::attach(&config.db_path)?;
+    let mut told = Told::default();
+    let position = stored.map(|(position, _)| position);
+    let mut follower =
+        Follower::attach_with_shadow(&config.db_path, &config.state_dir, position, &mut |step| told.tell(step))?;
+    let log_of_state = directory.file("state.db-wal");
+    follower.set_durable_hook(Box::new(move || match std::fs::File::open(&log_of_state) {
+        Ok(log) => log.sync_data(),
+        // Without a log everything is in the file, and was synced there.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }));
+    follower.set_sync_interval(config.capture.sync_interval);
+    follower.set_accept_restored(config.accept_restored);
     follower.set_checkpoint_options(CheckpointOptions {
         passive_frames: config.capture.checkpoint_frames,
         wal_bytes_max: config.capture.wal_bytes_max.unwrap_or(u64::MAX),
         may_block_writers: config.capture.wal_bytes_max.is_some(),
     });
-    if let Some((_, next_tx)) = stored {
-        follower.set_next_tx(next_tx);
+    match stored {
+        Some((_, next_tx)) => follower.set_next_tx(next_tx),
+        // From here on changes are counted: a node that dies before its first one must come back to this place.
+        None => state.store_capture_position(&position_bytes(&follower.position(), follower.next_tx()))?,
     }
     for damage in follower.damage() {
         tracing::warn!("a tree of the database cannot be read: {damage}");
@@ -88,6 +103,12 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         }))
         .map_err(|source| crate::apply::ApplyError::Database { doing: "asking to be told of own commits", source })?;
 
+    if config.capture.durability == Durability::Strict {
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(|source| crate::apply::ApplyError::Database { doing: "asking for durable commits", source })?;
+    }
+
     let filter = if config.publish {
         route_by_hash(crate::apply::TableFilter::new(&config.tables, &config.exclude_tables), wanted)
     } else {
@@ -99,6 +120,8 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         Conflict::Row => Merge::Row,
     };
     let mut replica = Replica::new(state, filter, merge)?;
+    replica.set_send_before(config.log.before_images);
+    replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
     Ok((Database::new(config, directory, follower, connection, own_frames, replica, shards, links), known))
 }

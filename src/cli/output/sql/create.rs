@@ -19,7 +19,7 @@ pub(super) fn create_table(sql: &str) -> Option<CreateTable<'_>> {
         Some(rest) => (false, rest),
         None => (true, strip(sql, "CREATE VIRTUAL TABLE ")?),
     };
-    let mut tokens = Tokens { text: rest, offset: 0 };
+    let mut tokens = Tokens::new(rest);
     let name = unquote(tokens.next()?.1);
     let mut columns = Vec::new();
     if !is_virtual && tokens.next().is_some_and(|(_, text)| text == "(") {
@@ -50,12 +50,23 @@ pub(super) fn create_table(sql: &str) -> Option<CreateTable<'_>> {
 
 /// The first token of a column definition as typed, and the name it stands for.
 pub(super) fn column_name(definition: &str) -> Option<(&str, String)> {
-    let (_, token) = Tokens { text: definition, offset: 0 }.next()?;
+    let (_, token) = Tokens::new(definition).next()?;
     Some((token, unquote(token)))
 }
 
+/// What ends this statement: a semicolon, which must not become part of a comment at the statement's end, nor a line break part of its text.
+pub(super) fn statement_end(sql: &str) -> &'static str {
+    let mut tokens = Tokens::new(sql);
+    while tokens.next().is_some() {}
+    match tokens.open_comment {
+        None => ";\n",
+        Some("--") => "\n;\n",
+        Some(_) => "*/;\n",
+    }
+}
+
 fn is_constraint(item: &str) -> bool {
-    let first = Tokens { text: item, offset: 0 }.next().map_or("", |(_, token)| token);
+    let first = Tokens::new(item).next().map_or("", |(_, token)| token);
     ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].iter().any(|word| first.eq_ignore_ascii_case(word))
 }
 
@@ -81,9 +92,15 @@ fn unquote(token: &str) -> String {
 struct Tokens<'a> {
     text: &'a str,
     offset: usize,
+    /// How the comment began that reaches to the end of the text.
+    open_comment: Option<&'static str>,
 }
 
 impl<'a> Tokens<'a> {
+    fn new(text: &'a str) -> Tokens<'a> {
+        Tokens { text, offset: 0, open_comment: None }
+    }
+
     fn rest(&self) -> &'a str {
         self.text.get(self.offset..).unwrap_or("")
     }
@@ -94,13 +111,23 @@ impl<'a> Tokens<'a> {
             let trimmed = rest.trim_start();
             self.offset += rest.len() - trimmed.len();
             if trimmed.starts_with("--") {
-                self.offset += trimmed.find('\n').unwrap_or(trimmed.len());
+                self.offset += self.comment_length(trimmed.find('\n'), trimmed, "--");
             } else if trimmed.starts_with("/*") {
-                self.offset += trimmed.get(2..).and_then(|body| body.find("*/")).map_or(trimmed.len(), |end| end + 4);
+                let end = trimmed.get(2..).and_then(|body| body.find("*/")).map(|end| end + 4);
+                self.offset += self.comment_length(end, trimmed, "/*");
             } else {
                 return;
             }
         }
+    }
+}
+
+impl Tokens<'_> {
+    fn comment_length(&mut self, end: Option<usize>, rest: &str, opening: &'static str) -> usize {
+        if end.is_none() {
+            self.open_comment = Some(opening);
+        }
+        end.unwrap_or(rest.len())
     }
 }
 
@@ -141,6 +168,17 @@ fn quoted_length(text: &str, quote: char) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A column named "--" got its index a line break behind its text, because dashes anywhere counted as a comment. Only a comment that
+    /// is still open at the statement's end needs one.
+    #[test]
+    fn a_semicolon_never_falls_into_a_comment_nor_a_line_break_into_the_text() {
+        assert_eq!(statement_end("CREATE INDEX i ON t(\"--\")"), ";\n");
+        assert_eq!(statement_end("CREATE TABLE t(-- why\na)"), ";\n");
+        assert_eq!(statement_end("CREATE VIEW v AS SELECT '--' /* x */"), ";\n");
+        assert_eq!(statement_end("CREATE VIEW v AS SELECT 1 -- why"), "\n;\n");
+        assert_eq!(statement_end("CREATE VIEW v AS SELECT 1 /* why"), "*/;\n");
+    }
 
     #[test]
     fn columns_and_constraints_are_told_apart() {

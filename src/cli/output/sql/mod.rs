@@ -92,10 +92,8 @@ impl<W: Write> SqlScript<W> {
 
     fn statements(&mut self, statements: &[String]) -> io::Result<()> {
         statements.iter().try_for_each(|sql| {
-            // Behind a comment at its end a semicolon would be part of the comment.
-            let end = if sql.contains("--") { "\n;\n" } else { ";\n" };
             self.out.write_all(sql.as_bytes())?;
-            self.out.write_all(end.as_bytes())
+            self.out.write_all(create::statement_end(sql).as_bytes())
         })
     }
 }

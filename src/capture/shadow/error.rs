@@ -1,0 +1,109 @@
+//! What can go wrong with the shadow, or with what it is compared with.
+
+use std::path::PathBuf;
+
+/// Why the shadow cannot be used, or must not be.
+#[derive(Debug, thiserror::Error)]
+pub enum ShadowError {
+    /// A file of the shadow cannot be read or written.
+    #[error("{}: {what} failed", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A position is known, but the shadow that belongs to it is not there.
+    #[error("{}: the file is missing", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not what was written.
+    #[error("{}: damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The file was written by another version of the program.
+    #[error("{}: format version {found} is not known", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+    },
+    /// The shadow does not have the position: it belongs to another state, or its last part is lost.
+    #[error("{}: the shadow was never at the position that the state has (frame {frame} under {salts})", path.display())]
+    NotAtPosition {
+        /// The journal.
+        path: PathBuf,
+        /// Generation of the position.
+        salts: crate::format::Salts,
+        /// Frame of the position.
+        frame: u32,
+    },
+    /// The database was given another page size.
+    #[error("{}: the database has pages of {found} bytes; its shadow has pages of {wanted}", path.display())]
+    PageSize {
+        /// The database.
+        path: PathBuf,
+        /// Page size of the database.
+        found: u32,
+        /// Page size of the shadow.
+        wanted: u32,
+    },
+    /// Commits that were captured are not in the database any more: it lost its tail, as in a power failure.
+    #[error(
+        "{}: the database went back in time: {captured} frames of the write-ahead log were captured, and now it has {found}",
+        path.display()
+    )]
+    WentBack {
+        /// The database.
+        path: PathBuf,
+        /// The frame that was captured last.
+        captured: u32,
+        /// Committed frames that the log has now.
+        found: u32,
+    },
+    /// The database was restored from a backup, and taking it as it is would delete much.
+    #[error(
+        "{}: the database seems to be restored from a backup: taking it as it is would delete {deletes} of {rows} rows",
+        path.display()
+    )]
+    Restored {
+        /// The database.
+        path: PathBuf,
+        /// Rows that would be deleted.
+        deletes: u64,
+        /// Rows that the shadow has.
+        rows: u64,
+    },
+}
+
+impl ShadowError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            ShadowError::Io { .. } => "check the space and the permissions of the state directory",
+            ShadowError::Missing { .. } | ShadowError::Damaged { .. } | ShadowError::NotAtPosition { .. } => {
+                "delete the state directory: the node starts as a new one"
+            }
+            ShadowError::Version { .. } => "use the version that wrote it, or delete the state directory",
+            ShadowError::PageSize { .. } => {
+                "delete the state directory: the database was rebuilt, and its shadow must be too"
+            }
+            ShadowError::WentBack { .. } => {
+                "restore the node from a snapshot, or delete the state directory to take the database as it is now"
+            }
+            ShadowError::Restored { .. } => {
+                "give --accept-restored to publish the difference as changes, or restore the node from a snapshot"
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The shadow: a byte-exact image of the database at our own position, in the state directory.
+//!
+//! `shadow.db` is a valid SQLite file at the position of the last merge; `shadow.journal` has the pages of the transactions since.
+//!
+//! Invariant: the journal is written before the sink stores its position, and `shadow.db` is written only from a journal that is on disk
+//! and whose last position the sink has stored. So whatever moment we die at, the journal can be cut back to the stored position.
+
+mod compare;
+mod copy;
+mod error;
+mod image;
+mod journal;
+mod merge;
+
+pub use copy::{ShadowProgress, ShadowStep};
+pub use error::ShadowError;
+pub(super) use image::{Journaled, Shadow, WriteError};
+pub(super) use journal::Appended;
