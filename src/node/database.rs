@@ -225,10 +225,12 @@ impl Database {
 
     /// Whether more may be waiting.
     fn capture(&mut self) -> Result<bool, NodeError> {
+        let before = self.follower.next_tx();
         let mut sink = self.replica.local_sink();
         let polled = self.follower.poll(&mut sink)?;
+        // It reads what is committed while it bounds the log, so the count is not the look's alone.
         self.follower.maintain(&mut sink)?;
-        self.reporter.transactions_captured += polled.transactions;
+        self.reporter.transactions_captured += self.follower.next_tx().saturating_sub(before);
         self.pin_renewed_at = Instant::now();
         Ok(polled.more)
     }

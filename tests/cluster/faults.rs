@@ -177,3 +177,51 @@ fn a_table_that_a_node_lacks_stops_its_shard_until_it_is_made() {
     });
     cluster.stop();
 }
+
+#[test]
+fn daemons_killed_again_and_again_while_all_nodes_write_lose_and_double_nothing() {
+    const TIMES: u64 = 1500;
+    let seed = Seed::pick();
+    let mut random = crate::support::random::Random::new(seed.0);
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &["--max-log-entries", "100000"]);
+    cluster.start_nodes();
+    let counts = application(&cluster.nodes[0].db, "count", &[&TIMES.to_string()]);
+    let inserts = application(&cluster.nodes[1].db, "insert", &["1", &TIMES.to_string()]);
+    for _ in 0..8 {
+        std::thread::sleep(std::time::Duration::from_millis(random.below(300)));
+        let node = &mut cluster.nodes[random.below(2) as usize];
+        node.kill();
+        std::thread::sleep(std::time::Duration::from_millis(random.below(100)));
+        node.start();
+    }
+    counts.end();
+    inserts.end();
+    let tables = cluster.settle();
+    assert_eq!(tables["counter"], [format!("integer:1|integer:{TIMES}")]);
+    assert_eq!(tables["t"].len() as u64, TIMES);
+    cluster.stop();
+}
+
+#[test]
+fn what_is_written_while_a_node_is_down_arrives_when_it_is_back() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1,'before',1),(2,'before',2)");
+    cluster.settle();
+    cluster.nodes[0].stop();
+    // The application closes the database each time, so its log is gone and begun anew; meanwhile the others go on.
+    cluster.nodes[0]
+        .sql("UPDATE t SET v='meanwhile' WHERE id=1; DELETE FROM t WHERE id=2; INSERT INTO t VALUES(3,'meanwhile',3)");
+    cluster.nodes[0].sql("VACUUM; UPDATE counter SET n = n + 7");
+    cluster.nodes[1].sql("INSERT INTO t VALUES(4,'elsewhere',4)");
+    cluster.nodes[0].start();
+    let tables = cluster.settle();
+    let want = [
+        "integer:1|text:'meanwhile'|integer:1",
+        "integer:3|text:'meanwhile'|integer:3",
+        "integer:4|text:'elsewhere'|integer:4",
+    ];
+    assert_eq!(tables["t"], want);
+    assert_eq!(tables["counter"], ["integer:1|integer:7"]);
+    assert!(cluster.nodes[0].log().contains("changes on"), "it says that it found them: {}", cluster.nodes[0].log());
+    cluster.stop();
+}

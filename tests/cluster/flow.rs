@@ -1,6 +1,10 @@
 //! What a cluster is for: every node's rows reach every other, whole, once, and all end equal.
 
-use crate::support::cluster::{Cluster, Seed, application, wait_for};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::support::cluster::{Cluster, Seed, WITHIN, application, wait_for};
 
 const PLAIN: &str =
     "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n); CREATE TABLE u(k TEXT PRIMARY KEY, e TEXT UNIQUE, v);
@@ -140,5 +144,33 @@ fn what_is_written_on_the_log_is_shown_once_and_decodable() {
             r#""update" "t" {"id":1} {"id":1,"n":1.0,"v":"one"}"#,
         ]
     );
+    cluster.stop();
+}
+
+#[test]
+fn a_quiet_pair_shows_a_commit_soon() {
+    const COMMITS: i64 = 200;
+    // Far above what it takes, far below any timer that could stand in for a lost wake-up and hide it.
+    const HALF_WITHIN: Duration = Duration::from_millis(100);
+    let mut cluster = Cluster::start(2, PLAIN);
+    let [a, b] = cluster.nodes.as_slice() else { panic!("two nodes") };
+    let (writer, reader) = (Connection::open(&a.db).unwrap(), Connection::open(&b.db).unwrap());
+    let mut find = reader.prepare("SELECT 1 FROM t WHERE id = ?1").unwrap();
+    let mut took: Vec<Duration> = Vec::new();
+    for id in 1000..1000 + COMMITS {
+        writer.execute("INSERT INTO t VALUES(?1, 'quiet', 1)", [id]).unwrap();
+        let committed = Instant::now();
+        while !find.exists([id]).unwrap() {
+            assert!(committed.elapsed() < WITHIN, "row {id} does not arrive");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        took.push(committed.elapsed());
+    }
+    took.sort_unstable();
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+    println!("commit to visible: p50 {:?}, p99 {:?}, longest {:?}", at(50), at(99), at(100));
+    assert!(at(50) < HALF_WITHIN, "{:?}", at(50));
+    drop((writer, find));
+    cluster.settle();
     cluster.stop();
 }

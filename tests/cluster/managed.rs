@@ -73,4 +73,5 @@ fn a_node_with_no_server_to_find_or_start_says_what_to_do() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("no NATS server listens on nats://127.0.0.1:4222"), "{text}");
     assert!(text.contains("--nats-url"), "{text}");
+    assert!(!dir.path().join("app.db-shm").exists() && !dir.path().join("app.db-wal").exists(), "it was closed");
 }

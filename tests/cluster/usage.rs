@@ -92,6 +92,8 @@ fn limits_that_differ_from_the_servers_streams_are_wrong_usage() {
     );
     assert!(error.contains("2048") && error.contains("512"), "names both: {error}");
     assert!(!hint.is_empty());
+    let beside = files_in(cluster.nodes[1].db.parent().unwrap());
+    assert!(!beside.iter().any(|name| name.starts_with("app.db-wal") || name == "app.db-shm"), "closed: {beside:?}");
     cluster.nodes[1].start();
     cluster.nodes[0].sql("INSERT INTO t VALUES(1,'a')");
     assert_eq!(cluster.settle()["t"].len(), 1);
