@@ -25,8 +25,8 @@ fn main() {
         return follow(Path::new(path));
     }
     let extent = Extent::from_args();
-    throughput("1 row per transaction", 1, extent.pick(5_000, 20_000), extent);
-    throughput("1 000 rows per transaction", 1_000, extent.pick(50, 200), extent);
+    throughput("1 row per transaction", 1, extent.pick(3_000, 8_000), extent);
+    throughput("1 000 rows per transaction", 1_000, extent.pick(50, 100), extent);
     database_size(extent);
 }
 
@@ -154,7 +154,7 @@ fn throughput(what: &str, rows_per_tx: u64, transactions: u64, extent: Extent) {
     let (mut followed, mut triggered) = (Series::default(), Series::default());
     let (mut followed_ratio, mut triggered_ratio) = (Series::default(), Series::default());
     write(Watched::ByNobody, rows_per_tx, transactions / 4);
-    for _ in 0..extent.pick(3, 11) {
+    for _ in 0..extent.pick(3, 5) {
         // Before and after, so that a machine that slows down is not taken for our doing.
         let first = write(Watched::ByNobody, rows_per_tx, transactions);
         let with_us = write(Watched::ByFollower, rows_per_tx, transactions);
