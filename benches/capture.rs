@@ -1,6 +1,8 @@
 //! What following a database costs: the application that writes to it, and the follower, in a small database and in a large one.
 //!
 //! The follower of the first part is a process of its own, as the daemon is: this program started again with `--follow`.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 
