@@ -2,6 +2,8 @@
 //!
 //! Both write one database transaction for each `ROWS_PER_TX` rows. Ours also decodes the messages, keeps its positions and its intent in
 //! `state.db`, and commits that twice.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,6 +1,8 @@
 //! What following a database costs: the application that writes to it, and the follower, in a small database and in a large one.
 //!
 //! The follower of the first part is a process of its own, as the daemon is: this program started again with `--follow`.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 
@@ -25,8 +27,8 @@ fn main() {
         return follow(Path::new(path));
     }
     let extent = Extent::from_args();
-    throughput("1 row per transaction", 1, extent.pick(5_000, 20_000), extent);
-    throughput("1 000 rows per transaction", 1_000, extent.pick(50, 200), extent);
+    throughput("1 row per transaction", 1, extent.pick(3_000, 8_000), extent);
+    throughput("1 000 rows per transaction", 1_000, extent.pick(50, 100), extent);
     database_size(extent);
 }
 
@@ -90,10 +92,10 @@ impl Attached {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Watched {
-    ByNobody,
-    ByFollower,
-    ByTriggers,
+enum Watcher {
+    Nobody,
+    Follower,
+    Triggers,
 }
 
 const TRIGGERS: &str = "
@@ -107,7 +109,7 @@ const TRIGGERS: &str = "
       INSERT INTO change_log(op, row, old_name, old_amount) VALUES ('delete', old.id, old.name, old.amount); END;";
 
 /// Rows per second that the application writes.
-fn write(watched: Watched, rows_per_tx: u64, transactions: u64) -> f64 {
+fn write(watcher: Watcher, rows_per_tx: u64, transactions: u64) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.db");
     let connection = Connection::open(&path).unwrap();
@@ -118,10 +120,10 @@ fn write(watched: Watched, rows_per_tx: u64, transactions: u64) -> f64 {
         )
         .unwrap();
     connection.busy_timeout(Duration::from_secs(10)).unwrap();
-    if watched == Watched::ByTriggers {
+    if watcher == Watcher::Triggers {
         connection.execute_batch(TRIGGERS).unwrap();
     }
-    let attached = (watched == Watched::ByFollower).then(|| Attached::to(&path));
+    let attached = (watcher == Watcher::Follower).then(|| Attached::to(&path));
     let mut insert = connection.prepare("INSERT INTO t(name, amount, note) VALUES (?1, ?2, ?3)").unwrap();
     let mut update = connection.prepare("UPDATE t SET amount = amount + 1 WHERE id = ?1").unwrap();
     let mut begin = connection.prepare("BEGIN IMMEDIATE").unwrap();
@@ -153,13 +155,13 @@ fn throughput(what: &str, rows_per_tx: u64, transactions: u64, extent: Extent) {
     let mut alone = Series::default();
     let (mut followed, mut triggered) = (Series::default(), Series::default());
     let (mut followed_ratio, mut triggered_ratio) = (Series::default(), Series::default());
-    write(Watched::ByNobody, rows_per_tx, transactions / 4);
-    for _ in 0..extent.pick(3, 11) {
+    write(Watcher::Nobody, rows_per_tx, transactions / 4);
+    for _ in 0..extent.pick(3, 5) {
         // Before and after, so that a machine that slows down is not taken for our doing.
-        let first = write(Watched::ByNobody, rows_per_tx, transactions);
-        let with_us = write(Watched::ByFollower, rows_per_tx, transactions);
-        let with_triggers = write(Watched::ByTriggers, rows_per_tx, transactions);
-        let last = write(Watched::ByNobody, rows_per_tx, transactions);
+        let first = write(Watcher::Nobody, rows_per_tx, transactions);
+        let with_us = write(Watcher::Follower, rows_per_tx, transactions);
+        let with_triggers = write(Watcher::Triggers, rows_per_tx, transactions);
+        let last = write(Watcher::Nobody, rows_per_tx, transactions);
         let without = (first + last) / 2.0;
         alone.push(without);
         followed.push(with_us);

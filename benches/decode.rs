@@ -1,4 +1,6 @@
 //! Bytes to values: frames with their checksums, and records to rows, each against SQLite doing the same.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

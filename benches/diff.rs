@@ -2,6 +2,8 @@
 //!
 //! SQLite writes with prepared statements, `synchronous = OFF`, and no checkpoint within the measured time: the fastest that it can be, and
 //! so the hardest to keep up with. The log that it wrote is then taken through the differ, from frame headers to row changes.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

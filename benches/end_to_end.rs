@@ -2,6 +2,8 @@
 //! JetStream round trip on the same server.
 //!
 //! Without a server only the pipeline within one process is measured: capture, outbox, sealing, decoding, folding; no network, one thread.
+// Benches may panic.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 
