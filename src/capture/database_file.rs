@@ -175,6 +175,14 @@ impl DatabaseFile {
         rustix::fs::ioctl_ficlone(copy, self.file).is_ok()
     }
 
+    /// Claims the database for this process's node, until the process ends. `false` when another process has claimed it.
+    ///
+    /// The claim is a `flock`, which SQLite neither takes nor sees on a local file system.
+    #[must_use]
+    pub fn claim(&self) -> bool {
+        rustix::fs::flock(self.file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+
     /// Whether the name still leads to this file.
     #[must_use]
     pub fn is_in_place(&self) -> bool {

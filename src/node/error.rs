@@ -37,6 +37,12 @@ pub enum NodeError {
         /// The path.
         path: PathBuf,
     },
+    /// Another node replicates the database, with another state directory.
+    #[error("{}: another woodchuck is replicating this database", path.display())]
+    AlreadyAttached {
+        /// The database.
+        path: PathBuf,
+    },
     /// The node id given is not the one that the state directory was made with.
     #[error("{}: the state directory belongs to node {found}, not to node {wanted}", path.display())]
     OtherNode {

@@ -23,6 +23,7 @@ impl NodeError {
         match self {
             NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
             NodeError::AlreadyRunning { .. }
+            | NodeError::AlreadyAttached { .. }
             | NodeError::LogTrimmed { .. }
             | NodeError::LogShorter { .. }
             | NodeError::OutboxFull { .. } => Verdict::Refused,
@@ -83,7 +84,7 @@ impl NodeError {
             NodeError::Connect(error) => error.hint().to_owned(),
             NodeError::Log(error) => error.hint(),
             NodeError::StateDirectory { .. } => "check the owner, the permissions and the free space of the state directory".to_owned(),
-            NodeError::AlreadyRunning { .. } => "stop the other one first; one node serves all programs that use the database".to_owned(),
+            NodeError::AlreadyRunning { .. } | NodeError::AlreadyAttached { .. } => "stop the other one first; one node serves all programs that use the database".to_owned(),
             NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
             NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
             NodeError::LogTrimmed { .. } => "copy the database of a node that is up to date, together with nothing else, while that node is stopped, or use new streams (--stream-prefix)".to_owned(),

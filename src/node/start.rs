@@ -36,6 +36,9 @@ fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
 /// Opens database and state. Nothing of ours is made before the database was found fit to be followed.
 pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known), NodeError> {
     let file = DatabaseFile::open(&config.db_path)?;
+    if !file.claim() {
+        return Err(NodeError::AlreadyAttached { path: file.path().to_owned() });
+    }
     let directory = StateDirectory::open(&config.state_dir)?;
     let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let random = || RandomState::new().build_hasher().finish();

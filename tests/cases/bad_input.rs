@@ -45,7 +45,8 @@ fn spoiled(spoil: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn tail_refuses_what_is_no_wal_database_and_touches_nothing() {
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Vec<u8>)>)> = vec![
+    type Spoil = Box<dyn FnOnce(&mut Vec<u8>)>;
+    let cases: Vec<(&str, Spoil)> = vec![
         ("text", Box::new(|bytes| *bytes = b"this is a text file, not a database\n".repeat(200))),
         ("no bytes", Box::new(Vec::clear)),
         ("99 bytes", Box::new(|bytes| bytes.truncate(99))),

@@ -60,7 +60,7 @@ fn a_second_daemon_on_a_database_is_refused() {
     let mut cluster = Cluster::start(1, SCHEMA);
     let node = &cluster.nodes[0];
     let (error, _) = refused(&run(&node.db, &["--nats-url", &cluster.server.url()]), 3);
-    assert!(error.contains("another woodchuck is running"), "{error}");
+    assert!(error.contains("another woodchuck is replicating"), "{error}");
     node.sql("INSERT INTO t VALUES(1,'the first goes on')");
     cluster.settle();
     cluster.stop();
