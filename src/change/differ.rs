@@ -228,7 +228,7 @@ impl Differ {
         let mut count = 0;
         let mut begun = false;
         if let Some((schema, catalogue)) = &plan.schema {
-            let continued = match_trees(&self.trees, schema, catalogue).continued(&self.trees);
+            let continued = match_trees(&self.trees, &self.schema, schema, catalogue).continued(&self.trees);
             for change in schema_changes(&self.schema, schema, &continued) {
                 begin(&mut begun, span, sink)?;
                 sink.schema(change).map_err(TransactionError::Sink)?;
@@ -362,7 +362,7 @@ impl Differ {
         schema: &Schema,
         catalogue: &Catalogue,
     ) -> Result<Vec<Touched>, DiffError> {
-        let Matched { kept, gone, new: fresh } = match_trees(&self.trees, schema, catalogue);
+        let Matched { kept, gone, new: fresh } = match_trees(&self.trees, &self.schema, schema, catalogue);
         let none = Vec::new();
         let pages_of = |number: &TreeNo| groups.get(number).unwrap_or(&none);
         let described = |rowid: i64| {

@@ -131,7 +131,10 @@ impl Matched {
 ///
 /// A table dropped and created again under its name is another table when its rows cannot be told to be the same ones: then the tree is
 /// gone and a new one is there.
-pub(crate) fn match_trees(trees: &[Option<Tree>], schema: &Schema, catalogue: &Catalogue) -> Matched {
+///
+/// Indexes are never renamed. A table that looks renamed is not while something else still speaks of its old name: ALTER TABLE would have
+/// changed that too, so the one was dropped and the other, by chance, came to lie where it was.
+pub(crate) fn match_trees(trees: &[Option<Tree>], before: &Schema, schema: &Schema, catalogue: &Catalogue) -> Matched {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut by_name: HashMap<(String, String), i64> = HashMap::new();
     for (rowid, row) in schema.iter().filter(|(_, row)| row.root.is_some()) {
@@ -161,6 +164,8 @@ pub(crate) fn match_trees(trees: &[Option<Tree>], schema: &Schema, catalogue: &C
     for (number, tree) in orphans {
         let renamed = schema.get(&tree.schema_rowid).filter(|row| {
             *row.kind == *tree.kind
+                && row.kind == "table"
+                && !is_still_named(before, schema, &tree.name)
                 && row.root == Some(tree.root.page)
                 && by_name.contains_key(&key(row))
                 && same_columns(tree.table.as_deref(), catalogue.table(&row.name).map(Arc::as_ref))
@@ -197,6 +202,25 @@ fn rows_continue(old: &Table, new: &Table) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether an object that did not change speaks of this name.
+fn is_still_named(before: &Schema, after: &Schema, name: &str) -> bool {
+    after.iter().any(|(rowid, row)| {
+        let unchanged = row.sql.as_deref().filter(|_| before.get(rowid).is_some_and(|was| was.sql == row.sql));
+        unchanged.is_some_and(|sql| mentions(sql, name))
+    })
+}
+
+/// Whether the name stands in the text as a word, compared as SQLite compares names.
+fn mentions(sql: &str, name: &str) -> bool {
+    let (sql, name) = (sql.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    sql.match_indices(&name).any(|(start, found)| {
+        let before = sql.get(..start).and_then(|text| text.chars().next_back());
+        let after = sql.get(start + found.len()..).and_then(|text| text.chars().next());
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
 }
 
 fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {

@@ -196,7 +196,10 @@ impl Columns {
         let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
         let sql = "SELECT wr FROM pragma_table_list(?1) WHERE schema='main'";
         let without_rowid = connection.query_row(sql, [table], |row| row.get::<_, bool>(0))?;
-        let mut key = rows.iter().filter(|(_, _, pk, _)| *pk > 0);
+        // `INTEGER PRIMARY KEY DESC` is a key with an index of its own, and no name for the rowid.
+        let sql = "SELECT count(*) FROM pragma_index_list(?1) WHERE origin='pk'";
+        let has_key_index: bool = connection.query_row(sql, [table], |row| row.get(0))?;
+        let mut key = rows.iter().filter(|(_, _, pk, _)| *pk > 0 && !has_key_index);
         let rowid_alias = match (key.next(), key.next()) {
             (Some((name, _, _, kind)), None) if kind.eq_ignore_ascii_case("integer") && !without_rowid => {
                 Some(name.clone())

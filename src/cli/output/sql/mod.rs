@@ -195,6 +195,15 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
                 b"CREATE TEMP TABLE woodchuck_sequence AS SELECT rowid AS id,name,seq FROM main.sqlite_sequence;\n",
             )?;
         }
+        // DROP TABLE and DROP INDEX take statistics along; what is made again has kept its own.
+        let keeps_statistics = !around.before.is_empty()
+            && !around.creates_statistics
+            && self.objects.iter().any(|object| object.name.eq_ignore_ascii_case("sqlite_stat1"));
+        if keeps_statistics {
+            self.out.write_all(
+                b"CREATE TEMP TABLE woodchuck_statistics AS SELECT rowid AS id,tbl,idx,stat FROM main.sqlite_stat1;\n",
+            )?;
+        }
         let (drops, rest): (Vec<String>, Vec<String>) =
             around.before.into_iter().partition(|sql| sql.starts_with("DROP TRIGGER "));
         self.statements(&drops)?;
@@ -202,6 +211,13 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
         self.statements(&rest)?;
         open.aside.move_to(&mut self.out)?;
         self.statements(&around.put_back)?;
+        if keeps_statistics {
+            self.out.write_all(
+                b"DELETE FROM main.sqlite_stat1;\n\
+                  INSERT INTO main.sqlite_stat1(rowid,tbl,idx,stat) SELECT id,tbl,idx,stat FROM temp.woodchuck_statistics;\n\
+                  DROP TABLE temp.woodchuck_statistics;\n",
+            )?;
+        }
         open.rows.move_to(&mut self.out)?;
         if around.creates_sequence {
             self.out.write_all(b"DELETE FROM sqlite_sequence;\n")?;

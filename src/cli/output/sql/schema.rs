@@ -46,6 +46,8 @@ pub(super) struct Statements {
     pub(super) moves_sequence: bool,
     /// `sqlite_sequence` comes into being with this transaction.
     pub(super) creates_sequence: bool,
+    /// `sqlite_stat1` comes into being with this transaction.
+    pub(super) creates_statistics: bool,
 }
 
 /// A transaction's schema changes, sorted.
@@ -137,7 +139,7 @@ impl SchemaChanges {
                 _ => {}
             }
         }
-        self.drop_others(&mut out, &vanishing);
+        self.drop_others(&mut out, objects, &vanishing);
         out.before.extend(plan.statements);
         self.create_tables(&mut out);
 
@@ -155,9 +157,13 @@ impl SchemaChanges {
                 }
             }
         }
-        out.creates_sequence = self.changes.iter().any(|change| {
-            change.kind == "table" && change.before.is_none() && change.name.eq_ignore_ascii_case("sqlite_sequence")
-        });
+        let creates = |name: &str| {
+            self.changes.iter().any(|change| {
+                change.kind == "table" && change.before.is_none() && change.name.eq_ignore_ascii_case(name)
+            })
+        };
+        out.creates_sequence = creates("sqlite_sequence");
+        out.creates_statistics = creates("sqlite_stat1");
         out
     }
 
@@ -172,12 +178,17 @@ impl SchemaChanges {
             .collect()
     }
 
-    fn drop_others(&self, out: &mut Statements, vanishing: &BTreeSet<String>) {
+    fn drop_others(&self, out: &mut Statements, objects: &[SchemaObject], vanishing: &BTreeSet<String>) {
+        // A table's rename gives its indexes another table; what counts is where they stood.
+        let stood_on = |change: &SchemaChange| {
+            let object = objects.iter().find(|object| object.kind == change.kind && same_before(change, object));
+            object.map_or(&change.table, |object| &object.table).to_ascii_lowercase()
+        };
         for kind in ["view", "index", "table"] {
             for change in self.changes.iter().filter(|change| change.kind == kind && change.before.is_some()) {
                 let name = change.name.to_ascii_lowercase();
                 let skip = match kind {
-                    "index" => vanishing.contains(&change.table.to_ascii_lowercase()),
+                    "index" => vanishing.contains(&stood_on(change)),
                     // VACUUM leaves `sqlite_sequence` out when nothing counts in it any more; no statement can drop it.
                     "table" => {
                         change.after.is_some() || name == "sqlite_sequence" || is_shadow(&name, &self.dropped_virtual)
