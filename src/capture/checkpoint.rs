@@ -102,6 +102,16 @@ impl Follower {
             return Ok(());
         }
         self.refuse_replaced()?;
+        // A checkpoint goes as far as the oldest pin, so ours is renewed first; a second time if that brought news.
+        let mut polled = Polled::default();
+        self.renew_pin(sink, &mut polled)?;
+        if polled.more {
+            self.renew_pin(sink, &mut Polled::default())?;
+        }
+        let committed = self.bound.committed;
+        if self.position().frame.0 != committed {
+            return Ok(());
+        }
         self.before_checkpoint()?;
         let reached = self.checkpoints.passive()?;
         if complete(reached) && reached.is_some_and(|bound| bound.committed == committed) {
