@@ -489,7 +489,7 @@ fn random_workloads_replay() {
                 Err(rusqlite::Error::SqliteFailure(error, _))
                     if error.code == rusqlite::ErrorCode::ConstraintViolation =>
                 {
-                    scene.connection.execute_batch(*random.pick::<&str>(&ends)).unwrap();
+                    scene.connection.execute_batch(random.pick::<&str>(&ends)).unwrap();
                 }
                 other => other.unwrap(),
             }
