@@ -101,8 +101,14 @@ fn every_commit_of_another_process_is_seen_once_and_the_wal_stays_bounded() {
     );
     assert_eq!(ids.last, COUNT as i64);
     assert!(generations.len() >= 15, "the log was restarted at least 15 times, not {}", generations.len());
-    // How far the log gets depends on how often a busy writer lets go of its lock, but not on how long it runs: it wrote 230 MiB.
-    assert!(wal_bytes < 115 << 20, "the WAL grew to {wal_bytes} bytes");
+    // The writer, which syncs nothing, writes 230 MiB in two seconds. How far its log gets in between depends on how long the disk takes
+    // for a checkpoint, but the log is begun anew again and again.
+    assert!(
+        follower.restarts_prepared() >= 5,
+        "the log was made ready for a restart {} times",
+        follower.restarts_prepared()
+    );
+    assert!(wal_bytes < 200 << 20, "the WAL grew to {wal_bytes} bytes");
     // In the end it is emptied, for nobody else has the database open.
     let wal = path.with_file_name("app.db-wal");
     follow(&mut follower, &mut ids, |_| std::fs::metadata(&wal).is_ok_and(|file| file.len() == 0));

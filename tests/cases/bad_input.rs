@@ -33,6 +33,9 @@ fn assert_refused(output: &Output, what: &str) {
     assert!(output.stdout.is_empty(), "{what}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// What is done to the bytes of a database.
+type Spoil = Box<dyn FnOnce(&mut Vec<u8>)>;
+
 /// A closed database in a directory of its own, after something was done to its bytes.
 fn spoiled(spoil: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -45,7 +48,6 @@ fn spoiled(spoil: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn tail_refuses_what_is_no_wal_database_and_touches_nothing() {
-    type Spoil = Box<dyn FnOnce(&mut Vec<u8>)>;
     let cases: Vec<(&str, Spoil)> = vec![
         ("text", Box::new(|bytes| *bytes = b"this is a text file, not a database\n".repeat(200))),
         ("no bytes", Box::new(Vec::clear)),

@@ -134,7 +134,8 @@ fn frames_without_salts_after_a_rollback_to_a_savepoint_are_read() {
         application.must("BEGIN");
         application.must("SAVEPOINT s");
         application.must("UPDATE t SET v=zeroblob(901)");
-        application.must("UPDATE t SET v=zeroblob(902)");
+        // The first pages are not written a second time: with them SQLite would find its way back.
+        application.must("UPDATE t SET v=zeroblob(902) WHERE id>200");
         application.must("ROLLBACK TO s");
         application.must(&format!("UPDATE t SET v={round} WHERE id%9=0"));
         application.must("COMMIT");
