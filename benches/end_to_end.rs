@@ -240,9 +240,26 @@ impl Pair {
         let [a, b] = [create(&paths[0]), create(&paths[1])];
         let daemons = [Daemon::start(&paths[0], 1, server), Daemon::start(&paths[1], 2, server)];
         let mut pair = Pair { daemons, a, b, next: 1, dir };
-        // Once a row has travelled both are at work.
+        // What is written before a daemon is attached belongs to the copy that it starts from.
+        pair.wait_until_ready()?;
         pair.travel(1)?;
         Ok(pair)
+    }
+
+    /// Waits until both daemons say that they are ready.
+    fn wait_until_ready(&mut self) -> Result<(), String> {
+        let begin = Instant::now();
+        let is_ready = |daemon: &Daemon| std::fs::read_to_string(&daemon.log).is_ok_and(|log| log.contains("ready"));
+        while !self.daemons.iter().all(is_ready) {
+            if let Some(why) = self.daemons.iter_mut().find_map(Daemon::ended) {
+                return Err(why);
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(format!("the daemons were not ready after {} s", PATIENCE.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Waits until the row is visible on B.
