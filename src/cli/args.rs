@@ -2,6 +2,8 @@
 //!
 //! Options that a configuration file can hold too are `Option`s here: absent means "ask the file, then the default". Variables are read
 //! by clap itself, below options and above the file.
+// The comments here are the help that people read in a terminal, where <FILE> stands for a file.
+#![allow(rustdoc::invalid_html_tags)]
 
 use std::path::PathBuf;
 
