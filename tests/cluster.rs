@@ -5,4 +5,5 @@ mod faults;
 mod flow;
 mod large;
 mod managed;
+mod replaced;
 mod usage;

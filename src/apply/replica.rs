@@ -172,6 +172,16 @@ impl Replica {
         Ok(Some(Recovered::NotOurs))
     }
 
+    /// Goes on with what is stored, as a new process would: whatever was between fold and finish is for capture to tell.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn begin_anew(&mut self) -> Result<(), ApplyError> {
+        self.begun = false;
+        self.phase = self.state.intent()?.map_or(Phase::Idle, Phase::Recovering);
+        Ok(())
+    }
+
     /// Takes local transactions from capture.
     ///
     /// # Panics

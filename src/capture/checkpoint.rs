@@ -173,7 +173,7 @@ impl Follower {
         }
     }
 
-    fn refuse_replaced(&self) -> Result<(), CaptureError> {
+    pub(super) fn refuse_replaced(&self) -> Result<(), CaptureError> {
         if self.file().is_in_place() {
             Ok(())
         } else {

@@ -1,14 +1,15 @@
-//! The database file: opened once, before SQLite opens it, and never closed.
+//! The database file: opened once, before SQLite opens it, and kept open.
 //!
-//! Invariant: no descriptor of the database file or of `-shm` is ever closed by this process. Closing any would drop every POSIX lock that
-//! the process holds on the file, SQLite's included, silently. So both are kept for the life of the process, and this is the only module
-//! that opens them.
+//! Invariant: no descriptor of the database file or of `-shm` is closed while this process has a connection to it. Closing any would drop
+//! every POSIX lock that the process holds on the file, SQLite's included, silently. So both are kept for the life of the process, unless
+//! the file has lost its name and nothing of ours uses it any more ([`DatabaseFile::release`]), and this is the only module that opens them.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 
@@ -33,17 +34,24 @@ const SHM_CHECKPOINT: u64 = 121;
 /// The byte of `-shm` on which everyone who uses it holds a shared lock (`UNIX_SHM_DMS`).
 const SHM_IN_USE: u64 = 128;
 
+/// What changes when a file is written, by whatever program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
 /// The open database file.
 #[derive(Debug)]
 pub struct DatabaseFile {
     path: PathBuf,
-    file: &'static File,
+    file: Arc<File>,
     identity: FileIdentity,
 }
 
 /// Files that this process has open for good, by identity.
-fn kept_files() -> &'static Mutex<HashMap<FileIdentity, &'static File>> {
-    static KEPT: OnceLock<Mutex<HashMap<FileIdentity, &'static File>>> = OnceLock::new();
+fn kept_files() -> &'static Mutex<HashMap<FileIdentity, Arc<File>>> {
+    static KEPT: OnceLock<Mutex<HashMap<FileIdentity, Arc<File>>>> = OnceLock::new();
     KEPT.get_or_init(Mutex::default)
 }
 
@@ -52,16 +60,16 @@ fn identity_of(metadata: &std::fs::Metadata) -> FileIdentity {
 }
 
 /// Opens a file for good, or gives the descriptor that is already there.
-fn keep(path: &Path) -> std::io::Result<(FileIdentity, &'static File)> {
+fn keep(path: &Path) -> std::io::Result<(FileIdentity, Arc<File>)> {
     let mut kept = kept_files().lock().unwrap_or_else(PoisonError::into_inner);
     let identity = identity_of(&std::fs::metadata(path)?);
     if let Some(file) = kept.get(&identity) {
-        return Ok((identity, file));
+        return Ok((identity, Arc::clone(file)));
     }
-    let file: &'static File = Box::leak(Box::new(File::open(path)?));
+    let file = Arc::new(File::open(path)?);
     // The name may have changed hands since the look; what was opened counts.
     let identity = identity_of(&file.metadata()?);
-    Ok((identity, kept.entry(identity).or_insert(file)))
+    Ok((identity, Arc::clone(kept.entry(identity).or_insert(file))))
 }
 
 impl DatabaseFile {
@@ -106,6 +114,12 @@ impl DatabaseFile {
                 wanted: u64::from(header.page_size.get()),
             });
         }
+        // A file that is still being copied has pages to come; one with a log may have them there.
+        let whole =
+            if header.size_is_valid { u64::from(header.page_count) * u64::from(header.page_size.get()) } else { 0 };
+        if file_bytes < whole && std::fs::metadata(self.companion("-wal")).map_or(0, |wal| wal.len()) == 0 {
+            return Err(CaptureError::Truncated { path: path(), found: file_bytes, wanted: whole });
+        }
         Ok(())
     }
 
@@ -115,7 +129,7 @@ impl DatabaseFile {
     /// [`CaptureError::Open`] or [`CaptureError::NotADatabase`].
     pub fn header(&self) -> Result<DatabaseHeader, CaptureError> {
         let mut bytes = [0; DATABASE_HEADER_BYTES];
-        let read = read_up_to(self.file, &mut bytes, 0)
+        let read = read_up_to(&self.file, &mut bytes, 0)
             .map_err(|source| CaptureError::Open { path: self.path.clone(), source })?;
         DatabaseHeader::parse(bytes.get(..read).unwrap_or_default())
             .map_err(|source| CaptureError::NotADatabase { path: self.path.clone(), source })
@@ -167,12 +181,12 @@ impl DatabaseFile {
     /// # Errors
     /// [`CaptureError::Open`].
     pub(super) fn read_some(&self, bytes: &mut [u8], offset: u64) -> Result<usize, CaptureError> {
-        read_up_to(self.file, bytes, offset).map_err(|source| CaptureError::Open { path: self.path.clone(), source })
+        read_up_to(&self.file, bytes, offset).map_err(|source| CaptureError::Open { path: self.path.clone(), source })
     }
 
     /// Lets `copy` share this file's blocks. `false` where the file system cannot; then `copy` is as it was.
     pub(super) fn share_blocks(&self, copy: &File) -> bool {
-        rustix::fs::ioctl_ficlone(copy, self.file).is_ok()
+        rustix::fs::ioctl_ficlone(copy, &*self.file).is_ok()
     }
 
     /// Claims the database for this process's node, until the process ends. `false` when another process has claimed it.
@@ -180,7 +194,26 @@ impl DatabaseFile {
     /// The claim is a `flock`, which SQLite neither takes nor sees on a local file system.
     #[must_use]
     pub fn claim(&self) -> bool {
-        rustix::fs::flock(self.file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        rustix::fs::flock(&*self.file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+
+    /// Closes the descriptor of a file that has lost its name, so that its space can be used again. To be called when this process has no
+    /// connection to it any more; while another [`DatabaseFile`] uses the descriptor, nothing is done.
+    pub fn release(self) {
+        let mut kept = kept_files().lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and ours.
+        if Arc::strong_count(&self.file) == 2 {
+            kept.remove(&self.identity);
+        }
+    }
+
+    /// When and to which length the file was last written.
+    ///
+    /// # Errors
+    /// [`CaptureError::Open`].
+    pub fn stamp(&self) -> Result<FileStamp, CaptureError> {
+        let metadata = self.file.metadata().map_err(|source| CaptureError::Open { path: self.path.clone(), source })?;
+        Ok(FileStamp { bytes: metadata.len(), modified: metadata.modified().ok() })
     }
 
     /// Whether the name still leads to this file.
@@ -192,7 +225,7 @@ impl DatabaseFile {
     /// A process other than this one that has the database open, if there is any.
     #[must_use]
     pub fn other_user(&self) -> Option<i32> {
-        lock_holder(self.file, SHARED_FIRST, SHARED_SIZE)
+        lock_holder(&self.file, SHARED_FIRST, SHARED_SIZE)
     }
 
     /// A process that has the database open, if nobody but us uses its `-shm`: it has another one, and with it another view of the WAL.
@@ -200,7 +233,7 @@ impl DatabaseFile {
     pub(super) fn foreign_user(&self) -> Option<i32> {
         let pid = self.other_user()?;
         let (_, shm) = keep(&self.companion("-shm")).ok()?;
-        lock_holder(shm, SHM_IN_USE, 1).is_none().then_some(pid)
+        lock_holder(&shm, SHM_IN_USE, 1).is_none().then_some(pid)
     }
 }
 
@@ -209,7 +242,7 @@ impl DatabaseFile {
     /// To be asked after SQLite has opened the database.
     pub(super) fn has_waiting_checkpoint(&self) -> bool {
         let Ok((_, shm)) = keep(&self.companion("-shm")) else { return false };
-        lock_holder(shm, SHM_CHECKPOINT, 1).is_some() && lock_holder(shm, SHM_WRITE, 1).is_some()
+        lock_holder(&shm, SHM_CHECKPOINT, 1).is_some() && lock_holder(&shm, SHM_WRITE, 1).is_some()
     }
 }
 

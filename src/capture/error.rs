@@ -94,6 +94,12 @@ pub enum CaptureError {
         /// The path.
         path: PathBuf,
     },
+    /// The database file was written without SQLite while everything was in it.
+    #[error("{}: the file was overwritten by another program than SQLite", path.display())]
+    Overwritten {
+        /// The path.
+        path: PathBuf,
+    },
     /// The WAL cannot be read.
     #[error("{}: cannot read the write-ahead log", path.display())]
     Wal {
@@ -174,6 +180,9 @@ impl CaptureError {
             }
             CaptureError::ReadOnly { .. } => {
                 "readers of a WAL database must be able to write its -wal and -shm files; `woodchuck inspect` needs no permission to write"
+            }
+            CaptureError::Overwritten { .. } => {
+                "start again: what is in the file now is compared with what was known of it"
             }
             CaptureError::Replaced { .. } => "start again: the file that has the name now is attached anew",
             CaptureError::Wal { .. } | CaptureError::Frame { .. } => {

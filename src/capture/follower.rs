@@ -18,7 +18,7 @@ use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::resume::Start;
 use super::shadow::{Appended, Journaled, Shadow};
 use super::stand::{look_at_bound, refuse_foreign_locks, stand_at};
-use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
+use super::{CaptureError, DatabaseFile, FileStamp, FollowError, Position, ShadowError};
 use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
 use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
 use crate::schema::Catalogue;
@@ -70,6 +70,10 @@ pub struct Follower {
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
+    /// The file when that was found: as long as it holds, nothing may write to it.
+    rested: Option<FileStamp>,
+    /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
+    pub(super) trusts_log: bool,
     pub(super) policy: Policy,
     /// When frames were last found.
     pub(super) moved_at: Instant,
@@ -130,6 +134,8 @@ impl Follower {
             next_tx: 1,
             bound,
             resting: false,
+            rested: None,
+            trusts_log: true,
             policy: Policy::default(),
             moved_at: Instant::now(),
             file,
@@ -182,9 +188,7 @@ impl Follower {
     /// # Errors
     /// [`FollowError`]. After an error of the sink the transaction was not taken, and the next look gives it again.
     pub fn poll<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<Polled, FollowError<E>> {
-        if !self.file.is_in_place() {
-            return Err(CaptureError::Replaced { path: self.file.path().to_owned() }.into());
-        }
+        self.refuse_other_content()?;
         let mut polled = Polled::default();
         if (self.older_held || self.retreat_until.is_some()) && !self.settle_pins()? {
             return Ok(polled);
@@ -235,6 +239,9 @@ impl Follower {
             self.pin(1 - next)?.end_read()?;
             // Complete before the pin began, so the pin could take read-lock 0.
             self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
+            if self.resting && self.rested.is_none() {
+                self.rested = Some(self.file.stamp()?);
+            }
             self.frames.rest();
         }
         Ok(())
@@ -272,8 +279,26 @@ impl Follower {
     /// As [`Follower::poll`].
     pub fn drain<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<Polled, FollowError<E>> {
         let mut polled = Polled::default();
+        self.refuse_other_content()?;
         self.read_to_bound(sink, &mut polled)?;
         Ok(polled)
+    }
+
+    /// A program that restores a backup either gives the name to another file or writes into this one. Where everything was in the file
+    /// and nobody could checkpoint, SQLite has not written to it.
+    fn refuse_other_content(&self) -> Result<(), CaptureError> {
+        self.refuse_replaced()?;
+        match self.rested {
+            Some(stamp) if self.resting && self.file.stamp()? != stamp => {
+                Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the database compared with the shadow, whatever the log says: what is in the file did not come through it.
+    pub fn distrust_log(&mut self) {
+        self.trusts_log = false;
     }
 
     /// Takes in the transaction that this process has just committed itself, ending at frame `commit`, and nothing behind it: its pages
@@ -442,6 +467,7 @@ impl Follower {
         self.read_since_renewal =
             self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
         self.resting = false;
+        self.rested = None;
         self.moved_at = Instant::now();
         self.frames.take(tx);
         self.position = position;
@@ -460,6 +486,13 @@ impl Follower {
     #[must_use]
     pub fn next_tx(&self) -> u64 {
         self.next_tx
+    }
+
+    /// Closes everything without writing to the file, which has lost its name.
+    pub fn abandon(self) {
+        let Follower { file, pins, bounds, checkpoints, frames, .. } = self;
+        drop((pins, bounds, checkpoints, frames));
+        file.release();
     }
 
     /// Closes everything but one connection.

@@ -18,7 +18,7 @@ mod stand;
 mod wake;
 
 pub use checkpoint::CheckpointOptions;
-pub use database_file::{DatabaseFile, FileIdentity};
+pub use database_file::{DatabaseFile, FileIdentity, FileStamp};
 pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};
 pub use follower::{Follower, Polled};

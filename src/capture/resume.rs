@@ -215,6 +215,10 @@ impl Follower {
     fn seek_position(&mut self) -> Result<Sought, CaptureError> {
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         let position = self.position;
+        // Another file has another history, whatever stands beside it.
+        if !self.trusts_log || self.shadow.as_ref().is_some_and(|shadow| shadow.database() != self.file.identity()) {
+            return Ok(Sought::Gone);
+        }
         let header = self.frames.read_header()?.filter(|header| header.salts == position.salts);
         let Some(header) = header.filter(|_| position.frame.0 > 0 && salts == Some(position.salts)) else {
             return Ok(Sought::Gone);

@@ -5,6 +5,7 @@
 //!                   apply ◀── inbox ◀───────────── deliveries ◀─ consumers ◀══╛
 //! ```
 
+mod attached;
 mod config;
 mod database;
 mod error;

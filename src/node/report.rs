@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::error::NodeError;
 use super::state_dir::StateDirectory;
 use super::status::{STATUS_FILE, ShardStatus, Status};
 use crate::apply::FoldCounts;
@@ -89,6 +90,14 @@ impl Reporter {
             last_error: self.last_error.clone(),
             ..Status::default()
         }
+    }
+
+    /// Writes that the node has ended, and why.
+    pub(super) fn end(&mut self, directory: &StateDirectory, error: &NodeError) {
+        self.phase = "stopped";
+        self.last_error = error.to_string();
+        let status = self.status();
+        self.write(directory, &status, Instant::now());
     }
 
     /// Writes the status; `began` is when gathering it began.

@@ -11,7 +11,6 @@ use super::error::NodeError;
 use super::network::{Ends, serve};
 use super::server::ManagedServer;
 use super::start::open;
-use crate::capture::Waker;
 
 /// Messages between the network and the database thread: enough to keep either busy while the other works.
 const MESSAGES_UNDER_WAY_MAX: usize = 64;
@@ -34,7 +33,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         outgoing: outgoing_start,
         ready: ready_end,
         connected: connected_end,
-        wake: Arc::clone(&wake),
+        wake,
         stop: halting,
         handle: Handle::current(),
     };
@@ -45,7 +44,7 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
     let (ended, end) = oneshot::channel();
     let of_thread = config.clone();
     let thread = std::thread::Builder::new().name("database".to_owned()).spawn(move || {
-        let _ = ended.send(own_database(of_thread, links, wake, opened));
+        let _ = ended.send(own_database(of_thread, links, opened));
     });
     let thread = thread.map_err(|source| NodeError::StateDirectory {
         path: config.state_dir.clone(),
@@ -121,7 +120,6 @@ async fn finish(
 fn own_database(
     config: RunConfig,
     links: Links,
-    wake: Arc<Notify>,
     opened: oneshot::Sender<super::start::Known>,
 ) -> Result<(), NodeError> {
     let (mut database, mut known) = open(config, links)?;
@@ -129,7 +127,6 @@ fn own_database(
     // over the messages of one that never happened.
     database.settle_intent()?;
     known.applied = database.applied()?;
-    let _waker = Waker::new(database.follower.file(), move || wake.notify_one())?;
     if opened.send(known).is_err() {
         return Ok(());
     }

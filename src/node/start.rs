@@ -1,16 +1,14 @@
 //! From a configuration to a database thread that is ready to run.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::config::{Conflict, Durability, RunConfig};
+use super::attached::Attached;
+use super::config::{Conflict, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
-use super::report::Told;
 use super::state_dir::StateDirectory;
-use crate::apply::{Merge, Replica, State, open_applying_connection, route_by_hash};
-use crate::capture::{CheckpointOptions, DatabaseFile, Follower, POSITION_BYTES, Position};
+use crate::apply::{Merge, Replica, State, route_by_hash};
+use crate::capture::{DatabaseFile, POSITION_BYTES, Position};
 use crate::log::{Origin, ShardId, StreamSeq};
 
 /// What the network side needs to know of the state.
@@ -26,6 +24,14 @@ pub(super) fn position_bytes(position: &Position, next_tx: u64) -> Vec<u8> {
     let mut bytes = position.to_bytes().to_vec();
     bytes.extend_from_slice(&next_tx.to_be_bytes());
     bytes
+}
+
+/// The capture position of the state, and the number of the next transaction.
+///
+/// # Errors
+/// When `state.db` fails.
+pub(super) fn stored_position(state: &State) -> Result<Option<(Position, u64)>, NodeError> {
+    Ok(position_of(&state.capture_position()?))
 }
 
 fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
@@ -63,53 +69,15 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     }
     let known = Known { origin: state.origin(), applied };
 
-    let stored = position_of(&state.capture_position()?);
-    let mut told = Told::default();
-    let position = stored.map(|(position, _)| position);
-    let mut follower =
-        Follower::attach_with_shadow(&config.db_path, &config.state_dir, position, &mut |step| told.tell(step))?;
-    let log_of_state = directory.file("state.db-wal");
-    follower.set_durable_hook(Box::new(move || match std::fs::File::open(&log_of_state) {
-        Ok(log) => log.sync_data(),
-        // Without a log everything is in the file, and was synced there.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }));
-    follower.set_sync_interval(config.capture.sync_interval);
-    follower.set_accept_restored(config.accept_restored);
-    follower.set_checkpoint_options(CheckpointOptions {
-        passive_frames: config.capture.checkpoint_frames,
-        wal_bytes_max: config.capture.wal_bytes_max.unwrap_or(u64::MAX),
-        may_block_writers: config.capture.wal_bytes_max.is_some(),
-    });
+    let stored = stored_position(&state)?;
+    let mut attached = Attached::open(&config, stored.map(|(position, _)| position), &links.wake)?;
     match stored {
-        Some((_, next_tx)) => follower.set_next_tx(next_tx),
+        Some((_, next_tx)) => attached.follower.set_next_tx(next_tx),
         // From here on changes are counted: a node that dies before its first one must come back to this place.
-        None => state.store_capture_position(&position_bytes(&follower.position(), follower.next_tx()))?,
-    }
-    for damage in follower.damage() {
-        tracing::warn!("a tree of the database cannot be read: {damage}");
-    }
-    for table in follower.catalogue().virtual_tables() {
-        tracing::warn!(
-            "virtual table {table} does not replicate, nor do the tables that hold its content; all others do"
-        );
-    }
-
-    let mut connection = open_applying_connection(file.path())?;
-    let own_frames = Arc::new(AtomicU32::new(0));
-    let frames = Arc::clone(&own_frames);
-    connection
-        .wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
-            frames.store(u32::try_from(pages).unwrap_or(0), Ordering::SeqCst);
-            Ok(())
-        }))
-        .map_err(|source| crate::apply::ApplyError::Database { doing: "asking to be told of own commits", source })?;
-
-    if config.capture.durability == Durability::Strict {
-        connection
-            .pragma_update(None, "synchronous", "FULL")
-            .map_err(|source| crate::apply::ApplyError::Database { doing: "asking for durable commits", source })?;
+        None => {
+            let (position, next_tx) = (attached.follower.position(), attached.follower.next_tx());
+            state.store_capture_position(&position_bytes(&position, next_tx))?;
+        }
     }
 
     let filter = if config.publish {
@@ -126,5 +94,5 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     replica.set_send_before(config.log.before_images);
     replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
-    Ok((Database::new(config, directory, follower, connection, own_frames, replica, shards, links), known))
+    Ok((Database::new(config, directory, attached, replica, shards, links), known))
 }

@@ -43,7 +43,7 @@ pub struct Node {
     pub id: u64,
     pub db: PathBuf,
     log: PathBuf,
-    args: Vec<String>,
+    pub args: Vec<String>,
     child: Option<Child>,
 }
 

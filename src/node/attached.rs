@@ -1,0 +1,154 @@
+//! What a node holds of the user's database: the follower, the applying connection, the watcher. All of it belongs to one file, and goes
+//! when another file takes the name.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::Notify;
+
+use super::config::{Durability, RunConfig};
+use super::error::NodeError;
+use super::report::Told;
+use crate::apply::{ApplyError, open_applying_connection};
+use crate::capture::{CaptureError, CheckpointOptions, DatabaseFile, FileStamp, Follower, Position, Waker};
+
+/// How long a file that nobody has open must rest before it counts as whole: it may still be being copied.
+const WHOLE_AFTER: Duration = Duration::from_secs(2);
+
+/// Everything that is attached to one database file.
+pub(super) struct Attached {
+    pub(super) follower: Follower,
+    pub(super) connection: Connection,
+    /// The last frame of our own last commit.
+    pub(super) own_frames: Arc<AtomicU32>,
+    _waker: Waker,
+}
+
+impl Attached {
+    /// Attaches to what is under the database's name, at `position` (`None`: at what is committed now, with a new shadow).
+    ///
+    /// # Errors
+    /// [`NodeError::Capture`] when the file cannot be followed.
+    pub(super) fn open(
+        config: &RunConfig,
+        position: Option<Position>,
+        wake: &Arc<Notify>,
+    ) -> Result<Attached, NodeError> {
+        let mut told = Told::default();
+        let mut follower =
+            Follower::attach_with_shadow(&config.db_path, &config.state_dir, position, &mut |step| told.tell(step))?;
+        let log_of_state = config.state_dir.join("state.db-wal");
+        follower.set_durable_hook(Box::new(move || sync_if_there(&log_of_state)));
+        follower.set_sync_interval(config.capture.sync_interval);
+        follower.set_accept_restored(config.accept_restored);
+        follower.set_checkpoint_options(CheckpointOptions {
+            passive_frames: config.capture.checkpoint_frames,
+            wal_bytes_max: config.capture.wal_bytes_max.unwrap_or(u64::MAX),
+            may_block_writers: config.capture.wal_bytes_max.is_some(),
+        });
+        for damage in follower.damage() {
+            tracing::warn!("a tree of the database cannot be read: {damage}");
+        }
+        for table in follower.catalogue().virtual_tables() {
+            tracing::warn!(
+                "virtual table {table} does not replicate, nor do the tables that hold its content; all others do"
+            );
+        }
+
+        let mut connection = open_applying_connection(follower.file().path())?;
+        let own_frames = Arc::new(AtomicU32::new(0));
+        let frames = Arc::clone(&own_frames);
+        let fail = |doing| move |source| ApplyError::Database { doing, source };
+        connection
+            .wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+                frames.store(u32::try_from(pages).unwrap_or(0), Ordering::SeqCst);
+                Ok(())
+            }))
+            .map_err(fail("asking to be told of own commits"))?;
+        if config.capture.durability == Durability::Strict {
+            connection.pragma_update(None, "synchronous", "FULL").map_err(fail("asking for durable commits"))?;
+        }
+        let wake = Arc::clone(wake);
+        let waker = Waker::new(follower.file(), move || wake.notify_one())?;
+        Ok(Attached { follower, connection, own_frames, _waker: waker })
+    }
+
+    /// Whether `error` came because the file is not the one that was attached, or its content not what SQLite wrote.
+    pub(super) fn has_lost_file(&self, error: &NodeError) -> bool {
+        let told =
+            matches!(error, NodeError::Capture(CaptureError::Replaced { .. } | CaptureError::Overwritten { .. }));
+        told || !self.follower.file().is_in_place()
+    }
+
+    /// Lets go of a file that has lost its name or its content, without writing to it.
+    pub(super) fn abandon(self) {
+        drop(self.connection);
+        self.follower.abandon();
+    }
+
+    /// Lets go of the database; see [`Follower::detach`].
+    pub(super) fn detach(self) -> Result<(), CaptureError> {
+        // Ours goes first: the last connection to close tidies up.
+        drop(self.connection);
+        self.follower.detach()
+    }
+}
+
+/// Syncs the log of `state.db`. Without one everything is in the file, and was synced there.
+fn sync_if_there(log: &Path) -> std::io::Result<()> {
+    match std::fs::File::open(log) {
+        Ok(log) => log.sync_data(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until what is under a database's name is a whole database again.
+#[derive(Debug, Default)]
+pub(super) struct Successor {
+    seen: Option<(FileStamp, Instant)>,
+}
+
+impl Successor {
+    /// Looks once. `None` when there is a file to attach, else what is being waited for.
+    ///
+    /// # Errors
+    /// [`CaptureError`] when the file is there and waiting will not help.
+    pub(super) fn look(&mut self, path: &Path) -> Result<Option<String>, CaptureError> {
+        let file = match DatabaseFile::open(path) {
+            Ok(file) => file,
+            Err(error) if may_pass(&error) => {
+                self.seen = None;
+                return Ok(Some(format!("{error}; {}", error.hint())));
+            }
+            Err(error) => return Err(error),
+        };
+        // An application that has it open would not be running on half a file.
+        if file.other_user().is_some() {
+            return Ok(None);
+        }
+        let stamp = file.stamp()?;
+        match self.seen {
+            Some((before, since)) if before == stamp && since.elapsed() >= WHOLE_AFTER => return Ok(None),
+            Some((before, _)) if before == stamp => {}
+            _ => self.seen = Some((stamp, Instant::now())),
+        }
+        Ok(Some(format!("{}: waiting for the file to be whole", path.display())))
+    }
+}
+
+/// What a file that is being put in place can look like.
+fn may_pass(error: &CaptureError) -> bool {
+    matches!(
+        error,
+        CaptureError::Open { .. }
+            | CaptureError::Empty { .. }
+            | CaptureError::Truncated { .. }
+            | CaptureError::NotADatabase { .. }
+            | CaptureError::NotWal { .. }
+            | CaptureError::HardLinks { .. }
+    )
+}

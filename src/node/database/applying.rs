@@ -1,0 +1,180 @@
+//! What has arrived is folded into the database, under its write lock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Database;
+use crate::apply::{ApplyError, Arrived, Outcome};
+use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, consistent_cut, decode};
+use crate::node::NodeError;
+use crate::node::start::position_bytes;
+
+/// Payload bytes that one fold takes from a shard unless a round is larger: bounds memory and the time that writers are kept out.
+const FOLD_BYTES_MAX: usize = 2 << 20;
+/// How long the write lock is tried for at a time; between the tries the pin is renewed.
+const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
+/// How often it is tried meanwhile: about as long as a commit takes.
+const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
+/// When a shard that stopped is tried again, if nothing in the schema changed before.
+const BLOCKED_RETRY: Duration = Duration::from_secs(1);
+
+impl Database {
+    /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
+    pub(super) fn apply(&mut self) -> Result<bool, NodeError> {
+        self.retry_lock = false;
+        if self.inbox.is_empty() {
+            self.inbox.stuck_since = None;
+            return Ok(false);
+        }
+        let now = Instant::now();
+        self.blocked.retain(|_, (_, retry_at)| *retry_at > now);
+        let counts = self.cut()?;
+        if counts.values().all(|count| *count == 0) {
+            self.inbox.stuck_since.get_or_insert(now);
+            return Ok(false);
+        }
+        if !self.begin()? {
+            self.retry_lock = true;
+            return Ok(false);
+        }
+        let folded = self.fold(&counts);
+        match folded {
+            Ok(true) => {
+                self.inbox.stuck_since = None;
+                Ok(true)
+            }
+            Ok(false) => {
+                self.replica.rollback(&self.attached.connection)?;
+                Ok(false)
+            }
+            Err(error) => {
+                self.replica.rollback(&self.attached.connection)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// How many messages of each shard to fold now.
+    fn cut(&mut self) -> Result<BTreeMap<ShardId, usize>, NodeError> {
+        self.inbox.make_contiguous();
+        let mut folded: Vec<HashMap<Origin, Folded>> = Vec::with_capacity(self.shards.len());
+        for shard in &self.shards {
+            folded.push(self.replica.state().folded_all(*shard)?.into_iter().collect());
+        }
+        let end = |shard: &ShardId| self.blocked.get(shard).map(|(blocked, _)| blocked.seq);
+        let mut bytes = FOLD_BYTES_MAX;
+        loop {
+            let limits: Vec<usize> =
+                self.shards.iter().map(|shard| self.inbox.count_within(*shard, end(shard), bytes)).collect();
+            let shards: Vec<CutShard<'_>> = self
+                .shards
+                .iter()
+                .zip(&folded)
+                .zip(&limits)
+                .map(|((shard, folded), limit)| CutShard {
+                    shard: *shard,
+                    folded,
+                    arrived: self.inbox.headers(*shard, *limit),
+                })
+                .collect();
+            let counts = consistent_cut(&shards);
+            let whole = self.inbox.message_count();
+            if counts.iter().any(|count| *count > 0) {
+                return Ok(self.shards.iter().copied().zip(counts).collect());
+            }
+            if limits.iter().sum::<usize>() >= whole || bytes >= usize::MAX / 2 {
+                break;
+            }
+            if !self.blocked.is_empty() && bytes > MESSAGE_BYTES_MAX * 64 {
+                break;
+            }
+            bytes = bytes.saturating_mul(4);
+        }
+        // An origin that died between two messages of a round must not stop the others for ever. A shard that stopped here is no such case.
+        let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if self.blocked.is_empty() && waited >= self.config.apply.cut_wait {
+            tracing::warn!("a transaction is still incomplete after {waited:?}: applying what is there of it");
+            self.reporter.cuts_broken += 1;
+            let all = self.shards.iter().map(|shard| (*shard, self.inbox.count_within(*shard, None, FOLD_BYTES_MAX)));
+            return Ok(all.collect());
+        }
+        Ok(BTreeMap::new())
+    }
+
+    /// Takes the write lock. `false` when others keep it: the pin must be renewed before the next try.
+    fn begin(&mut self) -> Result<bool, NodeError> {
+        let began = Instant::now();
+        loop {
+            match self.replica.begin(&self.attached.connection) {
+                Ok(()) => return Ok(true),
+                Err(ApplyError::Database { source, .. })
+                    if matches!(
+                        source.sqlite_error_code(),
+                        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+                    ) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if began.elapsed() >= LOCK_TRIES_WITHIN {
+                return Ok(false);
+            }
+            std::thread::sleep(LOCK_TRY_INTERVAL);
+        }
+    }
+
+    /// Folds the messages under the write lock and commits. `false` when a shard stopped: then nothing was done but to note it.
+    fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
+        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
+        self.reporter.transactions_captured += captured.transactions;
+        let mut arrived = Vec::new();
+        for (shard, count) in counts {
+            for index in 0..*count {
+                let found = self.inbox.read(*shard, index).map_err(|source| NodeError::StateDirectory {
+                    path: self.config.state_dir.clone(),
+                    what: "cannot read back what has arrived",
+                    source,
+                })?;
+                let Some((seq, payload)) = found else { return Err(NodeError::Ended("inbox")) };
+                let batch =
+                    decode(&payload, MESSAGE_BYTES_MAX).map_err(|source| crate::log::LogError::Undecodable {
+                        stream: format!("{}-{}-{}", self.config.log.stream_prefix, self.shards.len(), shard.0),
+                        seq,
+                        source,
+                    })?;
+                arrived.push(Arrived { shard: *shard, seq, batch });
+            }
+        }
+        if !self.config.apply_changes {
+            let own = self.replica.state().origin();
+            arrived.retain(|message| message.batch.header.origin == own);
+        }
+        let catalogue = Arc::clone(self.attached.follower.catalogue());
+        let tables = |name: &str| catalogue.table(name).cloned();
+        let report = self.replica.fold(&self.attached.connection, &tables, &arrived)?;
+        if !report.blocked.is_empty() {
+            for blocked in report.blocked {
+                let told = self.blocked.get(&blocked.shard).is_some_and(|(known, _)| known.seq == blocked.seq);
+                if !told {
+                    let text =
+                        format!("shard {} stops at message {}: {}", blocked.shard.0, blocked.seq.0, blocked.cause);
+                    self.reporter.blocked(blocked.shard, &text, &blocked.cause.remedy());
+                }
+                self.blocked.insert(blocked.shard, (blocked, Instant::now() + BLOCKED_RETRY));
+            }
+            return Ok(false);
+        }
+        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
+            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
+            let position = self.attached.follower.position();
+            self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
+            self.stored = Some(position);
+        }
+        for (shard, count) in counts {
+            self.inbox.pop(*shard, *count);
+            self.reporter.applied(*shard);
+        }
+        self.reporter.count(&report.counts);
+        Ok(true)
+    }
+}

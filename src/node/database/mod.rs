@@ -1,0 +1,251 @@
+//! The thread that owns the database: captures, seals, applies. Capture and apply never run at the same moment, and undo, fold and redo
+//! depend on it.
+
+mod applying;
+mod events;
+mod publishing;
+mod reporting;
+mod successor;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::attached::Attached;
+use super::config::RunConfig;
+use super::error::NodeError;
+use super::inbox::Inbox;
+use super::report::{Reporter, Told};
+use super::start::position_bytes;
+use super::state_dir::StateDirectory;
+use crate::apply::{Blocked, InFlight, Replica};
+use crate::capture::{Position, Started};
+use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
+
+/// How long a graceful stop waits for the server to take what was captured.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How a node is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// Not at all.
+    No,
+    /// Publish what was captured, then close.
+    Graceful,
+    /// Close.
+    Now,
+}
+
+/// What is known once the log can be used.
+#[derive(Debug, Clone)]
+pub(super) struct LogReady {
+    /// The last message of each shard then.
+    pub(super) last: BTreeMap<ShardId, StreamSeq>,
+    pub(super) message_bytes_max: usize,
+}
+
+/// The database thread's ends of everything.
+pub(super) struct Links {
+    pub(super) deliveries: mpsc::Receiver<Delivery<Announced>>,
+    pub(super) published: mpsc::Receiver<Published>,
+    pub(super) outgoing: mpsc::Sender<Outgoing>,
+    pub(super) ready: mpsc::Receiver<LogReady>,
+    pub(super) connected: watch::Receiver<bool>,
+    pub(super) wake: Arc<Notify>,
+    pub(super) stop: watch::Receiver<Stop>,
+    pub(super) handle: Handle,
+}
+
+/// Something that came while the thread waited.
+enum Event {
+    Delivery(Delivery<Announced>),
+    Published(Published),
+    Ready(LogReady),
+    /// The database's log was written.
+    Woken,
+    Other,
+}
+
+/// The log as far as this thread knows it.
+#[derive(Default)]
+struct LogState {
+    /// Last message of each shard when the log was first reached; own messages up to there count as published once they are seen.
+    start: Option<LogReady>,
+    /// Last message seen of each shard.
+    seen: BTreeMap<ShardId, StreamSeq>,
+    /// Everything up to the start is seen: publishing may begin.
+    open: bool,
+}
+
+/// Everything that the database thread owns.
+pub(super) struct Database {
+    pub(super) config: RunConfig,
+    pub(super) directory: StateDirectory,
+    pub(super) attached: Attached,
+    pub(super) replica: Replica,
+    pub(super) inbox: Inbox,
+    pub(super) blocked: BTreeMap<ShardId, (Blocked, Instant)>,
+    pub(super) shards: Vec<ShardId>,
+    pub(super) reporter: Reporter,
+    links: Links,
+    log: LogState,
+    to_send: VecDeque<InFlight>,
+    round: Option<RoundUnderWay>,
+    retry_lock: bool,
+    stop_at: Option<Instant>,
+    stored: Option<Position>,
+    pin_renewed_at: Instant,
+}
+
+/// The round that is being sent.
+struct RoundUnderWay {
+    round_no: u64,
+    end_sent: bool,
+}
+
+impl Database {
+    pub(super) fn new(
+        config: RunConfig,
+        directory: StateDirectory,
+        attached: Attached,
+        replica: Replica,
+        shards: Vec<ShardId>,
+        links: Links,
+    ) -> Database {
+        let reporter = Reporter::new(replica.state().origin().node_id);
+        Database {
+            inbox: Inbox::new(shards.iter().copied()),
+            config,
+            directory,
+            attached,
+            replica,
+            blocked: BTreeMap::new(),
+            shards,
+            reporter,
+            links,
+            log: LogState::default(),
+            to_send: VecDeque::new(),
+            round: None,
+            retry_lock: false,
+            stop_at: None,
+            stored: None,
+            pin_renewed_at: Instant::now(),
+        }
+    }
+
+    /// Works until told to stop, then lets go of the database.
+    pub(super) fn run(mut self) -> Result<(), NodeError> {
+        let worked = loop {
+            match self.work() {
+                Err(error) if self.attached.has_lost_file(&error) => match self.attach_anew(&error)? {
+                    Some(again) => self = again,
+                    None => return Ok(()),
+                },
+                worked => break worked,
+            }
+        };
+        let error = worked.as_ref().err().map(ToString::to_string);
+        self.reporter.phase = "stopped";
+        if let Some(error) = error {
+            self.reporter.trouble(error);
+        }
+        self.report_now();
+        match (worked, self.attached.detach()) {
+            (Ok(()), detached) => Ok(detached?),
+            (worked, _) => worked,
+        }
+    }
+
+    fn work(&mut self) -> Result<(), NodeError> {
+        loop {
+            let found_more = self.capture()?;
+            self.take_events()?;
+            let applied = self.apply()?;
+            self.publish()?;
+            self.report_when_due()?;
+            if self.is_done()? {
+                self.store_position()?;
+                return Ok(());
+            }
+            if !found_more && !applied {
+                self.wait()?;
+            }
+        }
+    }
+
+    /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
+    fn catch_up(&mut self) -> Result<(), NodeError> {
+        let mut told = Told::default();
+        let mut sink = self.replica.local_sink();
+        match self.attached.follower.catch_up(&mut sink, &mut |step| told.tell(step))? {
+            Started::Repaired { pages, changes: 0 } => tracing::debug!("{pages} pages changed meanwhile, and no row"),
+            Started::Repaired { pages, changes } => {
+                tracing::info!(
+                    "{changes} changes on {pages} pages were made while nobody followed; they are published now"
+                );
+            }
+            Started::Already | Started::Resumed => {}
+        }
+        Ok(())
+    }
+
+    /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
+    pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
+        self.catch_up()?;
+        while self.capture()? {}
+        if let Some(recovered) = self.replica.abandon_intent()? {
+            tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
+        }
+        Ok(())
+    }
+
+    /// The last message applied in each shard.
+    pub(super) fn applied(&self) -> Result<Vec<(ShardId, StreamSeq)>, NodeError> {
+        let mut applied = Vec::with_capacity(self.shards.len());
+        for shard in &self.shards {
+            applied.push((*shard, self.replica.state().position(*shard)?));
+        }
+        Ok(applied)
+    }
+
+    /// Whether more may be waiting.
+    fn capture(&mut self) -> Result<bool, NodeError> {
+        let before = self.attached.follower.next_tx();
+        let mut sink = self.replica.local_sink();
+        let polled = self.attached.follower.poll(&mut sink)?;
+        // It reads what is committed while it bounds the log, so the count is not the look's alone.
+        self.attached.follower.maintain(&mut sink)?;
+        self.reporter.transactions_captured += self.attached.follower.next_tx().saturating_sub(before);
+        self.pin_renewed_at = Instant::now();
+        Ok(polled.more)
+    }
+
+    fn store_position(&mut self) -> Result<(), NodeError> {
+        let position = self.attached.follower.position();
+        if self.stored != Some(position) && !self.replica.is_recovering() {
+            self.replica.store_capture_position(&position_bytes(&position, self.attached.follower.next_tx()))?;
+            self.stored = Some(position);
+        }
+        Ok(())
+    }
+
+    /// Whether it is time to end: everything captured is published, or nobody is there to take it, or waiting was long enough.
+    fn is_done(&mut self) -> Result<bool, NodeError> {
+        let stop = *self.links.stop.borrow();
+        match stop {
+            Stop::No => return Ok(false),
+            Stop::Now => return Ok(true),
+            Stop::Graceful => {}
+        }
+        self.reporter.phase = "stopping";
+        let stop_at = *self.stop_at.get_or_insert_with(|| Instant::now() + STOP_WITHIN);
+        let connected = *self.links.connected.borrow();
+        if !self.config.publish || !self.log.open || !connected || Instant::now() >= stop_at {
+            return Ok(true);
+        }
+        Ok(self.round.is_none() && self.replica.state().backlog()?.transactions_unsealed == 0)
+    }
+}

@@ -1,0 +1,60 @@
+//! Rounds: sealed one at a time, and sent again until the log has them.
+
+use super::{Database, RoundUnderWay};
+use crate::apply::SealLimits;
+use crate::log::Outgoing;
+use crate::node::NodeError;
+use crate::node::config::Durability;
+
+/// A round takes waiting transactions up to this size: large enough for throughput, small enough that a quiet transaction behind a bulk
+/// does not wait long.
+const ROUND_BYTES_MAX: u64 = 4 << 20;
+/// Messages below this size stay below any sensible server's max_payload; the server's own bound counts if it is smaller.
+const MESSAGE_BYTES_WANTED: usize = 512 << 10;
+
+impl Database {
+    /// What a node that died had sealed and did not find on the log is sent again.
+    pub(super) fn resume_sending(&mut self) -> Result<(), NodeError> {
+        self.to_send = self.replica.in_flight()?.into();
+        if !self.to_send.is_empty() {
+            self.round = Some(RoundUnderWay { round_no: 0, end_sent: false });
+        }
+        Ok(())
+    }
+
+    /// Seals the next round if none is under way, and hands out as much of it as the network takes.
+    pub(super) fn publish(&mut self) -> Result<(), NodeError> {
+        if !self.config.publish || !self.log.open {
+            return Ok(());
+        }
+        if self.round.is_none() {
+            if self.config.capture.durability == Durability::Strict {
+                self.attached.follower.make_durable()?;
+            }
+            let wanted = self.log.start.as_ref().map_or(MESSAGE_BYTES_WANTED, |start| start.message_bytes_max);
+            let limits =
+                SealLimits { round_bytes_max: ROUND_BYTES_MAX, message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED) };
+            self.to_send = self.replica.seal(limits)?.into();
+            if self.to_send.is_empty() {
+                return Ok(());
+            }
+            self.round = Some(RoundUnderWay { round_no: 0, end_sent: false });
+        }
+        let Some(round) = &mut self.round else { return Ok(()) };
+        // A full channel is emptied by acknowledgements, which wake this thread.
+        while let Some(next) = self.to_send.front() {
+            let Ok(permit) = self.links.outgoing.try_reserve() else { return Ok(()) };
+            let message = self.replica.sealed_message(*next, self.config.log.compress)?;
+            round.round_no = message.header.round_no;
+            permit.send(Outgoing::Message(message));
+            self.to_send.pop_front();
+        }
+        if !round.end_sent
+            && let Ok(permit) = self.links.outgoing.try_reserve()
+        {
+            permit.send(Outgoing::RoundEnd { round_no: round.round_no });
+            round.end_sent = true;
+        }
+        Ok(())
+    }
+}

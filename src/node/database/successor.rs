@@ -1,0 +1,81 @@
+//! Another file has the database's name, or other content came into it behind SQLite's back: it is attached anew, in the running process,
+//! and what differs from the shadow is a local change like any that was made while nobody followed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Database, Links, Stop};
+use crate::apply::State;
+use crate::capture::CaptureError;
+use crate::node::attached::{Attached, Successor};
+use crate::node::start::stored_position;
+use crate::node::{NodeError, RunConfig};
+
+/// How often the name is looked at while there is nothing to attach.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+impl Database {
+    /// Lets go of the file and attaches the one that has its name now, as soon as that is whole. `None` when told to stop before.
+    pub(super) fn attach_anew(mut self, cause: &NodeError) -> Result<Option<Database>, NodeError> {
+        tracing::warn!("{cause}; attaching what has the name now");
+        self.reporter.phase = "waiting";
+        self.reporter.trouble(cause.to_string());
+        self.report_now();
+        self.replica.rollback(&self.attached.connection)?;
+        // Everything of the old file goes before anything of the new one comes: both use the same -shm, and closing there drops locks.
+        self.attached.abandon();
+        self.replica.begin_anew()?;
+        match attach_successor(&self.config, self.replica.state(), &mut self.links) {
+            Ok(Some(attached)) => self.attached = attached,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.reporter.end(&self.directory, &error);
+                return Err(error);
+            }
+        }
+        self.stored = None;
+        self.blocked.clear();
+        if let Err(error) = self.settle_intent() {
+            self.reporter.end(&self.directory, &error);
+            return Err(error);
+        }
+        self.reporter.phase = if self.log.open { "running" } else { "starting" };
+        self.reporter.trouble(String::new());
+        tracing::info!("{}: attached anew", self.config.db_path.display());
+        Ok(Some(self))
+    }
+}
+
+/// `None` when the node was told to stop.
+fn attach_successor(config: &RunConfig, state: &State, links: &mut Links) -> Result<Option<Attached>, NodeError> {
+    if !wait_for_successor(links, &config.db_path)? {
+        return Ok(None);
+    }
+    let stored = stored_position(state)?;
+    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake)?;
+    if !attached.follower.file().claim() {
+        return Err(NodeError::AlreadyAttached { path: config.db_path.clone() });
+    }
+    attached.follower.distrust_log();
+    if let Some((_, next_tx)) = stored {
+        attached.follower.set_next_tx(next_tx);
+    }
+    Ok(Some(attached))
+}
+
+/// Whether there is a file to attach; otherwise the node was told to stop.
+fn wait_for_successor(links: &mut Links, path: &Path) -> Result<bool, CaptureError> {
+    let mut successor = Successor::default();
+    let mut told = String::new();
+    while let Some(reason) = successor.look(path)? {
+        if *links.stop.borrow() != Stop::No {
+            return Ok(false);
+        }
+        if reason != told {
+            tracing::warn!("{reason}");
+            told = reason;
+        }
+        let _ = links.handle.block_on(async { tokio::time::timeout(LOOK_INTERVAL, links.stop.changed()).await });
+    }
+    Ok(true)
+}

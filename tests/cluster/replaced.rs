@@ -1,0 +1,184 @@
+//! A backup takes the place of the database, as operators do it: the application is stopped, the file put in place, the application started.
+//! The new file loses no row to us, and the other nodes follow it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::cluster::{Cluster, wait_for};
+
+const ROWS: usize = 400;
+
+fn schema() -> String {
+    format!(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n); CREATE INDEX t_v ON t(v);
+         WITH RECURSIVE ids(id) AS (VALUES(1) UNION ALL SELECT id + 1 FROM ids WHERE id < {ROWS})
+         INSERT INTO t SELECT id, 'row ' || id || hex(zeroblob(60)), 0 FROM ids;"
+    )
+}
+
+/// Another process with another SQLite: what it says on stderr is the application's trouble, and there must be none.
+fn outside(db: &Path, sql: &str) {
+    let program = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=10)\nc.executescript(sys.argv[2])\nc.close()";
+    let done = Command::new("python3").args(["-c", program]).arg(db).arg(sql).stdin(Stdio::null()).output().unwrap();
+    assert!(done.status.success(), "the application failed: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn wait_until_one_file(db: &Path) {
+    let log = PathBuf::from(format!("{}-wal", db.display()));
+    wait_for("an empty log", || match std::fs::metadata(&log).map_or(0, |log| log.len()) {
+        0 => Ok(()),
+        bytes => Err(format!("{bytes} bytes")),
+    });
+}
+
+/// How the operator puts the backup in place.
+#[derive(Debug, Clone, Copy)]
+enum Restore {
+    Move,
+    CopyInto,
+    RemoveAndCopy,
+}
+
+impl Restore {
+    fn put(self, backup: &Path, db: &Path) {
+        match self {
+            Restore::Move => std::fs::rename(backup, db).unwrap(),
+            Restore::CopyInto => {
+                let done = Command::new("cp").arg(backup).arg(db).status().unwrap();
+                assert!(done.success());
+            }
+            Restore::RemoveAndCopy => {
+                std::fs::remove_file(db).unwrap();
+                std::fs::copy(backup, db).unwrap();
+            }
+        }
+    }
+}
+
+/// A backup is taken, life goes on for a while, and then the backup comes back; `attached` says whether the daemon sees it happen.
+fn restore(how: Restore, attached: bool) {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let backup = db.with_file_name("backup.db");
+    outside(&db, "INSERT INTO t VALUES(10001, 'in the backup', 1)");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &backup).unwrap();
+
+    outside(&db, "INSERT INTO t VALUES(10002, 'after the backup', 1); UPDATE t SET n = 1 WHERE id <= 10; DELETE FROM t WHERE id = 20");
+    outside(&cluster.nodes[1].db, "INSERT INTO t VALUES(20001, 'of the other node', 1)");
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 2);
+    wait_until_one_file(&db);
+    if !attached {
+        cluster.nodes[0].stop();
+    }
+    how.put(&backup, &db);
+    if attached {
+        outside(&db, "INSERT INTO t VALUES(10003, 'written to the restored file', 1)");
+        cluster.nodes[0].wait_until_it_says("attached anew");
+    } else {
+        outside(&db, "INSERT INTO t VALUES(10003, 'written to the restored file', 1)");
+        cluster.nodes[0].start();
+    }
+    outside(&cluster.nodes[1].db, "INSERT INTO t VALUES(20002, 'of the other node', 2)");
+    let rows = cluster.settle().remove("t").unwrap();
+    let has = |what: &str| rows.iter().any(|row| row.contains(what));
+    // What the operator brought back is the truth, and nothing that was written to it since is gone.
+    assert!(has("in the backup") && has("written to the restored file") && has("of the other node'|integer:2"), "{rows:?}");
+    assert!(!has("after the backup") && !has("of the other node'|integer:1"), "{rows:?}");
+    assert_eq!(rows.len(), ROWS + 3);
+    assert!(rows.iter().filter(|row| row.starts_with("integer:5|") || row.starts_with("integer:20|")).count() == 2);
+    cluster.stop();
+}
+
+#[test]
+fn a_backup_moved_over_the_name_is_attached_anew() {
+    restore(Restore::Move, true);
+}
+
+#[test]
+fn a_backup_copied_into_the_file_is_attached_anew() {
+    restore(Restore::CopyInto, true);
+}
+
+#[test]
+fn a_backup_copied_to_the_name_of_a_removed_file_is_attached_anew() {
+    restore(Restore::RemoveAndCopy, true);
+}
+
+#[test]
+fn a_backup_moved_over_the_name_while_the_daemon_is_down_is_a_local_change() {
+    restore(Restore::Move, false);
+}
+
+#[test]
+fn a_backup_copied_into_the_file_while_the_daemon_is_down_is_a_local_change() {
+    restore(Restore::CopyInto, false);
+}
+
+#[test]
+fn a_larger_database_under_the_name_gives_its_application_no_error() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let larger = db.with_file_name("larger.db");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &larger).unwrap();
+    outside(
+        &larger,
+        "WITH RECURSIVE ids(id) AS (VALUES(1000) UNION ALL SELECT id + 1 FROM ids WHERE id < 4000)
+         INSERT INTO t SELECT id, 'more ' || hex(randomblob(100)), 0 FROM ids",
+    );
+    std::fs::rename(&larger, &db).unwrap();
+    outside(&db, "INSERT INTO t VALUES(10003, 'written to the new file', 1)");
+    let rows = cluster.settle().remove("t").unwrap();
+    assert_eq!(rows.len(), ROWS + 3002);
+    cluster.stop();
+}
+
+#[test]
+fn a_backup_that_would_delete_much_is_refused_and_left_as_it_is_until_it_is_accepted() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let backup = db.with_file_name("backup.db");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &backup).unwrap();
+    outside(&backup, "DELETE FROM t WHERE id > 100");
+    let before = std::fs::read(&backup).unwrap();
+    std::fs::rename(&backup, &db).unwrap();
+    let ended = cluster.nodes[0].wait_for_end();
+    assert_eq!(ended.code(), Some(3), "{}", cluster.nodes[0].log());
+    assert!(cluster.nodes[0].log().contains("--accept-restored"), "{}", cluster.nodes[0].log());
+    assert_eq!(cluster.nodes[0].status().unwrap().phase, "stopped");
+    assert!(std::fs::read(&db).unwrap() == before, "the new file is as it was");
+    assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), ROWS.to_string());
+
+    cluster.nodes[0].args.push("--accept-restored".into());
+    cluster.nodes[0].start();
+    assert_eq!(cluster.settle()["t"].len(), 100);
+    cluster.stop();
+}
+
+#[test]
+fn a_missing_file_is_waited_for() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let aside = db.with_file_name("aside.db");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &aside).unwrap();
+    std::fs::remove_file(&db).unwrap();
+    cluster.nodes[0].wait_until_it_says("check the path");
+    assert_eq!(cluster.nodes[0].status().unwrap().phase, "waiting");
+    outside(&cluster.nodes[1].db, "INSERT INTO t VALUES(20001, 'meanwhile', 1)");
+    std::fs::rename(&aside, &db).unwrap();
+    cluster.nodes[0].wait_until_it_says("attached anew");
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 1);
+
+    // A stop while it waits is a stop.
+    std::fs::remove_file(&db).unwrap();
+    cluster.nodes[0].wait_until_it_says("was replaced by another");
+    wait_for("waiting", || match cluster.nodes[0].status()?.phase.as_str() {
+        "waiting" => Ok(()),
+        phase => Err(phase.to_owned()),
+    });
+    cluster.nodes[0].stop();
+    cluster.nodes[1].stop();
+}
