@@ -44,6 +44,8 @@ pub(super) struct Policy {
     options: CheckpointOptions,
     tried: Option<(Instant, u32)>,
     unattached: Option<Instant>,
+    /// Others have committed since everything was last in the database file.
+    pub(super) written_by_others: bool,
     pinned_by_others: bool,
     restarts: u64,
 }
@@ -101,19 +103,11 @@ impl Follower {
         {
             return Ok(());
         }
-        self.refuse_replaced()?;
-        // A checkpoint goes as far as the oldest pin, so ours is renewed first; a second time if that brought news.
-        let mut polled = Polled::default();
-        self.renew_pin(sink, &mut polled)?;
-        if polled.more {
-            self.renew_pin(sink, &mut Polled::default())?;
-        }
-        let committed = self.bound.committed;
-        if self.position().frame.0 != committed {
+        let (is_current, reached) = self.checkpoint_passively(sink)?;
+        if !is_current {
             return Ok(());
         }
-        self.before_checkpoint()?;
-        let reached = self.checkpoints.passive()?;
+        let committed = self.bound.committed;
         if complete(reached) && reached.is_some_and(|bound| bound.committed == committed) {
             self.prepare_restart(sink)?;
         } else if over_budget && self.policy.options.may_block_writers {
@@ -124,6 +118,25 @@ impl Follower {
         // Trying at every look would starve the writer.
         self.policy.tried = Some((Instant::now(), self.bound.committed));
         Ok(())
+    }
+
+    /// Copies into the file what no reader keeps from it. Whether the log was read to its end before, and how far the copying went.
+    fn checkpoint_passively<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<(bool, Option<Bound>), FollowError<E>> {
+        self.refuse_replaced()?;
+        // A checkpoint goes as far as the oldest pin, so ours is renewed first; a second time if that brought news.
+        let mut polled = Polled::default();
+        self.renew_pin(sink, &mut polled)?;
+        if polled.more {
+            self.renew_pin(sink, &mut Polled::default())?;
+        }
+        if self.position().frame.0 != self.bound.committed {
+            return Ok((false, None));
+        }
+        self.before_checkpoint()?;
+        Ok((true, self.checkpoints.passive()?))
     }
 
     /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
@@ -174,7 +187,7 @@ impl Follower {
     }
 
     pub(super) fn refuse_replaced(&self) -> Result<(), CaptureError> {
-        if self.file().is_in_place() {
+        if self.file().is_in_place() && self.file().companions() == self.companions {
             Ok(())
         } else {
             Err(CaptureError::Replaced { path: self.file().path().to_owned() })
@@ -186,6 +199,11 @@ impl Follower {
         if self.frames.file_bytes()? == 0 || self.file().other_user().is_some() {
             self.policy.unattached = None;
             return Ok(());
+        }
+        if std::mem::take(&mut self.policy.written_by_others) && self.bound.checkpointed < self.bound.committed {
+            // The last application has gone, and whoever replaces the file does it now: it must be whole. This keeps nobody waiting; emptying
+            // the log could, so that comes later.
+            self.checkpoint_passively(sink)?;
         }
         let since = *self.policy.unattached.get_or_insert_with(Instant::now);
         if since.elapsed() < UNATTACHED_AFTER || self.moved_at.elapsed() < UNATTACHED_AFTER {

@@ -41,6 +41,13 @@ pub struct FileStamp {
     modified: Option<SystemTime>,
 }
 
+/// The files beside the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Companions {
+    wal: Option<FileIdentity>,
+    shm: Option<FileIdentity>,
+}
+
 /// The open database file.
 #[derive(Debug)]
 pub struct DatabaseFile {
@@ -222,6 +229,18 @@ impl DatabaseFile {
         std::fs::metadata(&self.path).is_ok_and(|metadata| identity_of(&metadata) == self.identity)
     }
 
+    /// What the names of `-wal` and `-shm` lead to. SQLite removes neither while somebody has the database open.
+    pub(super) fn companions(&self) -> Companions {
+        let identity = |suffix| std::fs::metadata(self.companion(suffix)).ok().map(|metadata| identity_of(&metadata));
+        Companions { wal: identity("-wal"), shm: identity("-shm") }
+    }
+
+    /// A process other than this one that uses the `-shm` that has the name.
+    pub(super) fn shm_user(&self) -> Option<i32> {
+        let (_, shm) = keep(&self.companion("-shm")).ok()?;
+        lock_holder(&shm, SHM_IN_USE, 1)
+    }
+
     /// A process other than this one that has the database open, if there is any.
     #[must_use]
     pub fn other_user(&self) -> Option<i32> {
@@ -232,8 +251,7 @@ impl DatabaseFile {
     /// To be asked after SQLite has opened the database.
     pub(super) fn foreign_user(&self) -> Option<i32> {
         let pid = self.other_user()?;
-        let (_, shm) = keep(&self.companion("-shm")).ok()?;
-        lock_holder(&shm, SHM_IN_USE, 1).is_none().then_some(pid)
+        self.shm_user().is_none().then_some(pid)
     }
 }
 

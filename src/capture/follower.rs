@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::Policy;
 use super::connections::{Bound, Link};
+use super::database_file::Companions;
 use super::durable::Durability;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::resume::Start;
@@ -48,6 +49,8 @@ pub struct Polled {
 #[derive(Debug)]
 pub struct Follower {
     pub(super) file: DatabaseFile,
+    /// The files beside it that our connections use.
+    pub(super) companions: Companions,
     pins: [Link; 2],
     /// Index of the newest pin.
     held: usize,
@@ -138,6 +141,7 @@ impl Follower {
             trusts_log: true,
             policy: Policy::default(),
             moved_at: Instant::now(),
+            companions: file.companions(),
             file,
         })
     }
@@ -408,6 +412,7 @@ impl Follower {
             let changed = self.take_transaction(&tx, commit, &header, sink)?;
             let position = self.position_after(&tx, commit, &header);
             self.advance(&tx, position);
+            self.policy.written_by_others = true;
             polled.commits += 1;
             polled.transactions += u64::from(changed);
         }
@@ -488,10 +493,19 @@ impl Follower {
         self.next_tx
     }
 
-    /// Closes everything without writing to the file, which has lost its name.
+    /// Closes everything. The file that has the name now is not touched.
+    ///
+    /// What is in the log belongs to the old file and would be combined with the new one by whoever opens that next. So, when nobody else
+    /// uses the log and we have read all of it, it goes where it belongs: the old file, which has lost its name at most.
     pub fn abandon(self) {
-        let Follower { file, pins, bounds, checkpoints, frames, .. } = self;
-        drop((pins, bounds, checkpoints, frames));
+        let is_ours = look_at_bound(&self.frames, &self.bounds, &self.file)
+            .is_ok_and(|(salts, bound)| salts == Some(self.position.salts) && bound.committed == self.position.frame.0);
+        let Follower { file, pins, bounds, checkpoints, frames, companions, .. } = self;
+        drop((pins, bounds, frames));
+        if is_ours && !file.is_in_place() && file.companions() == companions && file.shm_user().is_none() {
+            let _ = checkpoints.truncate();
+        }
+        drop(checkpoints);
         file.release();
     }
 

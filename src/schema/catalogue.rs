@@ -160,10 +160,8 @@ impl Oracle {
     fn open(rows: &[SchemaRow]) -> Result<Oracle, CatalogueError> {
         let connection = Connection::open_in_memory()?;
         connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-        connection.execute_batch(
-            "PRAGMA page_size = 512; PRAGMA writable_schema = ON; CREATE TABLE woodchuck_padding(x);
-             CREATE TEMP TABLE affinity(none BLOB, text TEXT, numeric NUMERIC, integer INTEGER, real REAL);",
-        )?;
+        connection
+            .execute_batch("PRAGMA page_size = 512; PRAGMA writable_schema = ON; CREATE TABLE woodchuck_padding(x)")?;
         // Each schema row needs a root page of its own that exists; what stands on it is never read.
         connection.execute("INSERT INTO woodchuck_padding VALUES (zeroblob(?1))", [(rows.len() as i64 + 8) * 512])?;
         {
@@ -287,28 +285,25 @@ impl Oracle {
     /// What a column's DEFAULT gives to records that are too short for the column. Only constants can come to that; for anything that
     /// cannot be evaluated alone the answer is NULL, and no record asks for it.
     fn default(&self, expression: &str, affinity: Affinity) -> Value {
-        let column = match affinity {
-            Affinity::None => "none",
-            Affinity::Text => "text",
-            Affinity::Numeric => "numeric",
-            Affinity::Integer => "integer",
-            Affinity::Real => "real",
+        let kind = match affinity {
+            Affinity::None => "",
+            Affinity::Text => "TEXT",
+            Affinity::Numeric => "NUMERIC",
+            Affinity::Integer => "INTEGER",
+            Affinity::Real => "REAL",
         };
-        let evaluated = self
-            .connection
-            .execute(&format!("INSERT INTO temp.affinity({column}) VALUES ({expression})"), [])
-            .and_then(|_| {
-                let sql = format!("DELETE FROM temp.affinity RETURNING {column}");
-                self.connection.query_row(&sql, [], |row| Ok(value_of(row.get_ref(0)?)))
-            });
-        match evaluated {
-            Ok(value) => value,
-            // A bare word is a string for SQLite in this place, and only in this place.
-            Err(_) if expression.chars().all(|c| c == '_' || c.is_alphanumeric()) => {
-                Value::Text(expression.as_bytes().to_vec())
-            }
-            Err(_) => Value::Null,
-        }
+        // SQLite reads such a value otherwise than it stores it: without an affinity 2.0 is the integer 2. So it is asked for a record that
+        // is too short.
+        let ask = |clause: &str| {
+            self.connection.execute_batch(&format!(
+                "CREATE TEMP TABLE short(a); INSERT INTO temp.short VALUES(0);
+                 ALTER TABLE temp.short ADD COLUMN b {kind} DEFAULT {clause}"
+            ))?;
+            self.connection.query_row("SELECT b FROM temp.short", [], |row| Ok(value_of(row.get_ref(0)?)))
+        };
+        let done = |found| self.connection.execute_batch("DROP TABLE IF EXISTS temp.short").and(found);
+        // The text of an expression comes without its parentheses.
+        done(ask(expression)).or_else(|_| done(ask(&format!("({expression}\n)")))).unwrap_or(Value::Null)
     }
 
     fn indexes(&self, table: &str) -> Result<Vec<DeclaredIndex>, CatalogueError> {
@@ -509,7 +504,7 @@ mod tests {
     #[test]
     fn defaults_are_what_short_records_mean() {
         let catalogue = catalogue(&[
-            "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP)",
+            "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP, j DEFAULT 2.0, k DEFAULT (1+2), l REAL DEFAULT '2', m NUMERIC DEFAULT 2.0)",
         ]);
         let defaults: Vec<_> =
             catalogue.table("t").unwrap().columns.iter().map(|column| column.default.clone()).collect();
@@ -525,6 +520,11 @@ mod tests {
                 Value::Integer(1),
                 Value::Integer(7),
             ]
+        );
+        assert_eq!(
+            defaults[9..],
+            [Value::Integer(2), Value::Integer(3), Value::Real(2.0), Value::Integer(2)],
+            "as SQLite reads them, which is not how it stores them"
         );
     }
 

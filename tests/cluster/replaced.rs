@@ -18,7 +18,8 @@ fn schema() -> String {
 
 /// Another process with another SQLite: what it says on stderr is the application's trouble, and there must be none.
 fn outside(db: &Path, sql: &str) {
-    let program = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=10)\nc.executescript(sys.argv[2])\nc.close()";
+    let program =
+        "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=10)\nc.executescript(sys.argv[2])\nc.close()";
     let done = Command::new("python3").args(["-c", program]).arg(db).arg(sql).stdin(Stdio::null()).output().unwrap();
     assert!(done.status.success(), "the application failed: {}", String::from_utf8_lossy(&done.stderr));
 }
@@ -64,7 +65,10 @@ fn restore(how: Restore, attached: bool) {
     wait_until_one_file(&db);
     std::fs::copy(&db, &backup).unwrap();
 
-    outside(&db, "INSERT INTO t VALUES(10002, 'after the backup', 1); UPDATE t SET n = 1 WHERE id <= 10; DELETE FROM t WHERE id = 20");
+    outside(
+        &db,
+        "INSERT INTO t VALUES(10002, 'after the backup', 1); UPDATE t SET n = 1 WHERE id <= 10; DELETE FROM t WHERE id = 20",
+    );
     outside(&cluster.nodes[1].db, "INSERT INTO t VALUES(20001, 'of the other node', 1)");
     assert_eq!(cluster.settle()["t"].len(), ROWS + 2);
     wait_until_one_file(&db);
@@ -83,7 +87,10 @@ fn restore(how: Restore, attached: bool) {
     let rows = cluster.settle().remove("t").unwrap();
     let has = |what: &str| rows.iter().any(|row| row.contains(what));
     // What the operator brought back is the truth, and nothing that was written to it since is gone.
-    assert!(has("in the backup") && has("written to the restored file") && has("of the other node'|integer:2"), "{rows:?}");
+    assert!(
+        has("in the backup") && has("written to the restored file") && has("of the other node'|integer:2"),
+        "{rows:?}"
+    );
     assert!(!has("after the backup") && !has("of the other node'|integer:1"), "{rows:?}");
     assert_eq!(rows.len(), ROWS + 3);
     assert!(rows.iter().filter(|row| row.starts_with("integer:5|") || row.starts_with("integer:20|")).count() == 2);
@@ -181,4 +188,40 @@ fn a_missing_file_is_waited_for() {
     });
     cluster.nodes[0].stop();
     cluster.nodes[1].stop();
+}
+
+/// The script that restores a backup does not wait for anybody.
+#[test]
+fn a_backup_moved_over_the_name_right_after_the_last_commit_is_not_mixed_with_its_log() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    wait_until_one_file(&db);
+    for turn in 0..5 {
+        let backup = db.with_file_name("backup.db");
+        std::fs::copy(&db, &backup).unwrap();
+        outside(&db, "UPDATE t SET v = v || ' of the old file', n = n + 100 WHERE id % 3 = 0");
+        std::fs::rename(&backup, &db).unwrap();
+        outside(&db, &format!("INSERT INTO t VALUES({}, 'new file', 7)", 30_000 + turn));
+        let rows = cluster.settle().remove("t").unwrap();
+        assert!(!rows.iter().any(|row| row.contains("of the old file")), "turn {turn}: {rows:?}");
+        assert_eq!(rows.iter().filter(|row| row.ends_with("'new file'|integer:7")).count(), turn + 1);
+        wait_until_one_file(&db);
+    }
+    cluster.stop();
+}
+
+#[test]
+fn a_log_removed_under_the_daemon_is_noticed() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    outside(&db, "INSERT INTO t VALUES(10001, 'before', 1)");
+    cluster.settle();
+    wait_until_one_file(&db);
+    for suffix in ["-wal", "-shm"] {
+        std::fs::remove_file(format!("{}{suffix}", db.display())).unwrap();
+    }
+    outside(&db, "INSERT INTO t VALUES(10002, 'after', 1)");
+    outside(&db, "INSERT INTO t VALUES(10003, 'after', 1)");
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 3);
+    cluster.stop();
 }

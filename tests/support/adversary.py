@@ -546,9 +546,16 @@ def shape_of(sql):
     for column, kind, default, hidden in db.execute("SELECT name,type,dflt_value,hidden FROM pragma_table_xinfo(?)", (name,)).fetchall():
         value = None
         if default is not None and hidden == 0:
-            db.execute("CREATE TEMP TABLE d(x %s)%s" % (kind.decode(), " STRICT" if strict else ""))
-            db.execute("INSERT INTO temp.d SELECT %s" % default.decode())
-            value = js(db.execute("SELECT x FROM temp.d").fetchone()[0])
+            # What a record without the column means is not what an insert would store: without an affinity 2.0 is read as the integer 2.
+            db.execute("CREATE TEMP TABLE d(y INT)%s" % (" STRICT" if strict else ""))
+            db.execute("INSERT INTO temp.d VALUES(0)")
+            for clause in ("%s", "(%s)"):
+                try:
+                    db.execute("ALTER TABLE temp.d ADD COLUMN x %s DEFAULT %s" % (kind.decode(), clause % default.decode()))
+                    value = js(db.execute("SELECT x FROM temp.d").fetchone()[0])
+                    break
+                except sqlite3.OperationalError:
+                    pass
             db.execute("DROP TABLE temp.d")
         defaults[column.decode()] = value
     db.close()
@@ -670,7 +677,7 @@ def run(woodchuck, seed, directory, rounds, steps):
     rnd = random.Random(seed)
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, rnd.choice(["app.db", "app.db", "odd name.db", "x'y\".db"]))
-    journal = open(os.path.join(directory, "statements.sql"), "w")
+    journal = open(os.path.join(directory, "statements.sql"), "w", encoding="utf-8", errors="surrogateescape")
     db = sqlite3.connect(path, isolation_level=None)
     size = rnd.choice([512, 512, 1024, 1024, 4096, 4096, 8192, 65536])
     setup = ["PRAGMA page_size=%d" % size, "PRAGMA encoding='%s'" % rnd.choice(["UTF-8", "UTF-8", "UTF-8", "UTF-16le", "UTF-16be"]),
