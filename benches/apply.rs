@@ -158,7 +158,7 @@ fn table() -> Arc<Table> {
         root: PageNo::new(2),
         sql: Some(SCHEMA.to_owned()),
     };
-    Catalogue::build(vec![row]).unwrap().table("t").unwrap().clone()
+    Catalogue::build(vec![row], u32::MAX).unwrap().table("t").unwrap().clone()
 }
 
 /// Seconds for decoding the messages, and for folding and committing them.

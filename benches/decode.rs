@@ -148,6 +148,6 @@ fn table(connection: &Connection) -> std::sync::Arc<Table> {
             })
         })
         .unwrap();
-    let catalogue = Catalogue::build(rows.map(Result::unwrap).collect()).unwrap();
+    let catalogue = Catalogue::build(rows.map(Result::unwrap).collect(), u32::MAX).unwrap();
     catalogue.table("t").unwrap().clone()
 }

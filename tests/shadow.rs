@@ -388,18 +388,22 @@ fn a_restored_backup_is_taken_only_if_told_so_when_it_deletes_much() {
 fn a_log_that_lost_its_tail_is_refused() {
     let scene = Scene::new(TABLE);
     let wal = scene.path.with_file_name("app.db-wal");
-    let keeper = scene.open();
     let mut node = Node::of(&scene.path);
-    scene.catch_up(&mut node);
-    for id in 1..20 {
-        keeper.execute("UPDATE t SET n = 1 WHERE id = ?", [id]).unwrap();
-    }
-    scene.catch_up(&mut node);
-    // What a power failure leaves: the log without its last pages, and nobody who remembers.
-    let (saved, db) = (std::fs::read(&wal).unwrap(), scene.path.with_file_name("copy.db"));
-    Command::new("cp").args([&scene.path, &db]).status().unwrap();
-    std::fs::write(scene.path.with_file_name("copy.db-wal"), &saved[..saved.len() - 3000]).unwrap();
-    let mut follower = Follower::attach_with_shadow(&db, &scene.shadow, node.stored, &mut |_| {}).unwrap();
+    let (saved, file) = {
+        let keeper = scene.open();
+        scene.catch_up(&mut node);
+        for id in 1..20 {
+            keeper.execute("UPDATE t SET n = 1 WHERE id = ?", [id]).unwrap();
+        }
+        scene.catch_up(&mut node);
+        (std::fs::read(&wal).unwrap(), std::fs::read(&scene.path).unwrap())
+    };
+    // What a power failure leaves: the file as it was, the log without its last pages, and nobody who remembers.
+    let cut = scene.path.with_file_name("cut");
+    std::fs::write(&cut, &file).unwrap();
+    assert!(Command::new("cp").args([&cut, &scene.path]).status().unwrap().success());
+    std::fs::write(&wal, &saved[..saved.len() - 3000]).unwrap();
+    let mut follower = Follower::attach_with_shadow(&scene.path, &scene.shadow, node.stored, &mut |_| {}).unwrap();
     let error = follower.poll(&mut node).unwrap_err();
     assert!(matches!(error, FollowError::Capture(CaptureError::Shadow(ShadowError::WentBack { .. }))), "{error}");
 }

@@ -104,7 +104,7 @@ impl Differ {
         let header = DatabaseHeader::parse(&source.page(PageNo::ONE)?)?;
         let version = Version::with_header(source, &header);
         let schema = read_schema(&version)?;
-        let catalogue = Arc::new(Catalogue::build(schema.values().cloned().collect())?);
+        let catalogue = Arc::new(Catalogue::build(schema.values().cloned().collect(), header.sqlite_version)?);
         let mut differ = Differ {
             header,
             schema,
@@ -333,7 +333,7 @@ impl Differ {
         let schema = read_schema(new)?;
         let catalogue = match schema == self.schema {
             true => Arc::clone(&self.catalogue),
-            false => Arc::new(Catalogue::build(schema.values().cloned().collect())?),
+            false => Arc::new(Catalogue::build(schema.values().cloned().collect(), header.sqlite_version)?),
         };
         Ok(Some((schema, catalogue)))
     }

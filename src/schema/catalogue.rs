@@ -53,18 +53,23 @@ pub struct Catalogue {
     unreadable: Vec<String>,
 }
 
+/// The version from which on a default of 2.0, in a column without an affinity, is a real for records that lack the column. Before, it was
+/// the integer 2 (seen with 3.45.0 and 3.46.0).
+const WHOLE_REALS_SINCE: u32 = 3_046_000;
+
 /// The most bytes that evaluating a column's default may make: real ones are literals.
 const DEFAULT_BYTES_MAX: i32 = 1_000_000;
 
 impl Catalogue {
-    /// Builds the catalogue of a schema from the rows of `sqlite_schema`.
+    /// Builds the catalogue of a schema from the rows of `sqlite_schema`. `written_by` is the version of the SQLite that writes the
+    /// database, as its header has it: what a record without a column means depends on it.
     ///
     /// # Errors
     /// [`CatalogueError`] when the in-memory database cannot be made. A table whose text SQLite does not parse is no error; it is listed
     /// by [`Catalogue::unreadable`].
-    pub fn build(rows: Vec<SchemaRow>) -> Result<Catalogue, CatalogueError> {
+    pub fn build(rows: Vec<SchemaRow>, written_by: u32) -> Result<Catalogue, CatalogueError> {
         let shadows = shadow_tables(&rows);
-        let mut oracle = Oracle::open(&rows)?;
+        let mut oracle = Oracle::open(&rows, written_by)?;
         let mut tables = HashMap::new();
         let mut unreadable = Vec::new();
         for row in rows.iter().filter(|row| row.kind == "table") {
@@ -148,6 +153,8 @@ fn shadow_tables(rows: &[SchemaRow]) -> HashMap<String, String> {
 /// The in-memory database that knows the schema.
 struct Oracle {
     connection: Connection,
+    /// Version of the SQLite that writes the database.
+    written_by: u32,
 }
 
 /// `sqlite_stat1` and its kind are read by SQLite as soon as it sees them, so they are asked about under another name.
@@ -156,8 +163,18 @@ fn oracle_name(row: &SchemaRow) -> String {
     if is_statistic { format!("woodchuck_{}", row.name) } else { row.name.clone() }
 }
 
+/// The integer that SQLite's numeric affinity makes of a real, if it makes one.
+fn whole(real: f64) -> Value {
+    let integer = real as i64;
+    if integer as f64 == real && integer > i64::MIN && integer < i64::MAX {
+        Value::Integer(integer)
+    } else {
+        Value::Real(real)
+    }
+}
+
 impl Oracle {
-    fn open(rows: &[SchemaRow]) -> Result<Oracle, CatalogueError> {
+    fn open(rows: &[SchemaRow], written_by: u32) -> Result<Oracle, CatalogueError> {
         let connection = Connection::open_in_memory()?;
         connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         connection
@@ -180,7 +197,7 @@ impl Oracle {
         // With writable_schema on, a row that SQLite cannot parse does not keep it from the others.
         let _ = connection.execute_batch("PRAGMA writable_schema = RESET; PRAGMA writable_schema = ON;");
         connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_LENGTH, DEFAULT_BYTES_MAX)?;
-        Ok(Oracle { connection })
+        Ok(Oracle { connection, written_by })
     }
 
     fn table(&mut self, row: &SchemaRow, root: PageNo) -> Result<Option<Table>, CatalogueError> {
@@ -262,9 +279,10 @@ impl Oracle {
                 row.get::<_, i64>(5)?,
             ))
         })?;
-        let mut columns = Vec::new();
-        for row in rows {
-            let (cid, name, declared_type, default, key, hidden) = row?;
+        // Asking for a default changes a schema, and no statement may be under way then.
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        let mut columns = Vec::with_capacity(rows.len());
+        for (cid, name, declared_type, default, key, hidden) in rows {
             let affinity = affinity_of(&declared_type, strict);
             let hidden = match hidden {
                 0 => Hidden::No,
@@ -292,8 +310,7 @@ impl Oracle {
             Affinity::Integer => "INTEGER",
             Affinity::Real => "REAL",
         };
-        // SQLite reads such a value otherwise than it stores it: without an affinity 2.0 is the integer 2. So it is asked for a record that
-        // is too short.
+        // SQLite can read such a value otherwise than it stores it, so it is asked for a record that is too short.
         let ask = |clause: &str| {
             self.connection.execute_batch(&format!(
                 "CREATE TEMP TABLE short(a); INSERT INTO temp.short VALUES(0);
@@ -303,7 +320,12 @@ impl Oracle {
         };
         let done = |found| self.connection.execute_batch("DROP TABLE IF EXISTS temp.short").and(found);
         // The text of an expression comes without its parentheses.
-        done(ask(expression)).or_else(|_| done(ask(&format!("({expression}\n)")))).unwrap_or(Value::Null)
+        done(ask(expression)).or_else(|_| done(ask(&format!("({expression}\n)")))).map_or(Value::Null, |value| {
+            match value {
+                Value::Real(real) if affinity == Affinity::None && self.written_by < WHOLE_REALS_SINCE => whole(real),
+                value => value,
+            }
+        })
     }
 
     fn indexes(&self, table: &str) -> Result<Vec<DeclaredIndex>, CatalogueError> {
@@ -450,7 +472,7 @@ mod tests {
                 })
             })
             .unwrap();
-        Catalogue::build(rows.map(Result::unwrap).collect()).unwrap()
+        Catalogue::build(rows.map(Result::unwrap).collect(), u32::MAX).unwrap()
     }
 
     #[test]
@@ -491,7 +513,7 @@ mod tests {
             SchemaRow { kind: "table".into(), name: "good".into(), table: "good".into(), root: PageNo::new(4), sql: Some("CREATE TABLE good(a)".into()) },
             SchemaRow { kind: "table".into(), name: "sqlite_stat1".into(), table: "sqlite_stat1".into(), root: PageNo::new(5), sql: Some("CREATE TABLE sqlite_stat1(tbl,idx,stat)".into()) },
         ];
-        let catalogue = Catalogue::build(rows).unwrap();
+        let catalogue = Catalogue::build(rows, u32::MAX).unwrap();
         let table = catalogue.table("select \"x\"").unwrap();
         let Identity::Declared(key) = &table.identity else { panic!("{table:?}") };
         assert_eq!(key[0].collation, Collation::Custom("unicase".into()));
@@ -521,11 +543,29 @@ mod tests {
                 Value::Integer(7),
             ]
         );
-        assert_eq!(
-            defaults[9..],
-            [Value::Integer(2), Value::Integer(3), Value::Real(2.0), Value::Integer(2)],
-            "as SQLite reads them, which is not how it stores them"
-        );
+        assert_eq!(defaults[9..], [Value::Real(2.0), Value::Null, Value::Real(2.0), Value::Integer(2)]);
+    }
+
+    #[test]
+    fn whole_reals_are_integers_to_an_older_sqlite_in_short_records() {
+        let row = SchemaRow {
+            kind: "table".into(),
+            name: "t".into(),
+            table: "t".into(),
+            root: PageNo::new(2),
+            sql: Some(
+                "CREATE TABLE t(a, b DEFAULT 2.0, c DEFAULT -1e2, d DEFAULT 2.5, e REAL DEFAULT 2.0, f DEFAULT 1e300)"
+                    .into(),
+            ),
+        };
+        let defaults = |written_by| {
+            let catalogue = Catalogue::build(vec![row.clone()], written_by).unwrap();
+            let table = Arc::clone(catalogue.table("t").unwrap());
+            table.columns[1..].iter().map(|column| column.default.clone()).collect::<Vec<_>>()
+        };
+        let (real, integer) = (Value::Real, Value::Integer);
+        assert_eq!(defaults(3_045_000), [integer(2), integer(-100), real(2.5), real(2.0), real(1e300)]);
+        assert_eq!(defaults(3_046_000), [real(2.0), real(-100.0), real(2.5), real(2.0), real(1e300)]);
     }
 
     #[test]

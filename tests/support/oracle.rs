@@ -43,7 +43,7 @@ pub fn catalogue(connection: &Connection) -> Catalogue {
             })
         })
         .unwrap();
-    Catalogue::build(rows.map(Result::unwrap).collect()).unwrap()
+    Catalogue::build(rows.map(Result::unwrap).collect(), u32::MAX).unwrap()
 }
 
 /// All rows of a table, read with SQL.
