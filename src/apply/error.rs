@@ -160,6 +160,9 @@ pub enum ApplyError {
     /// reported as blocked, not as an error.)
     #[error("a change cannot be applied")]
     Cannot(#[from] Cannot),
+    /// What was to be folded without the write lock of the user's database cannot be.
+    #[error("these messages need the write lock of the database")]
+    NotLocked,
     /// The fold of own messages alone would change what the application sees. It must not be able to.
     #[error("own messages changed visible rows: state.db does not match the database")]
     OwnChangedRows,

@@ -19,19 +19,22 @@ pub(super) enum Stop {
     Failed(ApplyError),
 }
 
-/// One attempt, inside open transactions of both databases.
+/// One attempt, inside an open transaction of `state.db`, and of the user's database if `locked`.
+///
+/// Without the lock only own messages fold, and [`ApplyError::NotLocked`] says that these need it.
 pub(super) fn fold_all(
     state: &mut State,
     conn: &Connection,
     tables: &dyn Tables,
     merge: Merge,
     arrived: &[&Arrived],
+    locked: bool,
 ) -> Result<(NetEffect, FoldCounts), Stop> {
     let own = state.origin();
     // Own messages alone change nothing that can be seen, so there will be no intent to take back.
     state.revertible = arrived.iter().any(|message| message.batch.header.origin != own);
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
-    let mut call = Call::new(state, folder, tables, merge);
+    let mut call = Call::new(state, folder, tables, merge, locked);
     for (index, message) in arrived.iter().enumerate() {
         let rest = arrived.get(index..).unwrap_or_default();
         fold_message(&mut call, message, rest, own).map_err(|error| match error {

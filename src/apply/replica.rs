@@ -290,7 +290,7 @@ impl Replica {
                 |message: &&Arrived| !blocked.iter().any(|stop| stop.shard == message.shard && stop.seq <= message.seq);
             let open: Vec<&Arrived> = arrived.iter().filter(is_open).collect();
             self.state.begin()?;
-            match fold_all(&mut self.state, conn, tables, self.merge, &open) {
+            match fold_all(&mut self.state, conn, tables, self.merge, &open, true) {
                 Ok((net, counts)) => {
                     self.phase = Phase::Folded(net);
                     return Ok(FoldReport { counts, blocked });
@@ -308,6 +308,43 @@ impl Replica {
             }
         }
         Err(ApplyError::Damaged { what: "the order of messages" })
+    }
+
+    /// Folds messages of this node alone, without the write lock: by I2 their units are under everything that can be seen already, so no
+    /// row changes. `None` when that needs rows of the user's database all the same; then nothing was done, and the messages are to be
+    /// folded under the lock.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn fold_own(
+        &mut self,
+        conn: &Connection,
+        tables: &dyn Tables,
+        arrived: &[Arrived],
+    ) -> Result<Option<FoldCounts>, ApplyError> {
+        let own = self.state.origin();
+        let is_own = arrived.iter().all(|message| message.batch.header.origin == own);
+        if !is_own || self.begun || !matches!(self.phase, Phase::Idle) {
+            return Ok(None);
+        }
+        let all: Vec<&Arrived> = arrived.iter().collect();
+        self.state.begin()?;
+        let folded = fold_all(&mut self.state, conn, tables, self.merge, &all, false);
+        let settled = match folded {
+            Ok((net, counts)) if net.is_zero() => {
+                self.state.settle().and_then(|()| self.state.commit()).map(|()| Some(counts))
+            }
+            // A message that cannot be taken is told where shards stop.
+            Ok(_) | Err(Stop::At(..) | Stop::Failed(ApplyError::NotLocked)) => {
+                self.state.rollback()?;
+                return Ok(None);
+            }
+            Err(Stop::Failed(error)) => Err(error),
+        };
+        if settled.is_err() {
+            self.state.rollback()?;
+        }
+        settled
     }
 
     /// Commits what was folded: the intent, then the user's database.

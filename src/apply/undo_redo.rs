@@ -58,14 +58,23 @@ pub(super) struct Call<'a, 'c> {
     pub(super) folder: Folder<'c>,
     tables: &'a dyn Tables,
     merge: Merge,
+    /// The write lock of the user's database is held, so its rows may be read and written.
+    locked: bool,
     undone: BTreeMap<i64, Arc<LocalTable>>,
     redo: HashMap<(i64, Vec<u8>), Redo>,
     known: HashMap<String, Vec<Known>>,
 }
 
 impl<'a, 'c> Call<'a, 'c> {
-    pub(super) fn new(state: &'a mut State, folder: Folder<'c>, tables: &'a dyn Tables, merge: Merge) -> Call<'a, 'c> {
-        Call { state, folder, tables, merge, undone: BTreeMap::new(), redo: HashMap::new(), known: HashMap::new() }
+    pub(super) fn new(
+        state: &'a mut State,
+        folder: Folder<'c>,
+        tables: &'a dyn Tables,
+        merge: Merge,
+        locked: bool,
+    ) -> Call<'a, 'c> {
+        let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Call { state, folder, tables, merge, locked, undone, redo, known }
     }
 
     /// Finds the local table of a shape and how they fit. `strict` as in [`LocalTable::fit`].
@@ -172,6 +181,9 @@ impl<'a, 'c> Call<'a, 'c> {
                     self.move_base(&table, change, id)?;
                 }
             } else {
+                if !self.locked {
+                    return Err(ApplyError::NotLocked);
+                }
                 if !self.undone.contains_key(&table.id) {
                     self.undo(&table)?;
                 }

@@ -48,6 +48,7 @@ impl NodeError {
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
+                | ApplyError::NotLocked
                 | ApplyError::Cannot(_) => Verdict::Failed,
             },
             NodeError::Capture(CaptureError::Shadow(ShadowError::Restored { .. } | ShadowError::WentBack { .. })) => {
@@ -77,6 +78,7 @@ impl NodeError {
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
+                | ApplyError::NotLocked
                 | ApplyError::OwnChangedRows => {
                     "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
                 }

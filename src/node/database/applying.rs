@@ -35,16 +35,16 @@ impl Database {
             self.inbox.stuck_since.get_or_insert(now);
             return Ok(false);
         }
+        if self.fold_own(&counts)? {
+            return Ok(true);
+        }
         if !self.begin()? {
             self.retry_lock = true;
             return Ok(false);
         }
         let folded = self.fold(&counts);
         match folded {
-            Ok(true) => {
-                self.inbox.stuck_since = None;
-                Ok(true)
-            }
+            Ok(true) => Ok(true),
             Ok(false) => {
                 self.replica.rollback(&self.attached.connection)?;
                 Ok(false)
@@ -123,10 +123,28 @@ impl Database {
         }
     }
 
-    /// Folds the messages under the write lock and commits. `false` when a shard stopped: then nothing was done but to note it.
-    fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
-        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
-        self.reporter.transactions_captured += captured.transactions;
+    /// Folds the messages if they are this node's own: no row changes by them, and nobody needs to be kept from writing.
+    fn fold_own(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
+        let own = self.replica.state().origin();
+        let is_own = |(shard, count): (&ShardId, &usize)| {
+            self.inbox.headers(*shard, *count).iter().take(*count).all(|header| header.origin == own)
+        };
+        if self.config.apply_changes && !counts.iter().all(is_own) {
+            return Ok(false);
+        }
+        let arrived = self.arrived(counts)?;
+        let catalogue = Arc::clone(self.attached.follower.catalogue());
+        let tables = |name: &str| catalogue.table(name).cloned();
+        let Some(folded) = self.replica.fold_own(&self.attached.connection, &tables, &arrived)? else {
+            return Ok(false);
+        };
+        self.taken(counts);
+        self.reporter.count(&folded);
+        Ok(true)
+    }
+
+    /// The messages themselves.
+    fn arrived(&self, counts: &BTreeMap<ShardId, usize>) -> Result<Vec<Arrived>, NodeError> {
         let mut arrived = Vec::new();
         for (shard, count) in counts {
             for index in 0..*count {
@@ -149,6 +167,23 @@ impl Database {
             let own = self.replica.state().origin();
             arrived.retain(|message| message.batch.header.origin == own);
         }
+        Ok(arrived)
+    }
+
+    /// The messages are folded.
+    fn taken(&mut self, counts: &BTreeMap<ShardId, usize>) {
+        self.inbox.stuck_since = None;
+        for (shard, count) in counts {
+            self.inbox.pop(*shard, *count);
+            self.reporter.applied(*shard);
+        }
+    }
+
+    /// Folds the messages under the write lock and commits. `false` when a shard stopped: then nothing was done but to note it.
+    fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
+        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
+        self.reporter.transactions_captured += captured.transactions;
+        let arrived = self.arrived(counts)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.table(name).cloned();
         let report = self.replica.fold(&self.attached.connection, &tables, &arrived)?;
@@ -170,10 +205,7 @@ impl Database {
             self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
             self.stored = Some(position);
         }
-        for (shard, count) in counts {
-            self.inbox.pop(*shard, *count);
-            self.reporter.applied(*shard);
-        }
+        self.taken(counts);
         self.reporter.count(&report.counts);
         Ok(true)
     }
