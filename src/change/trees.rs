@@ -231,8 +231,8 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
     }
 }
 
-/// What changed in the schema, in the order drops, then everything else by schema row. Automatic indexes are left out, and so are rows of
-/// which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
+/// What changed in the schema, in the order drops, changed tables, new tables, then everything else, each by schema row: a new table can
+/// have the name that another has just given up. Automatic indexes are left out, and so are rows of which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
 pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>) -> Vec<SchemaChange> {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut old: BTreeMap<i64, &SchemaRow> =
@@ -265,5 +265,8 @@ pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMa
             others.push(change(row, previous, Some(row)));
         }
     }
+    others.sort_by_key(|change: &SchemaChange| {
+        (change.kind != "table", change.before.is_none() && change.kind == "table")
+    });
     old.into_values().map(|row| change(row, Some(row), None)).chain(others).collect()
 }
