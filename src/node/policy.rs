@@ -16,6 +16,12 @@ pub enum Verdict {
     Refused,
 }
 
+const DISK_FULL: &str = "free some space there and start again; nothing is lost: what was captured is stored, and the rest is found in the database";
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+}
+
 impl NodeError {
     /// Judges the error.
     #[must_use]
@@ -74,6 +80,7 @@ impl NodeError {
                 ApplyError::OtherDatabase { .. } => "give each database a state directory of its own (--state-dir)".to_owned(),
                 ApplyError::NotState { .. } => "check --state-dir; move the file away if it is not needed".to_owned(),
                 ApplyError::Cannot(cannot) => cannot.remedy(),
+                ApplyError::State(source) if is_full(source) => DISK_FULL.to_owned(),
                 ApplyError::State(_)
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -12,7 +13,7 @@ use super::error::NodeError;
 #[derive(Debug)]
 pub(super) struct StateDirectory {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl StateDirectory {
@@ -29,7 +30,23 @@ impl StateDirectory {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(NodeError::AlreadyRunning { path: path.to_owned() });
         }
-        Ok(StateDirectory { path: path.to_owned(), _lock: lock })
+        Ok(StateDirectory { path: path.to_owned(), lock })
+    }
+
+    /// Files are opened here by name, so the name must still lead to the directory that is locked.
+    ///
+    /// # Errors
+    /// [`NodeError::StateDirectory`] when it does not.
+    pub(super) fn refuse_removed(&self) -> Result<(), NodeError> {
+        let found = fs::metadata(self.path.join("lock"));
+        let fail =
+            |source| NodeError::StateDirectory { path: self.path.clone(), what: "the directory was removed", source };
+        let (found, ours) = (found.map_err(fail)?, self.lock.metadata().map_err(fail)?);
+        if (found.dev(), found.ino()) == (ours.dev(), ours.ino()) {
+            Ok(())
+        } else {
+            Err(fail(std::io::ErrorKind::NotFound.into()))
+        }
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::{Database, Links, Stop};
 use crate::apply::State;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, DatabaseFile};
 use crate::node::attached::{Attached, Successor};
 use crate::node::start::stored_position;
+use crate::node::state_dir::StateDirectory;
 use crate::node::{NodeError, RunConfig};
 
 /// How often the name is looked at while there is nothing to attach.
@@ -25,7 +26,7 @@ impl Database {
         // Everything of the old file goes before anything of the new one comes: both use the same -shm, and closing there drops locks.
         self.attached.abandon();
         self.replica.begin_anew()?;
-        match attach_successor(&self.config, self.replica.state(), &mut self.links) {
+        match attach_successor(&self.config, &self.directory, self.replica.state(), &mut self.links) {
             Ok(Some(attached)) => self.attached = attached,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -47,15 +48,22 @@ impl Database {
 }
 
 /// `None` when the node was told to stop.
-fn attach_successor(config: &RunConfig, state: &State, links: &mut Links) -> Result<Option<Attached>, NodeError> {
+fn attach_successor(
+    config: &RunConfig,
+    directory: &StateDirectory,
+    state: &State,
+    links: &mut Links,
+) -> Result<Option<Attached>, NodeError> {
     if !wait_for_successor(links, &config.db_path)? {
         return Ok(None);
     }
+    directory.refuse_removed()?;
     let stored = stored_position(state)?;
-    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake)?;
-    if !attached.follower.file().claim() {
+    // Before anything of the state directory is opened by its name.
+    if !DatabaseFile::open(&config.db_path)?.claim() {
         return Err(NodeError::AlreadyAttached { path: config.db_path.clone() });
     }
+    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake)?;
     attached.follower.distrust_log();
     if let Some((_, next_tx)) = stored {
         attached.follower.set_next_tx(next_tx);
