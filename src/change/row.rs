@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::format::{Checksum, FrameNo, Row, Salts, Value};
+use crate::format::{Checksum, FrameNo, PageNo, Row, Salts, Value};
 use crate::schema::Table;
 
 /// What happened to a row between two versions of the database.
@@ -71,6 +71,8 @@ pub struct SchemaChange {
     pub before: Option<String>,
     /// Its CREATE statement after, `None` if it is gone.
     pub after: Option<String>,
+    /// Root page of the table that was there before.
+    pub root_before: Option<PageNo>,
 }
 
 /// Where in the WAL a transaction stands: from its first frame to its commit frame, both included.

@@ -244,6 +244,7 @@ pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMa
         table: row.table.clone(),
         before: before.and_then(|row| row.sql.clone()),
         after: after.and_then(|row| row.sql.clone()),
+        root_before: before.and_then(|row| row.root),
     };
     // Tables that have their name from before and nothing else: what stood on them went with them.
     let remade: BTreeSet<String> = after

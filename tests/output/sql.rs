@@ -341,6 +341,20 @@ fn names_that_wander_take_their_rows_and_indexes_along() {
 /// An index that came to lie where a dropped one had been was taken for the same one under another name, and a table likewise: its rename
 /// would have changed the view, which speaks of the dropped table.
 #[test]
+fn a_table_that_takes_the_name_of_one_just_dropped_keeps_its_own_deletes() {
+    let mut scene = Scene::new(
+        "",
+        "CREATE TABLE a(id INTEGER PRIMARY KEY, v); INSERT INTO a VALUES(1,'a'),(2,'a');
+         CREATE TABLE b(id INTEGER PRIMARY KEY, v); INSERT INTO b VALUES(1,'b'),(2,'b'),(3,'b');
+         CREATE TABLE c(x); INSERT INTO c VALUES(1);",
+    );
+    scene.run("BEGIN; DROP TABLE a; ALTER TABLE b RENAME TO a; DELETE FROM a WHERE id <> 2; CREATE TABLE b(z); INSERT INTO b VALUES(7); COMMIT");
+    scene
+        .run("BEGIN; DROP TABLE c; ALTER TABLE a RENAME TO c; DELETE FROM c; COMMIT; INSERT INTO c VALUES(2, 'again')");
+    scene.check();
+}
+
+#[test]
 fn what_comes_to_lie_where_another_was_is_not_renamed() {
     let mut scene = Scene::new(
         "",

@@ -152,7 +152,7 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
             _ => {}
         }
         if change.op == Op::Delete {
-            if open.schema.drops(&table) {
+            if open.schema.drops(&change.table) {
                 return Ok(());
             }
             if open.schema.is_old_shape(&change.table.name, &change.table.sql) {

@@ -11,7 +11,7 @@ use super::alter::{self, TableChange};
 use super::create::create_table;
 use super::literal::quoted_name;
 use crate::change::SchemaChange;
-use crate::schema::SchemaRow;
+use crate::schema::{SchemaRow, Table};
 
 /// An index, table, trigger or view, as `sqlite_schema` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +79,17 @@ impl SchemaChanges {
         self.changes.push(change);
     }
 
-    /// Whether the row change's table is gone after the transaction: its rows go with it.
-    pub(super) fn drops(&self, table: &str) -> bool {
-        self.dropped.contains(&table.to_ascii_lowercase())
+    /// Whether this is a table as it was before and is gone after the transaction: its rows go with it. Another one can have its name by
+    /// then.
+    pub(super) fn drops(&self, table: &Table) -> bool {
+        self.dropped.contains(&table.name.to_ascii_lowercase())
+            && self.changes.iter().any(|change| {
+                change.kind == "table"
+                    && change.after.is_none()
+                    && change.name.eq_ignore_ascii_case(&table.name)
+                    && change.before.as_deref() == Some(table.sql.as_str())
+                    && change.root_before == Some(table.root)
+            })
     }
 
     /// Whether this is a table as it was before a change of its CREATE statement: such rows are found before the change only.
