@@ -1,6 +1,7 @@
 //! Whole clusters: the program, a real server, applications in processes of their own.
 
 mod conflicts;
+mod disk;
 mod faults;
 mod flow;
 mod large;

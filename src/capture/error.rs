@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use rusqlite::ErrorCode;
+
 use crate::change::{DiffError, TransactionError};
 use crate::format::HeaderError;
 
@@ -187,6 +189,11 @@ impl CaptureError {
             CaptureError::Replaced { .. } => "start again: the file that has the name now is attached anew",
             CaptureError::Wal { .. } | CaptureError::Frame { .. } => {
                 "run `PRAGMA integrity_check`; `woodchuck inspect` shows the write-ahead log"
+            }
+            CaptureError::Sqlite { source, .. }
+                if matches!(source.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure)) =>
+            {
+                "see to the space and the health of the database's disk, and start again; what was committed is safe"
             }
             CaptureError::Sqlite { .. } => {
                 "see the cause; `PRAGMA integrity_check` tells whether the database is sound"

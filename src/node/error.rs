@@ -53,6 +53,12 @@ pub enum NodeError {
         /// Who was asked for.
         wanted: u64,
     },
+    /// Somebody else publishes under our number.
+    #[error("node id {node_id} is used by another node that publishes to the same streams")]
+    SameNodeId {
+        /// The number.
+        node_id: u64,
+    },
     /// The number of shards is not the one that the state directory was made with.
     #[error("{}: the state directory was made for {found} shards, not for {wanted}", path.display())]
     OtherShards {

@@ -16,10 +16,11 @@ pub enum Verdict {
     Refused,
 }
 
-const DISK_FULL: &str = "free some space there and start again; nothing is lost: what was captured is stored, and the rest is found in the database";
+const DISK_REMEDY: &str = "see to the space and the health of the disk of the state directory, and start again; nothing is lost: what was captured is stored, and the rest is found in the database";
 
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+fn is_of_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DiskFull, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(DiskFull | SystemIoFailure))
 }
 
 impl NodeError {
@@ -30,6 +31,7 @@ impl NodeError {
             NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
             NodeError::AlreadyRunning { .. }
             | NodeError::AlreadyAttached { .. }
+            | NodeError::SameNodeId { .. }
             | NodeError::LogTrimmed { .. }
             | NodeError::LogShorter { .. }
             | NodeError::OutboxFull { .. } => Verdict::Refused,
@@ -80,7 +82,7 @@ impl NodeError {
                 ApplyError::OtherDatabase { .. } => "give each database a state directory of its own (--state-dir)".to_owned(),
                 ApplyError::NotState { .. } => "check --state-dir; move the file away if it is not needed".to_owned(),
                 ApplyError::Cannot(cannot) => cannot.remedy(),
-                ApplyError::State(source) if is_full(source) => DISK_FULL.to_owned(),
+                ApplyError::State(source) if is_of_disk(source) => DISK_REMEDY.to_owned(),
                 ApplyError::State(_)
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
@@ -95,6 +97,7 @@ impl NodeError {
             NodeError::StateDirectory { .. } => "check the owner, the permissions and the free space of the state directory".to_owned(),
             NodeError::AlreadyRunning { .. } | NodeError::AlreadyAttached { .. } => "stop the other one first; one node serves all programs that use the database".to_owned(),
             NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
+            NodeError::SameNodeId { .. } => "give every node a --node-id of its own; this one's state directory keeps its number, so `woodchuck cleanup` first, on the node that is to change".to_owned(),
             NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
             NodeError::LogTrimmed { .. } => "copy the database of a node that is up to date, together with nothing else, while that node is stopped, or use new streams (--stream-prefix)".to_owned(),
             NodeError::LogShorter { .. } => "restore the server's storage; if it is gone for good, use new streams (--stream-prefix) on all nodes".to_owned(),

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use rusqlite::Connection;
 
-use crate::support::cluster::{Cluster, woodchuck};
+use crate::support::cluster::{Cluster, Node, woodchuck};
 
 const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)";
 
@@ -101,18 +101,43 @@ fn limits_that_differ_from_the_servers_streams_are_wrong_usage() {
 }
 
 #[test]
-fn two_nodes_with_one_id_both_replicate_or_are_told_apart() {
+fn of_two_nodes_with_one_id_the_later_ends_and_no_row_is_lost() {
     let mut cluster = Cluster::start(1, SCHEMA);
-    // Epochs tell them apart: a node id that was given twice by mistake costs no row.
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1,'a')");
+    cluster.settle();
     let db = cluster.dir.path().join("twin").join("app.db");
     std::fs::create_dir(db.parent().unwrap()).unwrap();
     Connection::open(&db).unwrap().execute_batch(&format!("PRAGMA journal_mode=WAL; {SCHEMA}")).unwrap();
     let url = cluster.server.url();
-    let mut twin = crate::support::cluster::Node::new(1, &db, &["--nats-url", &url]);
+    let mut twin = Node::new(1, &db, &["--nats-url", &url]);
     twin.start();
-    cluster.nodes.push(twin);
+    twin.sql("INSERT INTO t VALUES(2,'b')");
+    cluster.nodes[0].wait_until_it_says("node id 1 is used by another node");
+    cluster.nodes[0].sql("INSERT INTO t VALUES(3,'c')");
+    assert_eq!(twin.wait_for_end().code(), Some(3), "{}", twin.log());
+    assert!(twin.log().contains("--node-id"), "{}", twin.log());
+
+    // Under another number, it goes on with what it has.
+    assert!(woodchuck(&["cleanup", "--db-path"]).arg(&db).output().unwrap().status.success());
+    let mut other = Node::new(2, &db, &["--nats-url", &url]);
+    other.start();
+    cluster.nodes.push(other);
+    assert_eq!(cluster.settle()["t"].len(), 3);
+    cluster.stop();
+}
+
+/// A node whose state directory was removed is new, and finds its own past.
+#[test]
+fn a_node_made_anew_under_its_number_is_no_twin() {
+    let mut cluster = Cluster::start(2, SCHEMA);
     cluster.nodes[0].sql("INSERT INTO t VALUES(1,'a')");
-    cluster.nodes[1].sql("INSERT INTO t VALUES(2,'b')");
-    assert_eq!(cluster.settle()["t"].len(), 2);
+    cluster.settle();
+    cluster.nodes[0].stop();
+    let db = cluster.nodes[0].db.clone();
+    assert!(woodchuck(&["cleanup", "--db-path"]).arg(&db).output().unwrap().status.success());
+    cluster.nodes[0].start();
+    cluster.nodes[0].sql("INSERT INTO t VALUES(2,'a')");
+    cluster.nodes[1].sql("INSERT INTO t VALUES(3,'b')");
+    assert_eq!(cluster.settle()["t"].len(), 3);
     cluster.stop();
 }

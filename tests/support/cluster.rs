@@ -75,6 +75,27 @@ impl Node {
         self.child = Some(child);
     }
 
+    /// Starts the daemon so that no file of its own grows beyond `bytes`: its disk is full, for it alone.
+    pub fn spawn_on_full_disk(&mut self, bytes: u64) {
+        const LIMIT: &str = "import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])";
+        assert!(self.child.is_none(), "node {} runs already", self.id);
+        let log = std::fs::File::create(&self.log).unwrap();
+        let child = Command::new("python3")
+            .args(["-c", LIMIT, &bytes.to_string(), env!("CARGO_BIN_EXE_woodchuck"), "run", "--db-path"])
+            .arg(&self.db)
+            .args(["--node-id", &self.id.to_string()])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
     pub fn start(&mut self) {
         self.spawn();
         self.wait_until_ready();

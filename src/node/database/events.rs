@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Database, Event};
 use crate::capture::HANDOVER_INTERVAL;
-use crate::log::{Delivery, Published, ShardId};
+use crate::log::{Delivery, Origin, Published, ShardId, StreamSeq};
 use crate::node::NodeError;
 
 impl Database {
@@ -26,9 +26,13 @@ impl Database {
             Event::Other => {}
             Event::Woken => self.attached.follower.await_commit()?,
             Event::Ready(ready) => {
+                let own = self.replica.state().origin();
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
                     self.log.seen.entry(*shard).or_insert(applied);
+                    let known = self.replica.state().folded_all(*shard)?;
+                    let twins = known.iter().filter(|(origin, _)| origin.node_id == own.node_id && *origin != own);
+                    self.log.past_twins.extend(twins.map(|(origin, _)| origin.epoch));
                 }
                 self.log.start = Some(ready);
                 self.open_when_seen()?;
@@ -41,6 +45,7 @@ impl Database {
             Event::Delivery(Delivery::Arrived(message)) => {
                 let shard = message.shard;
                 self.log.seen.insert(shard, message.seq);
+                self.judge_twin(shard, message.seq, message.header.origin)?;
                 if message.header.origin == self.replica.state().origin() {
                     // Seen on the log is acknowledged, whatever became of the server's answer.
                     let batch_no = message.header.batch_no;
@@ -56,6 +61,34 @@ impl Database {
                 })?;
                 self.open_when_seen()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Epochs tell nodes with one number apart, so no row suffers, but people and tools mean one node by it. A node that was made anew
+    /// finds its own past on the log; who goes on publishing after our start is another node that lives. The one that came later goes.
+    fn judge_twin(&mut self, shard: ShardId, seq: StreamSeq, origin: Origin) -> Result<(), NodeError> {
+        let own = self.replica.state().origin();
+        if origin.node_id != own.node_id || origin.epoch == own.epoch {
+            return Ok(());
+        }
+        let is_past =
+            self.log.start.as_ref().is_none_or(|start| seq <= start.last.get(&shard).copied().unwrap_or_default());
+        if is_past {
+            self.log.past_twins.insert(origin.epoch);
+            return Ok(());
+        }
+        let mut has_published = false;
+        for shard in &self.shards {
+            has_published |= self.replica.state().folded_all(*shard)?.iter().any(|(known, _)| *known == own);
+        }
+        if !has_published || self.log.past_twins.contains(&origin.epoch) {
+            return Err(NodeError::SameNodeId { node_id: own.node_id });
+        }
+        if self.log.told_twins.insert(origin.epoch) {
+            let twin = NodeError::SameNodeId { node_id: own.node_id };
+            tracing::error!("{twin}; {}", twin.hint());
+            self.reporter.trouble(twin.to_string());
         }
         Ok(())
     }

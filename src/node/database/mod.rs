@@ -7,7 +7,7 @@ mod publishing;
 mod reporting;
 mod successor;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,9 @@ struct LogState {
     seen: BTreeMap<ShardId, StreamSeq>,
     /// Everything up to the start is seen: publishing may begin.
     open: bool,
+    /// Epochs of nodes with our number that published before our start, and of those that were told of since.
+    past_twins: BTreeSet<u64>,
+    told_twins: BTreeSet<u64>,
 }
 
 /// Everything that the database thread owns.
