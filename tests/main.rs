@@ -20,3 +20,4 @@ mod output;
 mod shadow;
 mod support;
 mod tail;
+mod torture;

@@ -143,6 +143,19 @@ os.execv(sys.argv[2], sys.argv[2:])";
         rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
     }
 
+    /// Whether the daemon has ended by itself, and how. It can be started again then.
+    pub fn try_end(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.as_mut()?.try_wait().unwrap();
+        if ended.is_some() {
+            self.child = None;
+        }
+        ended
+    }
+
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Waits for the daemon to end by itself.
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the node runs");
@@ -325,11 +338,14 @@ impl Cluster {
     }
 
     pub fn prepare_copies(count: u64, server: &str, args: &[&str], make: impl FnOnce(&Path)) -> Cluster {
+        Cluster::prepare_at(NatsServer::start_with(server), count, args, make)
+    }
+
+    pub fn prepare_at(server: NatsServer, count: u64, args: &[&str], make: impl FnOnce(&Path)) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let first = dir.path().join("first.db");
         make(&first);
         Connection::open(&first).unwrap().pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
-        let server = NatsServer::start_with(server);
         let url = server.url();
         let nodes = (1..=count)
             .map(|id| {

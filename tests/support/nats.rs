@@ -27,16 +27,23 @@ impl NatsServer {
 
     /// Starts a server with more lines in its configuration, such as `max_payload: 16384`.
     pub fn start_with(config: &str) -> NatsServer {
-        let mut server = NatsServer::prepare(free_port(), "alone", config);
+        let mut server = NatsServer::prepare(free_port(), "alone", "", config);
         server.restart();
         server
     }
 
-    fn prepare(port: u16, name: &str, config: &str) -> NatsServer {
+    /// Starts a server that has on disk what it acknowledges.
+    pub fn start_durable() -> NatsServer {
+        let mut server = NatsServer::prepare(free_port(), "alone", "sync_interval: always", "");
+        server.restart();
+        server
+    }
+
+    fn prepare(port: u16, name: &str, jetstream: &str, config: &str) -> NatsServer {
         let dir = tempfile::tempdir().expect("a directory for nats-server");
         let store = dir.path().join("store");
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: {name}\njetstream {{ store_dir: {:?} }}\n{config}\n",
+            "listen: \"127.0.0.1:{port}\"\nserver_name: {name}\njetstream {{\nstore_dir: {:?}\n{jetstream}\n}}\n{config}\n",
             store.to_str().expect("the directory's name is UTF-8")
         );
         std::fs::write(dir.path().join("nats.conf"), text).expect("nats.conf is written");
@@ -144,7 +151,7 @@ impl NatsCluster {
             .map(|(index, route)| {
                 let cluster =
                     format!("cluster {{ name: test, listen: \"127.0.0.1:{route}\", routes: [{}] }}", list.join(", "));
-                NatsServer::prepare(free_port(), &format!("n{index}"), &cluster)
+                NatsServer::prepare(free_port(), &format!("n{index}"), "", &cluster)
             })
             .collect();
         servers.iter_mut().for_each(NatsServer::spawn);

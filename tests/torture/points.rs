@@ -1,0 +1,133 @@
+//! The table of fault points: the daemon dies once at each, starts again, and nothing is lost, doubled or sent twice.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Mutex;
+
+use rusqlite::Connection;
+use woodchuck::fault::{Point, VARIABLE};
+
+use super::ledger::{SCHEMA, Writer};
+use crate::support::cluster::{Cluster, Node, wait_for, woodchuck};
+use crate::support::nats::NatsServer;
+
+/// Clusters at a time: most of the time they wait.
+const SIDE_BY_SIDE: usize = 3;
+/// Of each writer: enough for a merge and a checkpoint.
+const TRANSACTIONS: u64 = 150;
+
+/// Points that the end of the first copy passes too.
+const MERGES: [Point; 3] = [Point::Merge, Point::MergeWritten, Point::Merged];
+/// Between the user's commit and ours. A reader keeps the log meanwhile, so that the first transaction found is that commit and no other.
+const WITHIN_LOG: [Point; 2] = [Point::UserCommitted, Point::OwnTaken];
+/// What a node passes before it is ready.
+const AT_START: [(Point, u32); 5] =
+    [(Point::ShadowCopy, 1), (Point::ShadowCopied, 1), (Point::Merge, 1), (Point::MergeWritten, 1), (Point::Merged, 1)];
+
+/// The row changes of writers' entries that the log has, each with how often it is there.
+fn entries_on_log(cluster: &Cluster) -> BTreeMap<(i64, i64), u32> {
+    let (out, errors) = (cluster.dir.path().join("subscribed"), cluster.dir.path().join("subscribe-errors"));
+    let mut subscriber =
+        woodchuck(&["subscribe", "--format", "json", "--shards", "2", "--nats-url", &cluster.server.url()])
+            .stdout(std::fs::File::create(&out).unwrap())
+            .stderr(std::fs::File::create(&errors).unwrap())
+            .spawn()
+            .unwrap();
+    let status = cluster.nodes[0].status().unwrap();
+    let ends: BTreeMap<u64, u64> = status.shards.iter().map(|(shard, of)| (u64::from(*shard), of.last)).collect();
+    let read = || -> Result<BTreeMap<(i64, i64), u32>, String> {
+        let text = std::fs::read_to_string(&out).unwrap();
+        let (mut seen, mut entries) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            if let (Some(shard), Some(seq)) = (line["shard"].as_u64(), line["seq"].as_u64()) {
+                seen.insert(shard, seq);
+            }
+            if line["table"] == "entry_w" {
+                assert_eq!(line["op"], "insert", "{line}");
+                let number = |name: &str| line["after"][name].as_i64().unwrap_or_else(|| panic!("{name} of {line}"));
+                *entries.entry((number("writer"), number("counter"))).or_default() += 1;
+            }
+        }
+        let all = ends.iter().all(|(shard, last)| seen.get(shard).copied().unwrap_or(0) >= *last);
+        if all {
+            Ok(entries)
+        } else {
+            Err(format!("{seen:?} of {ends:?}; {}", std::fs::read_to_string(&errors).unwrap()))
+        }
+    };
+    let entries = wait_for("everything that is on the log", read);
+    subscriber.kill().unwrap();
+    subscriber.wait().unwrap();
+    entries
+}
+
+/// Lets the first of two nodes die at the `nth` passing of a point.
+fn die_at(point: Point, nth: u32) {
+    let args = ["--shards", "2", "--max-log-entries", "100000"];
+    let mut cluster = Cluster::prepare_at(NatsServer::start(), 2, &args, |db| {
+        Connection::open(db).unwrap().execute_batch(SCHEMA).unwrap();
+    });
+    let mut writers: Vec<Writer> = (1..).zip(&cluster.nodes).map(|(id, node)| Writer::new(id, &node.db)).collect();
+    let wish = format!("{}:{nth}", point.name());
+    cluster.nodes[1].start();
+    cluster.nodes[0].spawn_with(&[(VARIABLE, &wish)]);
+    // What is written before the first copy has ended is part of what nodes begin with.
+    let is_at_start = AT_START.contains(&(point, nth));
+    if !is_at_start {
+        cluster.nodes[0].wait_until_ready();
+        writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), TRANSACTIONS, false));
+    }
+    let reader = WITHIN_LOG.contains(&point).then(|| {
+        let reader = Connection::open(&cluster.nodes[0].db).unwrap();
+        reader.execute_batch("BEGIN; SELECT * FROM bag").unwrap();
+        reader
+    });
+    let died = cluster.nodes[0].wait_for_end();
+    let log = cluster.nodes[0].log();
+    assert_eq!(died.signal(), Some(9), "{wish}: ended with {died}\n{log}");
+    assert!(log.contains(&format!("dying at fault point {}", point.name())), "{wish}: died elsewhere\n{log}");
+    if is_at_start {
+        cluster.nodes[0].start();
+        writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), TRANSACTIONS, false));
+        writers.iter_mut().for_each(Writer::end);
+    } else {
+        writers.iter_mut().for_each(Writer::end);
+        cluster.nodes[0].start();
+    }
+    drop(reader);
+    let tables = cluster.settle();
+    let entries = entries_on_log(&cluster);
+    assert_eq!(entries.len() as u64, 2 * TRANSACTIONS, "{wish}: transactions on the log");
+    let twice: Vec<_> = entries.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "{wish}: sent more than once: {twice:?}");
+    for writer in &writers {
+        for node in &cluster.nodes {
+            assert_eq!(writer.check(&node.db), TRANSACTIONS as i64, "{wish}");
+        }
+    }
+    assert_eq!(tables["entry_w"].len() as u64, 2 * TRANSACTIONS, "{wish}");
+    cluster.nodes.iter_mut().for_each(Node::stop);
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_point_loses_and_doubles_nothing() {
+    let named = std::env::var("FAULT_POINT").ok();
+    let table: Vec<(Point, u32)> = Point::ALL
+        .iter()
+        .filter(|point| named.as_deref().is_none_or(|named| named == point.name()))
+        .flat_map(|point| if MERGES.contains(point) { vec![(*point, 1), (*point, 2)] } else { vec![(*point, 1)] })
+        .collect();
+    let waiting = Mutex::new(table.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let next = waiting.lock().unwrap_or_else(|broken| broken.into_inner()).next();
+                    let Some((point, nth)) = next else { return };
+                    die_at(point, nth);
+                }
+            });
+        }
+    });
+}
