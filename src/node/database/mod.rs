@@ -25,6 +25,8 @@ use crate::apply::{Blocked, InFlight, Replica};
 use crate::capture::{Position, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
+/// How long a busy application is followed before anything else gets its turn.
+const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
 /// How long a graceful stop waits for the server to take what was captured.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -98,6 +100,7 @@ pub(super) struct Database {
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
+    lock_refusals: u32,
     stop_at: Option<Instant>,
     stored: Option<Position>,
     pin_renewed_at: Instant,
@@ -133,6 +136,7 @@ impl Database {
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
+            lock_refusals: 0,
             stop_at: None,
             stored: None,
             pin_renewed_at: Instant::now(),
@@ -164,7 +168,12 @@ impl Database {
 
     fn work(&mut self) -> Result<(), NodeError> {
         loop {
-            let found_more = self.capture()?;
+            // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
+            let began = Instant::now();
+            let mut found_more = self.capture()?;
+            while found_more && began.elapsed() < CAPTURE_WITHIN {
+                found_more = self.capture()?;
+            }
             self.take_events()?;
             let applied = self.apply()?;
             self.publish()?;
