@@ -20,6 +20,7 @@ use super::state::State;
 use super::statements::Written;
 use super::undo_redo::Call;
 use crate::change::{RowKey, canonical_key};
+use crate::format::Value;
 use crate::log::{ShardId, Stand};
 use crate::schema::Table;
 
@@ -146,16 +147,28 @@ fn collect(
     conn.execute_batch(DIFFERENCE).map_err(failed)?;
     let insert = "INSERT INTO temp.woodchuck_difference(key, in_snapshot) VALUES(?1, ?2)";
     let mut insert = conn.prepare_cached(insert).map_err(failed)?;
-    for (sql, in_snapshot) in table.sql.differences(SNAPSHOT_SCHEMA) {
-        call.folder.rows.each(table, &sql, |row, rowid| {
-            let key = table.key_of(&row, rowid);
-            if is_ahead(&canonical_key(&table.table, &key)) {
-                let mut bytes = Vec::with_capacity(32);
-                push_key(&mut bytes, &key);
-                insert.execute(params![bytes, in_snapshot]).map_err(failed)?;
-            }
-            Ok(())
-        })?;
+    let mut note = |row: &[Value], rowid: Option<i64>, in_snapshot: bool| {
+        let key = table.key_of(row, rowid);
+        if is_ahead(&canonical_key(&table.table, &key)) {
+            let mut bytes = Vec::with_capacity(32);
+            push_key(&mut bytes, &key);
+            insert.execute(params![bytes, in_snapshot]).map_err(failed)?;
+        }
+        Ok::<RowKey, ApplyError>(key)
+    };
+    let [gone, differing] = table.sql.differences(SNAPSHOT_SCHEMA);
+    let mut count_new = 0_i64;
+    call.folder.rows.each(table, &differing, |row, rowid| {
+        let key = note(&row, rowid, true)?;
+        count_new += i64::from(call.folder.rows.get(table, &key)?.is_none());
+        Ok(())
+    })?;
+    // Rows that are here alone are looked for only if there are any: it takes as long as everything else.
+    let sql = table.sql.counts(SNAPSHOT_SCHEMA);
+    let count = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+    let (here, there) = conn.query_row(&sql, [], count).map_err(failed)?;
+    if here != there - count_new {
+        call.folder.rows.each(table, &gone, |row, rowid| note(&row, rowid, false).map(|_| ()))?;
     }
     Ok(())
 }

@@ -109,25 +109,22 @@ impl Sql {
         format!("{schema}.{}", self.table)
     }
 
-    /// Queries for the rows that are here and not in another database, and for those of the other that are not here or differ, with
-    /// whether the other has them. Rows with NULL in their key are given even if they are equal.
-    pub(super) fn differences(&self, other: &str) -> [(String, bool); 2] {
+    /// Queries for the rows that are here and not in another database, and for those of the other that are not here or differ. Rows with
+    /// NULL in their key are given even if they are equal.
+    pub(super) fn differences(&self, other: &str) -> [String; 2] {
         let (ours, theirs) = (&self.name, self.name_in(other));
         let (same, equal) = (&self.same_row, &self.equal);
         [
-            (
-                format!(
-                    "{SELECT_ROWS} FROM {ours} AS one WHERE NOT EXISTS (SELECT 1 FROM {theirs} AS other WHERE {same})"
-                ),
-                false,
-            ),
-            (
-                format!(
-                    "{SELECT_ROWS} FROM {theirs} AS one WHERE NOT EXISTS (SELECT 1 FROM {ours} AS other WHERE {same} AND {equal})"
-                ),
-                true,
+            format!("{SELECT_ROWS} FROM {ours} AS one WHERE NOT EXISTS (SELECT 1 FROM {theirs} AS other WHERE {same})"),
+            format!(
+                "{SELECT_ROWS} FROM {theirs} AS one WHERE NOT EXISTS (SELECT 1 FROM {ours} AS other WHERE {same} AND {equal})"
             ),
         ]
+    }
+
+    /// A query for the number of rows here and in another database.
+    pub(super) fn counts(&self, other: &str) -> String {
+        format!("SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {})", self.name, self.name_in(other))
     }
 
     pub(super) fn condition(&self, key: &RowKey) -> &str {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::Database;
 use crate::apply::{ApplyError, FrozenState, Outcome, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
@@ -135,6 +136,7 @@ impl Database {
     }
 
     fn catch_up_now(&mut self) -> Result<(), NodeError> {
+        let began = Instant::now();
         let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
         self.reporter.transactions_captured += captured.transactions;
         let Some(fetched) = &self.behind.fetched else { return Ok(()) };
@@ -150,7 +152,11 @@ impl Database {
             self.stored = Some(position);
         }
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
-        tracing::info!("caught up from snapshot {}: {rows} rows were written", fetched.info.no);
+        tracing::info!(
+            "caught up from snapshot {}: {rows} rows were written, others could not write for {:.1?}",
+            fetched.info.no,
+            began.elapsed()
+        );
         self.reporter.count(&counts);
         Ok(())
     }
