@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::fetch::{Fetched, Wanted, ask_for_one, fetch};
 use super::{set_wal, tables_text};
@@ -100,13 +102,38 @@ pub async fn restore(mut what: Restore) -> Result<SnapshotInfo, NodeError> {
         what.db_path = path;
     }
     let checked = what.clone();
-    blocking(move || check_before(&checked)).await?;
+    // Fetching takes its time: what is written meanwhile must be noticed, and no node may start.
+    let (directory, stamp) = blocking(move || {
+        check_before(&checked)?;
+        Ok((lock_state(&checked)?, Stamp::of(&checked.db_path)))
+    })
+    .await?;
     let log = connect_log(&what.nats, what.streams.clone(), 0).await?;
     let part = beside(&what.db_path, PART_SUFFIX);
     let fetched = fetch_or_ask(&log, &what, &part).await?;
     let info = fetched.info.clone();
     let to = what.clone();
-    blocking(move || put_in_place(&to, &fetched)).await.map(|()| info)
+    blocking(move || put_in_place(&to, &fetched, directory, &stamp)).await.map(|()| info)
+}
+
+/// When a database and its log were last written, and to which length.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp([Option<(u64, Option<SystemTime>)>; 2]);
+
+impl Stamp {
+    fn of(path: &Path) -> Stamp {
+        // An empty log is as good as none.
+        let stamp = |path: PathBuf| {
+            let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() > 0)?;
+            Some((metadata.len(), metadata.modified().ok()))
+        };
+        Stamp([stamp(path.to_owned()), stamp(beside(path, "-wal"))])
+    }
+}
+
+/// Locks the former state, if there is one: without one nothing is made before everything is fetched.
+fn lock_state(what: &Restore) -> Result<Option<StateDirectory>, NodeError> {
+    what.state_dir.exists().then(|| StateDirectory::open(&what.state_dir)).transpose()
 }
 
 async fn blocking<T: Send + 'static>(
@@ -193,7 +220,12 @@ fn refuse_uncaptured(what: &Restore) -> Result<(), NodeError> {
 }
 
 /// Checks what was fetched, makes the state that belongs to it, and gives the database its name.
-fn put_in_place(what: &Restore, fetched: &Fetched) -> Result<(), NodeError> {
+fn put_in_place(
+    what: &Restore,
+    fetched: &Fetched,
+    directory: Option<StateDirectory>,
+    stamp: &Stamp,
+) -> Result<(), NodeError> {
     let part = &fetched.path;
     check_integrity(part)?;
     let fail = |doing| {
@@ -212,8 +244,11 @@ fn put_in_place(what: &Restore, fetched: &Fetched) -> Result<(), NodeError> {
         FileIdentity { device: metadata.dev(), inode: metadata.ino() }
     };
     // From here on nobody else can open the database that is replaced.
-    let replaced = lock_out(&what.db_path)?;
-    let directory = StateDirectory::open(&what.state_dir)?;
+    let replaced = lock_out(&what.db_path, what.replace, stamp)?;
+    let directory = match directory {
+        Some(directory) => directory,
+        None => StateDirectory::open(&what.state_dir)?,
+    };
     let fail_state = |doing| {
         let path = what.state_dir.clone();
         move |source| NodeError::StateDirectory { path, what: doing, source }
@@ -237,7 +272,12 @@ fn put_in_place(what: &Restore, fetched: &Fetched) -> Result<(), NodeError> {
     state.sync()?;
     drop(state);
     sync_directory(&what.state_dir).map_err(fail_state("cannot sync the directory"))?;
-    fs::rename(part, &what.db_path).map_err(fail("cannot name the database"))?;
+    match &replaced {
+        Some(_) => fs::rename(part, &what.db_path),
+        // An application may make a database of its own at any moment.
+        None => renameat_with(CWD, part, CWD, &what.db_path, RenameFlags::NOREPLACE).map_err(Into::into),
+    }
+    .map_err(fail("cannot name the database"))?;
     let parent = what.db_path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     sync_directory(parent).map_err(fail("cannot sync the directory"))?;
     drop(replaced);
@@ -250,16 +290,24 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
 }
 
 /// Locks a database for good, empties its log and makes it one file, so that nothing of it can be taken for its successor's. `None` when
-/// there is no database.
-fn lock_out(path: &Path) -> Result<Option<Connection>, NodeError> {
+/// there is no database. Refuses one that has come or was written to since it was looked at.
+fn lock_out(path: &Path, replace: bool, stamp: &Stamp) -> Result<Option<Connection>, NodeError> {
     if !path.exists() {
         return Ok(None);
+    }
+    if !replace {
+        return Err(NodeError::Exists { path: path.to_owned() });
     }
     let lock = || -> rusqlite::Result<Option<Connection>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(std::time::Duration::ZERO)?;
         conn.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+        // The first look takes the lock.
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        if Stamp::of(path) != *stamp {
+            return Ok(None);
+        }
         let mode: String = conn.pragma_update_and_check(None, "journal_mode", "DELETE", |row| row.get(0))?;
         conn.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
         Ok((mode == "delete").then_some(conn))
