@@ -48,6 +48,15 @@ impl TableDigest {
     }
 }
 
+/// What a log began with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstContent {
+    /// The first node's tables.
+    pub tables: Vec<TableDigest>,
+    /// Nothing was published since: every node that belongs to the log holds the same.
+    pub is_empty: bool,
+}
+
 fn encode(life: &str, tables: &[TableDigest]) -> Result<Vec<u8>, SnapshotError> {
     let mut out = Vec::new();
     let mut write = || -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
@@ -91,10 +100,7 @@ fn decode(bytes: &[u8]) -> Option<(String, Vec<TableDigest>)> {
 ///
 /// # Errors
 /// [`SnapshotError::Store`], [`SnapshotError::Log`].
-pub async fn content_of_first(
-    log: &JetStreamLog,
-    ours: &[TableDigest],
-) -> Result<Option<Vec<TableDigest>>, SnapshotError> {
+pub async fn content_of_first(log: &JetStreamLog, ours: &[TableDigest]) -> Result<Option<FirstContent>, SnapshotError> {
     let bucket = format!("{}-first-content", log.stream_prefix());
     let store = match log.context().get_key_value(&bucket).await {
         Ok(store) => store,
@@ -114,13 +120,15 @@ pub async fn content_of_first(
     let found = store.entry(&key).await.map_err(store_error)?;
     let revision = found.as_ref().map(|entry| entry.revision);
     let recorded = found.and_then(|entry| decode(&entry.value)).filter(|(of, _)| *of == life);
-    if let Some((_, tables)) = recorded {
-        return Ok(Some(tables));
-    }
+    let mut is_empty = true;
     for shard in 1..=log.shard_count() {
-        if log.bounds(ShardId(shard)).await?.last.0 > 0 {
-            return Ok(None);
-        }
+        is_empty &= log.bounds(ShardId(shard)).await?.last.0 == 0;
+    }
+    if let Some((_, tables)) = recorded {
+        return Ok(Some(FirstContent { tables, is_empty }));
+    }
+    if !is_empty {
+        return Ok(None);
     }
     let value = encode(&life, ours)?;
     let stored = match revision {
@@ -129,10 +137,10 @@ pub async fn content_of_first(
         None => store.create(&key, value.into()).await.map_err(store_error),
     };
     match stored {
-        Ok(_) => Ok(Some(ours.to_vec())),
+        Ok(_) => Ok(Some(FirstContent { tables: ours.to_vec(), is_empty })),
         // Another node was quicker.
         Err(error) => match store.entry(&key).await.map_err(store_error)?.and_then(|entry| decode(&entry.value)) {
-            Some((of, tables)) if of == life => Ok(Some(tables)),
+            Some((of, tables)) if of == life => Ok(Some(FirstContent { tables, is_empty })),
             _ => Err(error),
         },
     }

@@ -8,7 +8,7 @@ mod pack;
 mod store;
 
 pub use error::SnapshotError;
-pub use genesis::{TableDigest, content_of_first};
+pub use genesis::{FirstContent, TableDigest, content_of_first};
 pub use lease::Lease;
 pub use manifest::{HASH_BYTES, ShardStand, SnapshotManifest, Stand};
 pub use pack::hash_file;

@@ -9,7 +9,7 @@ use super::Ask;
 use super::make::make;
 use super::{set_wal, work_directory};
 use crate::apply::{ApplyError, TableFilter, table_digests};
-use crate::log::{JetStreamLog, TableDigest, content_of_first};
+use crate::log::{FirstContent, JetStreamLog, TableDigest, content_of_first};
 use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
 
@@ -39,7 +39,7 @@ pub(in crate::node) async fn refuse_other_content(
     };
     let Some(theirs) = recorded(log, &ours).await else { return Ok(()) };
     let mut differing = Vec::new();
-    for first in &theirs {
+    for first in &theirs.tables {
         let Some(here) = ours.iter().find(|here| here.name.eq_ignore_ascii_case(&first.name)) else { continue };
         // Another shape is not another content: applying stops with a remedy when it cannot go on.
         if here.shape != first.shape {
@@ -54,11 +54,17 @@ pub(in crate::node) async fn refuse_other_content(
     if differing.is_empty() {
         return Ok(());
     }
-    Err(NodeError::OtherContent { path: config.db_path.clone(), rows: differing.join("; ") })
+    let error = NodeError::OtherContent { path: config.db_path.clone(), rows: differing.join("; ") };
+    if theirs.is_empty {
+        return Err(error);
+    }
+    // A node that was made anew has what came later as well, and what came later cannot be told from what never belonged there.
+    tracing::warn!("{error}; that is right for a copy that was made later, else {}", error.hint());
+    Ok(())
 }
 
 /// What the first node has recorded. A server that does not let us ask must not keep the node from working.
-async fn recorded(log: &JetStreamLog, ours: &[TableDigest]) -> Option<Vec<TableDigest>> {
+async fn recorded(log: &JetStreamLog, ours: &[TableDigest]) -> Option<FirstContent> {
     let mut wait = RETRY_FIRST;
     for _ in 0..TRIES_MAX {
         match content_of_first(log, ours).await {
