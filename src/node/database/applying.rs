@@ -27,7 +27,6 @@ const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
     pub(super) fn apply(&mut self) -> Result<bool, NodeError> {
-        self.retry_lock = false;
         if self.inbox.is_empty() {
             self.inbox.stuck_since = None;
             return Ok(false);
@@ -111,7 +110,7 @@ impl Database {
     }
 
     /// Takes the write lock. `false` when others keep it: the pin must be renewed before the next try.
-    fn begin(&mut self) -> Result<bool, NodeError> {
+    pub(super) fn begin(&mut self) -> Result<bool, NodeError> {
         let began = Instant::now();
         loop {
             match self.replica.begin(&self.attached.connection) {
