@@ -20,25 +20,26 @@ struct Layer {
 }
 
 /// Lowest first. A crate that serves one layer is that layer's alone: who needs it elsewhere goes through the layer.
-const LAYERS: [Layer; 8] = [
+const LAYERS: [Layer; 9] = [
+    Layer { name: "fault", layers: &[], crates: &["rustix"], pure: false },
     Layer { name: "format", layers: &[], crates: &[], pure: true },
     Layer { name: "schema", layers: &["format"], crates: &["rusqlite", "sqlparser"], pure: true },
     Layer { name: "change", layers: &["format", "schema"], crates: &[], pure: true },
     Layer {
         name: "capture",
-        layers: &["format", "schema", "change"],
+        layers: &["fault", "format", "schema", "change"],
         crates: &["memmap2", "notify", "rusqlite", "rustix"],
         pure: false,
     },
     Layer {
         name: "log",
-        layers: &["format", "change"],
+        layers: &["fault", "format", "change"],
         crates: &["async_nats", "blake3", "futures_util", "minicbor", "tokio", "zstd"],
         pure: false,
     },
     Layer {
         name: "apply",
-        layers: &["format", "schema", "change", "log"],
+        layers: &["fault", "format", "schema", "change", "log"],
         crates: &["blake3", "rusqlite"],
         pure: false,
     },
@@ -50,7 +51,7 @@ const LAYERS: [Layer; 8] = [
     },
     Layer {
         name: "cli",
-        layers: &["format", "schema", "change", "capture", "log", "apply", "node"],
+        layers: &["fault", "format", "schema", "change", "capture", "log", "apply", "node"],
         crates: &[
             "base64",
             "clap",

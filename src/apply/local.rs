@@ -9,6 +9,7 @@ use super::net_effect::{NetEffect, written};
 use super::replica::{Phase, Replica};
 use super::shape::LocalTable;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
+use crate::fault::{self, Point};
 use crate::log::{ShardId, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
 
 /// What became of the intent of a node that died between its two commits.
@@ -155,6 +156,7 @@ impl<'r> LocalSink<'r> {
             self.replica.state.set_meta("capture_position", &position)?;
         }
         self.replica.state.commit()?;
+        fault::pass(Point::Captured);
         self.origin = None;
         Ok(())
     }

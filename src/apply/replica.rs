@@ -17,6 +17,7 @@ use super::seal::{InFlight, SealLimits};
 use super::shape::{Merge, Tables};
 use super::state::State;
 use crate::change::{RowKey, TxSpan};
+use crate::fault::{self, Point};
 use crate::format::Row;
 use crate::log::{Batch, SealedMessage, ShardId, StreamSeq};
 use crate::schema::Table;
@@ -229,6 +230,7 @@ impl Replica {
     /// When `state.db` fails.
     pub fn acknowledged(&mut self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
         self.state.mark_acknowledged(shard, batch_no)?;
+        fault::pass(Point::Acknowledged);
         self.state.forget_sealed()
     }
 
@@ -332,6 +334,7 @@ impl Replica {
         let folded = fold_all(&mut self.state, conn, tables, self.merge, &all, false);
         let settled = match folded {
             Ok((net, counts)) if net.is_zero() => {
+                fault::pass(Point::OwnFolded);
                 self.state.settle().and_then(|()| self.state.commit()).map(|()| Some(counts))
             }
             // A message that cannot be taken is told where shards stop.
@@ -368,9 +371,12 @@ impl Replica {
         if !self.state.revertible {
             return Err(ApplyError::OwnChangedRows);
         }
+        fault::pass(Point::Folded);
         self.prepare_commit()?;
+        fault::pass(Point::IntentWritten);
         self.begun = false;
         conn.execute_batch("COMMIT").map_err(|source| ApplyError::Database { doing: "committing", source })?;
+        fault::pass(Point::UserCommitted);
         self.phase = Phase::Committed;
         Ok(Outcome::Written)
     }
@@ -414,6 +420,7 @@ impl Replica {
     /// Unless [`Replica::commit`] said [`Outcome::Written`].
     pub fn finish(&mut self, capture_position: Option<&[u8]>) -> Result<(), ApplyError> {
         assert!(matches!(self.phase, Phase::Committed), "finish follows a commit that wrote");
+        fault::pass(Point::OwnTaken);
         self.state.begin()?;
         let settled = self.state.settle().and_then(|()| match capture_position {
             Some(position) => self.state.set_meta("capture_position", position),
@@ -421,6 +428,7 @@ impl Replica {
         });
         match settled.and_then(|()| self.state.commit()) {
             Ok(()) => {
+                fault::pass(Point::IntentSettled);
                 self.phase = Phase::Idle;
                 Ok(())
             }

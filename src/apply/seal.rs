@@ -6,6 +6,7 @@ use rusqlite::params;
 
 use super::error::ApplyError;
 use super::state::{State, from_db, to_db};
+use crate::fault::{self, Point};
 use crate::log::{
     Header, Numbers, PlannedContent, PlannedMessage, RoundPart, SealedMessage, ShardId, plan, write_message,
 };
@@ -49,6 +50,7 @@ impl State {
         let planned = plan(&sizes, &Numbers { round_no, batch_no_last }, self.origin(), limits.message_bytes_max);
         self.begin()?;
         let stored = self.store_round(round_no, &planned, &ids);
+        fault::pass(Point::Seal);
         match stored {
             Ok(()) => self.commit()?,
             Err(error) => {
@@ -56,6 +58,7 @@ impl State {
                 return Err(error);
             }
         }
+        fault::pass(Point::Sealed);
         Ok(planned.iter().map(|message| InFlight { shard: message.shard, batch_no: message.header.batch_no }).collect())
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::connections::Bound;
 use super::{CaptureError, FollowError, Follower, Polled};
 use crate::change::ChangeSink;
+use crate::fault::{self, Point};
 
 /// What capture may do about the size of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +151,10 @@ impl Follower {
             return Ok((false, None));
         }
         self.before_checkpoint()?;
-        Ok((true, self.checkpoints.passive()?))
+        fault::pass(Point::Checkpoint);
+        let reached = self.checkpoints.passive()?;
+        fault::pass(Point::Checkpointed);
+        Ok((true, reached))
     }
 
     /// Everything is in the database file: the pin moves to read-lock 0, and SQLite restarts the log at the next write. A commit that
@@ -254,7 +258,9 @@ impl Follower {
         if complete(self.checkpoints.passive()?) {
             self.prepare_restart(sink)?;
             if self.is_resting() {
+                fault::pass(Point::Truncate);
                 self.checkpoints.truncate()?;
+                fault::pass(Point::Truncated);
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
+use crate::fault;
 use crate::node::{NodeError, RunConfig, Stop, Verdict};
 
 /// The database thread does the work; these carry messages.
@@ -18,6 +19,8 @@ const NETWORK_THREADS: usize = 2;
 /// [`Failure`] with the code that the node's verdict asks for.
 pub(super) fn run(config: RunConfig, verbose: bool) -> Result<(), Failure> {
     start_logging(verbose);
+    fault::arm_from_environment()
+        .map_err(|text| Failure::usage(format_args!("{}: there is no fault point {text:?}", fault::VARIABLE)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .thread_name("network")

@@ -15,6 +15,7 @@ use super::backoff::Backoff;
 use super::contract::Log;
 use super::message::{ShardId, StreamSeq};
 use super::seal::{Round, SealedMessage};
+use crate::fault::{self, Point};
 
 /// Short enough that a hiccup costs little.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -186,8 +187,10 @@ async fn publish_until_acknowledged(
     let mut failed = false;
     // Without end on purpose: giving up would lose a change. The state shows it, and shutdown ends it.
     loop {
+        fault::pass(Point::Publish);
         match log.publish(shard, &id, payload.clone()).await {
             Ok(seq) => {
+                fault::pass(Point::Published);
                 if failed {
                     state.send_modify(|shards| drop(shards.remove(&shard)));
                 }

@@ -11,6 +11,7 @@ use super::ShadowError;
 use super::image::{COPY_NAME, DATABASE_NAME, JOURNAL_NAME, Shadow};
 use super::journal::{BUFFER_BYTES, Journal, io_error};
 use crate::capture::{CaptureError, DatabaseFile, Position};
+use crate::fault::{self, Point};
 use crate::format::PageSize;
 
 /// How far making or comparing the shadow is, in bytes of the database file.
@@ -75,6 +76,7 @@ impl Shadow {
 
     /// The copy is complete: merges what came meanwhile and gives the shadow its name.
     pub(in crate::capture) fn end_copy(&mut self, file: &DatabaseFile) -> Result<(), ShadowError> {
+        fault::pass(Point::ShadowCopy);
         self.is_copying = false;
         self.journal.sync()?;
         self.merge(file.identity())?;
@@ -84,6 +86,7 @@ impl Shadow {
         let synced = File::open(&directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| io_error(&directory, "syncing the directory", source))?;
         self.path = path;
+        fault::pass(Point::ShadowCopied);
         Ok(())
     }
 }

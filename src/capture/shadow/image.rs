@@ -10,6 +10,7 @@ use super::ShadowError;
 use super::journal::{Appended, Journal, Standing, io_error};
 use crate::capture::{CaptureError, FileIdentity, FollowError, Position};
 use crate::change::{ChangeSink, DiffError, PageError, PageSource, RowChange, SchemaChange, TxSpan};
+use crate::fault::{self, Point};
 use crate::format::{DATABASE_HEADER_BYTES, DatabaseHeader, PageNo, PageSize};
 
 /// The names in the state directory.
@@ -185,8 +186,10 @@ impl<E> ChangeSink<FollowError<E>> for Journaled<'_, E> {
     }
 
     fn commit(&mut self, span: &TxSpan, changes: u64) -> Result<(), FollowError<E>> {
+        fault::pass(Point::JournalAppend);
         let entry = self.shadow.append(self.position, true, self.pages, self.after).map_err(CaptureError::from)?;
         self.appended = Some(entry);
+        fault::pass(Point::JournalAppended);
         self.sink.commit(span, changes).map_err(FollowError::Sink)
     }
 }

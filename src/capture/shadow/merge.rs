@@ -6,6 +6,7 @@ use super::ShadowError;
 use super::image::Shadow;
 use super::journal::{BUFFER_BYTES, io_error};
 use crate::capture::FileIdentity;
+use crate::fault::{self, Point};
 
 impl Shadow {
     /// What the journal holds: pages, and bytes.
@@ -29,6 +30,7 @@ impl Shadow {
         let fail = |source| io_error(&self.path, "merging into the shadow", source);
         let page_size = self.page_size();
         let page_count = self.position().page_count;
+        fault::pass(Point::Merge);
         let mut run: Vec<u8> = Vec::new();
         let mut run_offset = 0;
         let mut page_bytes = vec![0; page_size.bytes()];
@@ -38,6 +40,9 @@ impl Shadow {
             let offset = page.file_offset(page_size);
             if offset != run_offset + run.len() as u64 || run.len() >= BUFFER_BYTES {
                 self.file.write_all_at(&run, run_offset).map_err(fail)?;
+                if !run.is_empty() {
+                    fault::pass(Point::MergeHalf);
+                }
                 run.clear();
                 run_offset = offset;
             }
@@ -47,7 +52,9 @@ impl Shadow {
         self.file.write_all_at(&run, run_offset).map_err(fail)?;
         self.file.set_len(u64::from(page_count) * u64::from(page_size.get())).map_err(fail)?;
         self.file.sync_data().map_err(fail)?;
+        fault::pass(Point::MergeWritten);
         self.journal.reset(database)?;
+        fault::pass(Point::Merged);
         self.written_bytes += written;
         Ok(())
     }
