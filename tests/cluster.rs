@@ -7,4 +7,5 @@ mod flow;
 mod large;
 mod managed;
 mod replaced;
+mod snapshots;
 mod usage;

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use woodchuck::apply::{Arrived, LocalSink, Merge, Outcome, Replica, SealLimits, State, open_applying_connection};
+use woodchuck::apply::{
+    Arrived, FrozenState, LocalSink, Merge, Outcome, Replica, Route, SNAPSHOT_SCHEMA, SealLimits, State,
+    open_applying_connection,
+};
 use woodchuck::change::{ChangeSink, Op, RowChange, RowKey, TxSpan};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
-use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, decode, shard_of};
+use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, ShardId, Stand, StreamSeq, decode, shard_of};
 use woodchuck::schema::Table;
 
 use crate::support::model::{Db, Key, ModelTable, Schema, ShardLog, fold_unit};
@@ -34,6 +37,12 @@ struct Node {
     unit_bytes_max: usize,
 }
 
+/// The fold as one node had it.
+struct Snapshot {
+    path: PathBuf,
+    stand: Stand,
+}
+
 struct Cluster {
     _dir: TempDir,
     schema: Schema,
@@ -45,6 +54,8 @@ struct Cluster {
     limits: SealLimits,
     tag: i64,
     sent: Vec<(usize, usize)>,
+    snapshots: Vec<Snapshot>,
+    is_last_away: bool,
     stats: BTreeMap<&'static str, u64>,
 }
 
@@ -138,12 +149,15 @@ impl Cluster {
             limits,
             tag: 0,
             sent: Vec::new(),
+            snapshots: Vec::new(),
+            is_last_away: false,
             stats: BTreeMap::new(),
         };
         for no in 0..count {
             let node = cluster.node(no, &genesis, unit_bytes_max);
             cluster.nodes.push(node);
         }
+        cluster.is_last_away = cluster.rng.chance(30);
         cluster
     }
 
@@ -228,6 +242,65 @@ impl Cluster {
         self.nodes[no].capture(&tables);
     }
 
+    /// Whether a node reads the log. The last one of some clusters mostly does not, and falls behind.
+    fn hears(&mut self, no: usize) -> bool {
+        !self.is_last_away || no + 1 < self.nodes.len() || self.rng.chance(5)
+    }
+
+    /// Takes a snapshot of a node that has captured everything, and compares it with the specification.
+    fn snapshot(&mut self, no: usize) {
+        if self.nodes[no].replica.is_none() {
+            return;
+        }
+        self.capture(no);
+        let node = &self.nodes[no];
+        let frozen = FrozenState::open(&node.state_path).unwrap();
+        if frozen.is_inside_pieces().unwrap() {
+            return;
+        }
+        let path = self._dir.path().join(format!("snapshot{}.db", self.snapshots.len()));
+        node.app.execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
+        let shards: Vec<ShardId> = (1..=self.shards).map(ShardId).collect();
+        let stand = frozen.stand(&shards).unwrap();
+        let copy = Connection::open(&path).unwrap();
+        // The node goes on while its state is frozen.
+        self.seal(no);
+        let find = |name: &str| self.tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
+        frozen.put_base(&copy, &find).unwrap();
+        let mut fold = Db::new();
+        for (shard, log) in stand.values().zip(&self.logs) {
+            fold.extend(log.fold(shard.seq.0 as usize).clone());
+        }
+        assert_eq!(read(&copy, &self.schema), fold, "a snapshot is the fold");
+        self.snapshots.push(Snapshot { path, stand });
+        self.count("snapshots");
+    }
+
+    /// Catches up from some snapshot, whether it is ahead or not.
+    fn catch_up(&mut self, no: usize, crash: Option<bool>) {
+        if self.snapshots.is_empty() || self.nodes[no].replica.is_none() {
+            return;
+        }
+        let count = self.snapshots.len() as u64;
+        let index = if self.rng.chance(70) { count - 1 } else { self.rng.below(count) } as usize;
+        let Snapshot { path, stand } = &self.snapshots[index];
+        let node = &mut self.nodes[no];
+        let tables = self.tables.clone();
+        node.conn.execute(&format!("ATTACH ?1 AS {SNAPSHOT_SCHEMA}"), [path.to_str().unwrap()]).unwrap();
+        node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
+        node.capture(&tables);
+        let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
+        let shards = self.shards;
+        let by_row: Route = Box::new(move |table, key| Some(route(shards, table, key)));
+        let ahead = stand.iter().any(|(shard, stand)| stand.seq > node.replica().state().position(*shard).unwrap());
+        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, stand, &by_row).unwrap();
+        node.commit(&self.schema, crash);
+        node.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();
+        if ahead {
+            self.count("catch-ups");
+        }
+    }
+
     fn apply(&mut self, no: usize, whole: bool, crash: Option<bool>) {
         self.nodes[no].conn.execute_batch("SELECT 1").unwrap();
         let tables = self.tables.clone();
@@ -267,9 +340,8 @@ impl Cluster {
         }
         self.capture(no);
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
-        let Node { replica, conn, now, wal, .. } = &mut self.nodes[no];
-        let replica_now = replica.as_mut().unwrap();
-        let report = replica_now.fold(conn, &find, &mixed).unwrap();
+        let Node { replica, conn, .. } = &mut self.nodes[no];
+        let report = replica.as_mut().unwrap().fold(conn, &find, &mixed).unwrap();
         assert!(report.blocked.is_empty(), "{report:?}");
         for (what, n) in [
             ("own units", report.counts.units_own),
@@ -281,35 +353,7 @@ impl Cluster {
         ] {
             *self.stats.entry(what).or_default() += n;
         }
-        if crash == Some(false) {
-            // The user's commit does not happen: the process dies between the intent and it.
-            conn.commit_hook(Some(|| true)).unwrap();
-        }
-        let outcome = replica_now.commit(conn);
-        conn.commit_hook(None::<fn() -> bool>).unwrap();
-        if !conn.is_autocommit() {
-            conn.execute_batch("ROLLBACK").unwrap();
-        }
-        let after = read(conn, &self.schema);
-        match (outcome, crash) {
-            (Err(_), Some(false)) => *replica = None,
-            (Ok(Outcome::Written), Some(true)) => {
-                wal.push((now.clone(), after.clone()));
-                *now = after;
-                *replica = None;
-            }
-            (Ok(Outcome::Written), _) => {
-                *now = after;
-                replica_now.finish(Some(b"behind")).unwrap();
-            }
-            (Ok(Outcome::Unchanged), crash) => {
-                assert_eq!(after, *now, "nothing was written");
-                if crash.is_some() {
-                    *replica = None;
-                }
-            }
-            (Err(error), _) => panic!("{error:?}"),
-        }
+        self.nodes[no].commit(&self.schema, crash);
     }
 
     fn fold_own(&mut self, no: usize, arrived: &[Arrived]) -> bool {
@@ -409,6 +453,41 @@ impl Cluster {
 }
 
 impl Node {
+    /// Ends what was folded. `crash`: the process dies before the user's commit (`false`) or behind it.
+    fn commit(&mut self, schema: &Schema, crash: Option<bool>) {
+        let Node { replica, conn, now, wal, .. } = self;
+        let replica_now = replica.as_mut().unwrap();
+        if crash == Some(false) {
+            // The user's commit does not happen: the process dies between the intent and it.
+            conn.commit_hook(Some(|| true)).unwrap();
+        }
+        let outcome = replica_now.commit(conn);
+        conn.commit_hook(None::<fn() -> bool>).unwrap();
+        if !conn.is_autocommit() {
+            conn.execute_batch("ROLLBACK").unwrap();
+        }
+        let after = read(conn, schema);
+        match (outcome, crash) {
+            (Err(_), Some(false)) => *replica = None,
+            (Ok(Outcome::Written), Some(true)) => {
+                wal.push((now.clone(), after.clone()));
+                *now = after;
+                *replica = None;
+            }
+            (Ok(Outcome::Written), _) => {
+                *now = after;
+                replica_now.finish(Some(b"behind")).unwrap();
+            }
+            (Ok(Outcome::Unchanged), crash) => {
+                assert_eq!(after, *now, "nothing was written");
+                if crash.is_some() {
+                    *replica = None;
+                }
+            }
+            (Err(error), _) => panic!("{error:?}"),
+        }
+    }
+
     fn replica(&mut self) -> &mut Replica {
         self.replica.as_mut().unwrap()
     }
@@ -565,13 +644,23 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
                 let again = cluster.logs[log].messages[index].clone();
                 cluster.logs[log].push(again, &cluster.schema);
             }
-        } else if event < 90 {
+        } else if event < 90 && cluster.hears(no) {
             let whole = cluster.rng.chance(50);
             cluster.apply(no, whole, None);
-        } else if event < 97 {
+        } else if event < 95 && cluster.hears(no) {
             let (whole, after) = (cluster.rng.chance(50), cluster.rng.chance(60));
             cluster.apply(no, whole, Some(after));
             cluster.count("crashes");
+        } else if (95..97).contains(&event) {
+            cluster.snapshot(no);
+        } else if (97..99).contains(&event) || event < 95 {
+            let other = cluster.rng.below(cluster.nodes.len() as u64) as usize;
+            if other != no && cluster.nodes[other].replica.is_some() {
+                cluster.apply(other, true, None);
+                cluster.snapshot(other);
+            }
+            let crash = cluster.rng.chance(20).then(|| cluster.rng.chance(50));
+            cluster.catch_up(no, crash);
         } else {
             cluster.nodes[no].replica = None;
         }
@@ -599,7 +688,7 @@ fn nodes_on_sqlite_agree_with_the_fold_after_every_step() {
     }
     eprintln!("{stats:?}");
     if first.is_none() {
-        for what in ["crashes", "duplicates", "tables redone", "rows redone", "conflicts"] {
+        for what in ["crashes", "duplicates", "tables redone", "rows redone", "conflicts", "snapshots", "catch-ups"] {
             assert!(stats.get(what).copied().unwrap_or(0) > 0, "the runs must meet {what}: {stats:?}");
         }
     }

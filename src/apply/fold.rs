@@ -213,7 +213,7 @@ impl<'c> Folder<'c> {
         Err(ApplyError::Damaged { what: "a UNIQUE index" })
     }
 
-    fn added(&mut self, table: &LocalTable, canonical: &[u8], row: &[Value]) {
+    pub(super) fn added(&mut self, table: &LocalTable, canonical: &[u8], row: &[Value]) {
         self.net.add_new(&table.name_lower, canonical, row);
         self.counts.rows_inserted += 1;
     }

@@ -68,6 +68,13 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
             return Err(Cannot::NotOurs { shard, batch_no: header.batch_no }.into());
         }
         call.state.mark_acknowledged(shard, header.batch_no)?;
+        if let Body::Piece { index, count, .. } = &message.batch.body {
+            // What it holds is in pending; that it is on its way must be known to who asks whether the fold stands inside of something.
+            keep_piece(call.state, shard, own, &[])?;
+            if index + 1 == *count {
+                spend_pieces(call.state, shard, own)?;
+            }
+        }
         let run_end = own_run_end(rest, shard, own);
         for id in call.state.pending_of(shard, header.batch_no)? {
             let (last, last_batch_no) = call.state.transaction_end(id)?;
@@ -107,10 +114,7 @@ fn join_piece(
     if known != i64::from(index) || index >= count {
         return Err(bad().into());
     }
-    // Pieces of the list before may still be there, marked as spent, until they cannot be needed any more.
-    let insert = "INSERT INTO pieces(shard, origin, piece_index, bytes, fresh)
-        VALUES(?1, ?2, 1 + (SELECT coalesce(max(piece_index), 0) FROM pieces WHERE shard = ?1 AND origin = ?2), ?3, 1)";
-    state.db.prepare_cached(insert)?.execute(params![shard.0, origin_bytes(origin), bytes])?;
+    keep_piece(state, shard, origin, bytes)?;
     if index + 1 < count {
         return Ok(Vec::new());
     }
@@ -122,9 +126,24 @@ fn join_piece(
     while let Some(row) = rows.next()? {
         list.extend_from_slice(&row.get::<_, Vec<u8>>(0)?);
     }
+    spend_pieces(state, shard, origin)?;
+    decode_units(&list).map_err(|_| bad().into())
+}
+
+/// Keeps a piece that waits for those behind it.
+fn keep_piece(state: &State, shard: ShardId, origin: Origin, bytes: &[u8]) -> Result<(), ApplyError> {
+    // Pieces of the list before may still be there, marked as spent, until they cannot be needed any more.
+    let insert = "INSERT INTO pieces(shard, origin, piece_index, bytes, fresh)
+        VALUES(?1, ?2, 1 + (SELECT coalesce(max(piece_index), 0) FROM pieces WHERE shard = ?1 AND origin = ?2), ?3, 1)";
+    state.db.prepare_cached(insert)?.execute(params![shard.0, origin_bytes(origin), bytes])?;
+    Ok(())
+}
+
+/// The last piece of a list has come.
+fn spend_pieces(state: &State, shard: ShardId, origin: Origin) -> Result<(), ApplyError> {
     state
         .db
         .prepare_cached("UPDATE pieces SET spent = 1 WHERE shard = ?1 AND origin = ?2 AND spent = 0")?
-        .execute(of)?;
-    decode_units(&list).map_err(|_| bad().into())
+        .execute(params![shard.0, origin_bytes(origin)])?;
+    Ok(())
 }

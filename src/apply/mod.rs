@@ -8,10 +8,12 @@
 //! ```
 
 mod base;
+mod catch_up;
 mod claims;
 mod codec;
 mod conflicts;
 mod connection;
+mod digest;
 mod error;
 mod fold;
 mod intent;
@@ -23,6 +25,7 @@ mod replica;
 mod route;
 mod seal;
 mod shape;
+mod snapshot;
 mod sql;
 mod state;
 mod statements;
@@ -30,8 +33,10 @@ mod text;
 mod undo_redo;
 
 pub use crate::schema::TableFilter;
+pub use catch_up::SNAPSHOT_SCHEMA;
 pub use conflicts::{Conflict, ConflictKind};
 pub use connection::{open_applying_connection, prepare_applying_connection};
+pub use digest::table_digests;
 pub use error::{ApplyError, Cannot};
 pub use fold::FoldCounts;
 pub use local::{LocalSink, Recovered};
@@ -41,4 +46,5 @@ pub use replica::{Arrived, Blocked, FoldReport, Outcome, PositionOf, Replica, Ro
 pub use route::route_by_hash;
 pub use seal::{InFlight, SealLimits};
 pub use shape::{Merge, Tables, shape_of};
+pub use snapshot::{FrozenState, empty_excluded};
 pub use state::State;

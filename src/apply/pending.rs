@@ -52,6 +52,21 @@ impl State {
         Ok(())
     }
 
+    /// The number of the last unit that was ever captured.
+    #[must_use]
+    pub fn pending_last(&self) -> i64 {
+        self.pending_id_next - 1
+    }
+
+    /// Whether any unit up to this number was not seen back on the log.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn is_pending_up_to(&self, last: i64) -> Result<bool, ApplyError> {
+        let sql = "SELECT 1 FROM pending WHERE id <= ?1 AND folded = 0 LIMIT 1";
+        Ok(self.db.prepare_cached(sql)?.exists([last])?)
+    }
+
     /// Reserves the number of a unit. Numbers of a transaction are above those of the ones before it.
     pub(super) fn pending_id(&mut self) -> i64 {
         let id = self.pending_id_next;

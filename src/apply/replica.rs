@@ -87,7 +87,7 @@ pub struct Replica {
     pub(super) merge: Merge,
     pub(super) phase: Phase,
     /// The write lock of the user's database is ours.
-    begun: bool,
+    pub(super) begun: bool,
     pub(super) unit_bytes_max: Option<usize>,
     pub(super) position_of: Option<PositionOf>,
     pub(super) send_before: bool,

@@ -177,6 +177,13 @@ pub(super) struct Fit {
     same: bool,
 }
 
+impl Fit {
+    /// Whether both have the same columns in the same order.
+    pub(super) fn is_same(&self) -> bool {
+        self.same
+    }
+}
+
 /// A row change in terms of the local table.
 #[derive(Debug)]
 pub(super) struct Change<'a> {

@@ -17,6 +17,9 @@ const APPLICATION_ID: i64 = 0x5744_434b;
 /// The version of the tables below.
 const VERSION: i64 = 1;
 
+/// The node id of a state that was made for a node yet to be named: the first that opens it gives it its own.
+const UNNAMED: u64 = 0;
+
 /// Statements that stay prepared: all there are.
 const STATEMENTS_MAX: usize = 128;
 
@@ -111,6 +114,16 @@ impl State {
             let found = String::from_utf8_lossy(&found).into_owned();
             return Err(ApplyError::OtherDatabase { found, wanted: database.to_owned() });
         }
+        let mut state = State::over(db)?;
+        if state.origin.node_id == UNNAMED && origin.node_id != UNNAMED {
+            state.set_meta("origin", &origin_bytes(origin))?;
+            state.origin = origin;
+        }
+        Ok(state)
+    }
+
+    /// A state over an open connection.
+    pub(super) fn over(db: Connection) -> Result<State, ApplyError> {
         let origin: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'origin'", [], |row| row.get(0))?;
         let origin = origin_of(&origin)?;
         let mut state = State {
@@ -154,6 +167,14 @@ impl State {
         let name = format!("setting:{name}");
         self.db.execute("INSERT OR IGNORE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
         Ok(self.db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))?)
+    }
+
+    /// Whether a setting was ever stored.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn has_setting(&self, name: &str) -> Result<bool, ApplyError> {
+        Ok(self.meta(&format!("setting:{name}"))?.is_some())
     }
 
     /// Stores a capture position, before a replica is made of the state.
@@ -336,12 +357,7 @@ impl State {
             return Ok(*id);
         }
         let columns = names_bytes(&shape.columns);
-        let known = self
-            .db
-            .prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?
-            .query_row([&columns], |row| row.get(0))
-            .optional()?;
-        let id = match known {
+        let id = match self.known_shape_id(&columns)? {
             Some(id) => id,
             None => {
                 self.db.prepare_cached("INSERT INTO shapes(columns) VALUES(?1)")?.execute([&columns])?;
@@ -350,6 +366,12 @@ impl State {
         };
         self.shapes.insert(shape.columns.clone(), id);
         Ok(id)
+    }
+
+    /// The number of columns that were stored before.
+    pub(super) fn known_shape_id(&self, columns: &[u8]) -> Result<Option<i64>, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?;
+        Ok(found.query_row([columns], |row| row.get(0)).optional()?)
     }
 
     /// The column names that were stored under a number.

@@ -17,6 +17,9 @@ use crate::format::{Row, TextEncoding, Value};
 /// Tries at making a hidden rowid free: it is free after the first.
 const ROWID_MOVES_MAX: u32 = 2;
 
+/// What a query begins with that [`Rows::each`] reads.
+pub(super) const SELECT_ROWS: &str = "SELECT rows";
+
 /// How a write of a row went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
@@ -53,7 +56,34 @@ impl<'c> Rows<'c> {
 
     /// The row with this key.
     pub(super) fn get(&self, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
-        let sql = format!("SELECT {} FROM {} WHERE {}", self.list(table), table.sql.name, table.sql.condition(key));
+        self.get_from(&table.sql.name, table, key)
+    }
+
+    /// The row with this key in an attached database.
+    pub(super) fn get_in(&self, schema: &str, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
+        self.get_from(&table.sql.name_in(schema), table, key)
+    }
+
+    /// Hands out the rows and hidden rowids that a query gives, which begins with [`SELECT_ROWS`].
+    pub(super) fn each(
+        &self,
+        table: &LocalTable,
+        sql: &str,
+        mut each: impl FnMut(Row, Option<i64>) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let refused = |source| ApplyError::row(&table.table.name, source);
+        let sql = sql.replacen(SELECT_ROWS, &format!("SELECT {}, {}", self.list(table), table.sql.rowid), 1);
+        let rowid = table.sql.columns.len() * if self.encoding == TextEncoding::Utf8 { 1 } else { 2 };
+        let mut found = self.conn.prepare(&sql).map_err(refused)?;
+        let mut rows = found.raw_query();
+        while let Some(row) = rows.next().map_err(refused)? {
+            each(self.row(table, row).map_err(refused)?, row.get(rowid).map_err(refused)?)?;
+        }
+        Ok(())
+    }
+
+    fn get_from(&self, from: &str, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
+        let sql = format!("SELECT {} FROM {from} WHERE {}", self.list(table), table.sql.condition(key));
         let read = || {
             let mut found = self.prepare(table, &sql, &[], &[], Some(key))?;
             let mut rows = found.raw_query();

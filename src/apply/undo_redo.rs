@@ -213,6 +213,25 @@ impl<'a, 'c> Call<'a, 'c> {
         if self.state.pending_touching(id)?.is_empty() { self.state.clear_base(name) } else { Ok(()) }
     }
 
+    /// Puts all of base in place: everything shows the fold from here on, until it is redone.
+    pub(super) fn undo_all(&mut self) -> Result<(), ApplyError> {
+        let known: Vec<(String, i64, u64)> =
+            self.state.tables.iter().map(|(name, table)| (name.clone(), table.id, table.base_rows)).collect();
+        for (name, id, base_rows) in known {
+            if base_rows == 0 && self.state.pending_touching(id)?.is_empty() {
+                continue;
+            }
+            match self.tables.table(&name) {
+                Some(table) => {
+                    let table = self.state.local_table(&table)?;
+                    self.undo(&table)?;
+                }
+                None => self.forget_gone(&name)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a table's base in place: it shows the fold from here on.
     fn undo(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
         self.state.mark_dirty(table)?;

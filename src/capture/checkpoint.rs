@@ -36,6 +36,11 @@ const BLOCKING_MAX: Duration = Duration::from_millis(100);
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
 /// A log over its budget is tried again after this time.
 const RETRY_OVER_BUDGET: Duration = Duration::from_millis(20);
+/// How often a checkpoint is made without the lock, to leave little for the one with it, and how few frames count as little.
+const APPROACHES_MAX: u32 = 8;
+const CLOSE_FRAMES: u32 = 200;
+/// A log of this many budgets belongs to a writer that is faster than we are: it is made to wait for us.
+const INSIST_AT: u64 = 3;
 /// How long nobody else must have had the database open before the log is emptied: programs that open it for one statement come and go.
 const UNATTACHED_AFTER: Duration = Duration::from_secs(1);
 
@@ -93,11 +98,20 @@ impl Follower {
     pub fn maintain<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         self.keep_shadow()?;
         let Bound { committed, checkpointed } = self.bound;
+        let over_budget = self.wal_bytes() > self.policy.options.wal_bytes_max;
         if self.position().frame.0 != committed {
+            // A writer that is faster than we are never lets us come to the end.
+            if self.insists() && self.policy.is_due(committed, over_budget) {
+                // As far as was read: what is copied now need not be copied while they wait.
+                self.refuse_replaced()?;
+                self.before_checkpoint()?;
+                self.checkpoints.passive()?;
+                self.stop_writers(sink)?;
+                self.policy.tried = Some((Instant::now(), self.bound.committed));
+            }
             return Ok(());
         }
         self.truncate_when_alone(sink)?;
-        let over_budget = self.wal_bytes() > self.policy.options.wal_bytes_max;
         if committed < self.policy.options.passive_frames
             || committed == checkpointed
             || !self.policy.is_due(committed, over_budget && !self.policy.pinned_by_others)
@@ -152,8 +166,31 @@ impl Follower {
         Ok(())
     }
 
+    /// Whether the log is so long that writers are made to wait for us.
+    fn insists(&self) -> bool {
+        self.policy.options.may_block_writers
+            && self.wal_bytes() > self.policy.options.wal_bytes_max.saturating_mul(INSIST_AT)
+    }
+
     /// Stops writers for as long as a complete checkpoint needs.
     fn checkpoint_without_writers<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
+        // What was committed during the checkpoint without the lock is read without it, too, and copied: little is left for the lock.
+        for _ in 0..APPROACHES_MAX {
+            let read_before = self.position();
+            let (is_current, _) = self.checkpoint_passively(sink)?;
+            let came = if read_before.salts == self.position().salts {
+                self.position().frame.0.saturating_sub(read_before.frame.0)
+            } else {
+                0
+            };
+            if is_current && came < CLOSE_FRAMES {
+                break;
+            }
+        }
+        self.stop_writers(sink)
+    }
+
+    fn stop_writers<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         // SQLite's own waiting sleeps longer and longer and never meets the gaps of a busy writer.
         let began = Instant::now();
         while !self.checkpoints.begin_immediate()? {
@@ -169,7 +206,9 @@ impl Follower {
 
     fn checkpoint_under_lock<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         self.refuse_replaced()?;
-        self.drain(sink)?;
+        if self.drain_briefly(sink, self.insists())?.is_none() {
+            return Ok(());
+        }
         // A pin whose mark is the end of the log does not limit the checkpoint.
         self.hand_over()?;
         let began = Instant::now();

@@ -74,13 +74,15 @@ impl Follower {
 
     /// Makes durable what is due, and merges a journal that has become long.
     pub(super) fn keep_shadow(&mut self) -> Result<(), CaptureError> {
-        let Some((_, bytes)) = self.shadow.as_ref().map(Shadow::journal_extent) else { return Ok(()) };
+        let Some(shadow) = &mut self.shadow else { return Ok(()) };
+        shadow.revoke_hold_if_long();
+        let (bytes, can_merge) = (shadow.journal_extent().1, shadow.can_merge());
         if self.durability.synced_at.elapsed() >= self.durability.interval {
             self.make_durable()?;
             if bytes >= MERGE_BYTES {
                 self.merge()?;
             }
-        } else if bytes >= JOURNAL_BYTES_MAX {
+        } else if bytes >= JOURNAL_BYTES_MAX && can_merge {
             self.merge()?;
         }
         Ok(())

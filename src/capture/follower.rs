@@ -30,6 +30,11 @@ const RETREAT: Duration = Duration::from_millis(20);
 const RENEWAL_FRAMES: u32 = 1000;
 /// Without new frames the pin is renewed after this time, and so within 10 ms: an application may be waiting for it.
 const IDLE_BEFORE_RENEWAL: Duration = Duration::from_millis(5);
+/// How long one look reads: whoever calls has other things to do, too.
+const LOOK_WITHIN: Duration = Duration::from_millis(50);
+/// What may wait to be read when writers are kept out for it, and how long reading it may take.
+const DRAIN_FRAMES_MAX: u32 = 500;
+const DRAIN_WITHIN: Duration = Duration::from_millis(50);
 /// How long an unfinished commit is waited for, and how often it is looked at. A rolled-back transaction leaves frames that never end.
 const COMMIT_WITHIN: Duration = Duration::from_millis(5);
 const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
@@ -200,7 +205,11 @@ impl Follower {
         // A pin protects what came behind its mark as well, so a busy log is read under the one that is held. Renewing it for every commit
         // would let the application's automatic checkpoint do a little, with its syncs, at every commit too.
         if self.start == Start::Settled {
-            polled.more = self.read_to_bound(sink, &mut polled)?;
+            polled.more = self.read_until(sink, &mut polled, Some(Instant::now() + LOOK_WITHIN))?;
+            if self.position.frame.0 < self.bound.committed {
+                // A new pin would have to wait until all of it is read.
+                return Ok(polled);
+            }
             let is_busy = self.resting || self.moved_at.elapsed() < IDLE_BEFORE_RENEWAL;
             if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
                 if !polled.more {
@@ -286,6 +295,28 @@ impl Follower {
         self.refuse_other_content()?;
         self.read_to_bound(sink, &mut polled)?;
         Ok(polled)
+    }
+
+    /// As [`Follower::drain`], but keeps writers out for a moment only: `None` when there is more to read than that allows. Then the lock
+    /// must be given back, and the rest read without it. To `insist` is to read for that moment all the same: with a writer that is faster
+    /// than we are, this is the only way to come to an end.
+    ///
+    /// # Errors
+    /// As [`Follower::poll`].
+    pub fn drain_briefly<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+        insist: bool,
+    ) -> Result<Option<Polled>, FollowError<E>> {
+        self.refuse_other_content()?;
+        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        let read = if salts == Some(self.position.salts) { self.position.frame.0 } else { 0 };
+        if !insist && bound.committed.saturating_sub(read) > DRAIN_FRAMES_MAX {
+            return Ok(None);
+        }
+        let mut polled = Polled::default();
+        self.read_until(sink, &mut polled, Some(Instant::now() + DRAIN_WITHIN))?;
+        Ok((self.position.frame.0 == self.bound.committed || self.bound.committed == 0).then_some(polled))
     }
 
     /// A program that restores a backup either gives the name to another file or writes into this one. Where everything was in the file
@@ -388,6 +419,16 @@ impl Follower {
 
     /// Whether there was anything to read.
     fn read_to_bound<E>(&mut self, sink: &mut dyn ChangeSink<E>, polled: &mut Polled) -> Result<bool, FollowError<E>> {
+        self.read_until(sink, polled, None)
+    }
+
+    /// Reads up to the bound, or until the transaction that a time falls into has ended.
+    fn read_until<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+        polled: &mut Polled,
+        deadline: Option<Instant>,
+    ) -> Result<bool, FollowError<E>> {
         if self.start == Start::Unsettled {
             self.settle(sink, polled, &mut |_| {})?;
         }
@@ -415,6 +456,9 @@ impl Follower {
             self.policy.written_by_others = true;
             polled.commits += 1;
             polled.transactions += u64::from(changed);
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(true);
+            }
         }
         // From here on no frame behind our position is in the database file.
         self.start = Start::Settled;

@@ -48,6 +48,16 @@ pub enum Command {
     Status(StatusArgs),
     /// List changes that lost against a concurrent one, with both versions
     Conflicts(ConflictsArgs),
+    /// Make a snapshot of what the log holds, or list those that there are
+    Snapshot {
+        /// What to do.
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Make a database and its node's state directory from the newest snapshot
+    Restore(Box<RestoreArgs>),
+    /// Wait until everything committed here so far is applied on other nodes
+    Wait(WaitArgs),
     /// Remove a node's state directory, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -283,4 +293,78 @@ pub struct CleanupArgs {
     /// Which node.
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// The commands of `snapshot`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Have a running node make a snapshot now, and wait for it
+    Save(Box<SnapshotSaveArgs>),
+    /// List the snapshots in the store, newest first
+    List(Box<SnapshotListArgs>),
+}
+
+/// Options of `snapshot save`.
+#[derive(Debug, Args)]
+pub struct SnapshotSaveArgs {
+    /// The server and the streams.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Fail unless the node of this database is running
+    #[arg(long, env = "WOODCHUCK_DB_PATH", value_name = "FILE")]
+    pub db_path: Option<PathBuf>,
+    /// Its state directory [default: <db-path>-woodchuck]
+    #[arg(long, env = "WOODCHUCK_STATE_DIR", value_name = "DIR", requires = "db_path")]
+    pub state_dir: Option<PathBuf>,
+    /// Read options from this TOML file
+    #[arg(long, env = "WOODCHUCK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Options of `snapshot list`.
+#[derive(Debug, Args)]
+pub struct SnapshotListArgs {
+    /// The server and the streams.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = ReportFormat::Pretty)]
+    pub format: ReportFormat,
+    /// Read options from this TOML file
+    #[arg(long, env = "WOODCHUCK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// The server and the streams.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Replace the database that is there; what only it has is lost
+    #[arg(long)]
+    pub replace: bool,
+    /// Read options from this TOML file
+    #[arg(long, env = "WOODCHUCK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Options of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Whose commits.
+    #[command(flatten)]
+    pub which: NodeArgs,
+    /// Wait for this node only
+    #[arg(long, value_name = "ID")]
+    pub node: Option<u64>,
+    /// Wait for all nodes that are connected; this is the default
+    #[arg(long, conflicts_with = "node")]
+    pub all: bool,
+    /// How long to wait, such as 300ms, 5s or 2m
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = super::wait::duration)]
+    pub timeout: std::time::Duration,
 }

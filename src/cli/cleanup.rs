@@ -10,15 +10,18 @@ use super::args::CleanupArgs;
 use super::exit::Failure;
 
 /// Everything that a state directory can hold. A directory with anything else in it is not only ours.
-const OURS: [&str; 14] = [
+const OURS: [&str; 17] = [
+    "control",
     "inbox",
     "lock",
     "nats",
     "position",
     "position.new",
+    "restoring",
     "shadow.db",
     "shadow.db.tmp",
     "shadow.journal",
+    "snapshot",
     "state.db",
     "state.db-journal",
     "state.db-shm",

@@ -31,6 +31,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let config = super::config::run_config(*args, &variable)?;
             super::run::run(config, cli.verbose.unwrap_or(false))
         }
+        Command::Snapshot { command } => super::snapshot::snapshot(command, &variable),
+        Command::Restore(args) => super::snapshot::restore(*args, cli.verbose.unwrap_or(false), &variable),
+        Command::Wait(args) => super::wait::wait(&args),
         Command::Tail(args) => super::tail::tail(&args),
         Command::Status(args) => super::status::status(&args),
         Command::Subscribe(args) => {

@@ -100,6 +100,7 @@ pub fn run_config(args: RunArgs, env: &dyn Fn(&str) -> Option<String>) -> Result
             stream_prefix: address.stream_prefix,
             compress: args.compress.or(file.compress).unwrap_or(false),
             before_images: file.log.before_images.unwrap_or(false),
+            snapshot_interval: file.log.snapshot_interval_s.filter(|seconds| *seconds > 0).map(Duration::from_secs),
             outbox_bytes_max,
         },
         capture: CaptureConfig {
@@ -135,8 +136,19 @@ pub fn run_config(args: RunArgs, env: &dyn Fn(&str) -> Option<String>) -> Result
 /// # Errors
 /// As [`run_config`].
 pub fn subscribe_address(args: SubscribeArgs, env: &dyn Fn(&str) -> Option<String>) -> Result<LogAddress, Failure> {
-    let file = ConfigFile::load(args.config.as_deref(), env)?;
-    LogAddress::resolve(args.log, file.address)
+    log_address(args.log, args.config.as_deref(), env)
+}
+
+/// Resolves where a command finds the log.
+///
+/// # Errors
+/// As [`run_config`].
+pub fn log_address(
+    args: LogArgs,
+    config: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<LogAddress, Failure> {
+    LogAddress::resolve(args, ConfigFile::load(config, env)?.address)
 }
 
 /// Where the log is.

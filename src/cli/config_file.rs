@@ -45,6 +45,7 @@ pub(super) struct CaptureSection {
 pub(super) struct LogSection {
     pub(super) before_images: Option<bool>,
     pub(super) outbox_bytes_max: Option<u64>,
+    pub(super) snapshot_interval_s: Option<u64>,
 }
 
 /// `[apply]`
@@ -129,6 +130,7 @@ impl ConfigFile {
             log: LogSection {
                 before_images: log.take_or_env("before_images")?,
                 outbox_bytes_max: log.take_or_env("outbox_bytes_max")?,
+                snapshot_interval_s: log.take_or_env("snapshot_interval_s")?,
             },
             apply: ApplySection {
                 conflict: apply.take_or_env("conflict")?,

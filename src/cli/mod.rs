@@ -11,10 +11,12 @@ mod exit;
 pub mod inspect;
 pub mod output;
 mod run;
+mod snapshot;
 mod status;
 mod subscribe;
 mod tail;
 mod tail_once;
+mod wait;
 
 pub use argv::parse;
 pub use commands::main;

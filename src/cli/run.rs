@@ -53,7 +53,7 @@ pub(super) fn run(config: RunConfig, verbose: bool) -> Result<(), Failure> {
     ended
 }
 
-fn start_logging(verbose: bool) {
+pub(super) fn start_logging(verbose: bool) {
     let default = if verbose { "woodchuck=debug,async_nats=info" } else { "woodchuck=info,async_nats=error" };
     let filter = EnvFilter::try_from_env("WOODCHUCK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -23,6 +23,7 @@ mod order;
 mod publisher;
 mod seal;
 mod shard;
+mod snapshot;
 mod units;
 
 pub use assemble::{AssembleError, Assembler, Incomplete};
@@ -34,7 +35,7 @@ pub use envelope::{
     encode_units,
 };
 pub use error::{ConnectError, LogError, PublishError};
-pub use jetstream::{JetStreamLog, Link, NatsOptions, StreamOptions};
+pub use jetstream::{JetStreamLog, Link, NatsOptions, Question, Questions, StreamOptions};
 pub use memory::{Faults, MemoryLog};
 pub use message::{Batch, Body, Header, Origin, RoundPart, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey};
 pub use order::{Folded, Sequence};
@@ -43,4 +44,8 @@ pub use seal::{
     Numbers, PlannedContent, PlannedMessage, Round, SealedMessage, message_id, plan, seal, seal_encoded, write_message,
 };
 pub use shard::shard_of;
+pub use snapshot::{
+    FirstContent, HASH_BYTES, Lease, Maker, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore,
+    Stand, TableDigest, content_of_first, hash_file,
+};
 pub use units::{UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

@@ -73,6 +73,8 @@ pub struct LogConfig {
     pub compress: bool,
     /// Whether rows before the change are sent along.
     pub before_images: bool,
+    /// How often a snapshot is made even if the log has moved little; `None`: only when it has moved half of `max_entries`.
+    pub snapshot_interval: Option<Duration>,
     /// Bytes of changes that may wait for the server before the node stops in a defined state.
     pub outbox_bytes_max: u64,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::apply::ApplyError;
 use crate::capture::{CaptureError, FollowError};
-use crate::log::{ConnectError, LogError};
+use crate::log::{ConnectError, LogError, SnapshotError};
 
 /// Why a node stopped, or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +88,79 @@ pub enum NodeError {
         last: u64,
         /// What we have applied.
         applied: u64,
+    },
+    /// Snapshots cannot be made, stored or fetched.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// There is no database, and it was not found out whether there is a snapshot.
+    #[error("{}: there is no such database, and it cannot be made from a snapshot", path.display())]
+    CannotBegin {
+        /// The database that was to be made.
+        path: PathBuf,
+        /// Why.
+        source: Box<NodeError>,
+    },
+    /// There is no snapshot to begin with.
+    #[error("{}: there is no such database, and no snapshot to make it from", path.display())]
+    NoSnapshot {
+        /// The database that was to be made.
+        path: PathBuf,
+    },
+    /// What was fetched is no sound database, although it is what was stored.
+    #[error("{}: the snapshot is damaged: {said}", path.display())]
+    BadSnapshot {
+        /// Where it was put.
+        path: PathBuf,
+        /// SQLite's words.
+        said: String,
+    },
+    /// A new node brings a database that is not what the others began with.
+    #[error("{}: rows differ from what the first node began with: {rows}", path.display())]
+    OtherContent {
+        /// The database.
+        path: PathBuf,
+        /// How many in which tables.
+        rows: String,
+    },
+    /// There is a database where one was to be made.
+    #[error("{}: there is a database already", path.display())]
+    Exists {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The database that was to be replaced is in use.
+    #[error("{}: {} has the database open", path.display(), pid.map_or("another program".to_owned(), |pid| format!("process {pid}")))]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// Who has it open, if that is known.
+        pid: Option<i32>,
+    },
+    /// The database that was to be replaced has changes that nobody else has.
+    #[error("{}: the database has changes that were not published", path.display())]
+    Unpublished {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A log without its database would be taken for that of the new one.
+    #[error("{}: the write-ahead log of a database that is not there", path.display())]
+    LogWithoutDatabase {
+        /// The log.
+        path: PathBuf,
+    },
+    /// A restore was begun and did not end.
+    #[error("{}: a restore of this database was interrupted", path.display())]
+    RestoreInterrupted {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// A node does not answer questions.
+    #[error("{}: no node answers there", path.display())]
+    NotAnswering {
+        /// The state directory.
+        path: PathBuf,
+        /// What asking gave.
+        source: std::io::Error,
     },
     /// The outbox has reached its bound.
     #[error("the outbox holds {bytes} bytes that no server has taken, more than {bytes_max}")]

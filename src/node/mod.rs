@@ -7,6 +7,7 @@
 
 mod attached;
 mod config;
+mod control;
 mod database;
 mod error;
 mod inbox;
@@ -15,16 +16,20 @@ mod policy;
 mod report;
 mod run;
 mod server;
+mod snapshot;
 mod start;
 mod state_dir;
 mod status;
+mod waiting;
 
 pub use config::{ApplyConfig, CaptureConfig, Conflict, Durability, LogConfig, NatsConfig, RunConfig, Secret};
+pub use control::{ControlAnswer, ControlQuestion, ask_node};
 pub use database::Stop;
 pub use error::NodeError;
 pub use network::{connect_log, stream_options};
 pub use policy::Verdict;
 pub use run::run;
 pub use server::DEFAULT_URL;
+pub use snapshot::{Restore, ask_for_snapshot, list_snapshots, restore};
 pub use state_dir::is_running;
 pub use status::{STATUS_FILE, ShardStatus, Status, read_status};

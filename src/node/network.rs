@@ -9,13 +9,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::config::{NatsConfig, RunConfig};
+use super::control::answer_questions;
 use super::database::LogReady;
 use super::error::NodeError;
 use super::server::{DEFAULT_URL, stopped};
+use super::snapshot::{Ask, CatchUps, Keeper, Need, refuse_other_content};
 use super::start::Known;
+use super::waiting::Waits;
 use crate::log::{
-    Announced, ConnectError, Delivery, JetStreamLog, Log, LogError, NatsOptions, Outgoing, PublishState, Published,
-    ShardId, StreamOptions, StreamSeq, consume_headers, publish,
+    Announced, ConnectError, Delivery, JetStreamLog, Log, NatsOptions, Outgoing, PublishState, Published, ShardId,
+    StreamOptions, StreamSeq, consume_headers, publish,
 };
 
 /// The first wait after a failure to reach the server, and the longest.
@@ -29,6 +32,9 @@ pub(super) struct Ends {
     pub(super) outgoing: mpsc::Receiver<Outgoing>,
     pub(super) ready: mpsc::Sender<LogReady>,
     pub(super) connected: watch::Sender<bool>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) needs: mpsc::Receiver<Need>,
+    pub(super) applied: watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
 }
 
 fn nats_options(config: &NatsConfig, node_id: u64) -> Result<NatsOptions, NodeError> {
@@ -123,11 +129,9 @@ async fn look(log: &JetStreamLog, known: &Known) -> Result<BTreeMap<ShardId, Str
         if bounds.last < *applied {
             return Err(NodeError::LogShorter { stream, last: bounds.last.0, applied: applied.0 });
         }
-        if bounds.first.0 > applied.0 + 1 && bounds.last > *applied {
-            if applied.0 == 0 {
-                return Err(NodeError::LogTrimmed { stream, first: bounds.first.0 });
-            }
-            return Err(LogError::FellBehind { stream, wanted: StreamSeq(applied.0 + 1), first: bounds.first }.into());
+        // A node that belongs to the log catches up when it reads.
+        if bounds.first.0 > applied.0 + 1 && bounds.last > *applied && !known.joined {
+            return Err(NodeError::LogTrimmed { stream, first: bounds.first.0 });
         }
         last.insert(*shard, bounds.last);
     }
@@ -150,14 +154,30 @@ pub(super) async fn serve(
 async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(), NodeError> {
     let (log, ready) = reach(&config, &known).await?;
     let mut link = log.link();
-    let log: Arc<dyn Log> = Arc::new(log);
-    let Ends { deliveries, published, outgoing, ready: ready_sender, connected } = ends;
+    let Ends { deliveries, published, outgoing, ready: ready_sender, connected, asks, mut needs, applied } = ends;
     let _ = connected.send(true);
+    if !known.joined {
+        refuse_other_content(&log, &config, &asks).await?;
+    }
     if ready_sender.send(ready).await.is_err() {
         return Ok(());
     }
     // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
     let mut tasks = JoinSet::new();
+    // Who leaves changes out has no fold to make a snapshot of.
+    if config.publish && config.apply_changes {
+        tasks.spawn(Keeper::new(&log, &config, known.origin.node_id, asks.clone(), applied).run());
+    }
+    let (behind, behind_end) = mpsc::channel(usize::from(config.log.shards).max(1));
+    let waits = Arc::new(Waits::new(&log, known.origin, asks.clone()));
+    if config.apply_changes {
+        let waits = Arc::clone(&waits);
+        tasks.spawn(async move { waits.answer_nodes().await });
+    }
+    tasks.spawn(answer_questions(config.state_dir.clone(), waits));
+    let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks).run(behind_end));
+    let mut catch_ups = AbortOnDrop(catch_ups);
+    let log: Arc<dyn Log> = Arc::new(log);
     for (shard, applied) in known.applied {
         let from = StreamSeq(applied.0 + 1);
         tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
@@ -191,8 +211,35 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
             }
         }
     });
-    drop(deliveries);
-    while tasks.join_next().await.is_some() {}
-    // Without consumers and publisher there is nothing to serve; the database thread has the reason.
+    loop {
+        tokio::select! {
+            need = needs.recv() => match need {
+                Some(Need::Snapshot { shard, at_least }) => {
+                    let _ = behind.send((shard, at_least)).await;
+                }
+                Some(Need::Read { shard, from }) => {
+                    tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
+                }
+                None => break,
+            },
+            failed = &mut catch_ups.0 => {
+                if let Ok(Err(error)) = failed {
+                    return Err(error);
+                }
+                break;
+            }
+            // Tasks that end are of no more use; the database thread has the reason.
+            _ = tasks.join_next(), if !tasks.is_empty() => {}
+        }
+    }
     std::future::pending().await
+}
+
+/// A task that ends with whoever started it.
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), NodeError>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

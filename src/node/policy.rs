@@ -29,11 +29,18 @@ impl NodeError {
     pub fn verdict(&self) -> Verdict {
         match self {
             NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
+            NodeError::CannotBegin { source, .. } => source.verdict(),
             NodeError::AlreadyRunning { .. }
             | NodeError::AlreadyAttached { .. }
             | NodeError::SameNodeId { .. }
             | NodeError::LogTrimmed { .. }
             | NodeError::LogShorter { .. }
+            | NodeError::OtherContent { .. }
+            | NodeError::Exists { .. }
+            | NodeError::InUse { .. }
+            | NodeError::Unpublished { .. }
+            | NodeError::LogWithoutDatabase { .. }
+            | NodeError::RestoreInterrupted { .. }
             | NodeError::OutboxFull { .. } => Verdict::Refused,
             NodeError::Log(error) => match error {
                 LogError::FellBehind { .. }
@@ -65,6 +72,10 @@ impl NodeError {
             NodeError::Capture(_)
             | NodeError::Connect(_)
             | NodeError::StateDirectory { .. }
+            | NodeError::Snapshot(_)
+            | NodeError::NoSnapshot { .. }
+            | NodeError::NotAnswering { .. }
+            | NodeError::BadSnapshot { .. }
             | NodeError::NoServer { .. }
             | NodeError::Server { .. }
             | NodeError::ConfigFile { .. }
@@ -99,8 +110,19 @@ impl NodeError {
             NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
             NodeError::SameNodeId { .. } => "give every node a --node-id of its own; this one's state directory keeps its number, so `woodchuck cleanup` first, on the node that is to change".to_owned(),
             NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
-            NodeError::LogTrimmed { .. } => "copy the database of a node that is up to date, together with nothing else, while that node is stopped, or use new streams (--stream-prefix)".to_owned(),
+            NodeError::LogTrimmed { .. } => "replace it by the newest snapshot: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
             NodeError::LogShorter { .. } => "restore the server's storage; if it is gone for good, use new streams (--stream-prefix) on all nodes".to_owned(),
+            NodeError::CannotBegin { source, .. } => source.hint(),
+            NodeError::NotAnswering { .. } => "check that it runs (woodchuck status) and that its server answers".to_owned(),
+            NodeError::Snapshot(_) => "check that the NATS server answers and has room for snapshots".to_owned(),
+            NodeError::NoSnapshot { .. } => "make the database (PRAGMA journal_mode=WAL), or start a node that has it: it makes a snapshot when asked".to_owned(),
+            NodeError::BadSnapshot { .. } => "make a new one with woodchuck snapshot save, from a node whose database is sound".to_owned(),
+            NodeError::OtherContent { .. } => "begin with what the others have: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
+            NodeError::Exists { .. } => "give --replace to replace it; what only this file has is lost with it".to_owned(),
+            NodeError::InUse { .. } => "stop what uses it, and try again".to_owned(),
+            NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); woodchuck cleanup gives them up".to_owned(),
+            NodeError::LogWithoutDatabase { .. } => "put its database back, or move the log away".to_owned(),
+            NodeError::RestoreInterrupted { .. } => "run it again: woodchuck restore --replace --db-path …".to_owned(),
             NodeError::OutboxFull { .. } => "bring the server back, or raise log.outbox_bytes_max; nothing is lost: changes stay in the database and its log".to_owned(),
             NodeError::NoServer { .. } => "give --nats-url, or put nats-server on the PATH".to_owned(),
             NodeError::Server { .. } => "see nats/nats.log in the state directory".to_owned(),

@@ -1,5 +1,6 @@
 //! One node from start to stop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -10,6 +11,7 @@ use super::database::{Links, Stop};
 use super::error::NodeError;
 use super::network::{Ends, serve};
 use super::server::ManagedServer;
+use super::snapshot::join;
 use super::start::open;
 
 /// Messages between the network and the database thread: enough to keep either busy while the other works.
@@ -19,12 +21,22 @@ const MESSAGES_UNDER_WAY_MAX: usize = 64;
 ///
 /// # Errors
 /// [`NodeError`]: why the node did not start, or stopped by itself.
-pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), NodeError> {
+pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(), NodeError> {
+    if config.apply_changes && !config.db_path.exists() {
+        tokio::select! {
+            joined = join(&config) => joined?,
+            Ok(_) = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+        }
+    }
     let (deliveries, deliveries_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     let (published, published_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     let (outgoing_start, outgoing) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
+    let (asks, asks_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
+    // Each shard can need one thing at a time.
+    let (needs, needs_end) = mpsc::channel(usize::from(config.log.shards).max(1) * 2);
+    let (applied, applied_end) = watch::channel(BTreeMap::new());
     let wake = Arc::new(Notify::new());
     let (halt, halting) = watch::channel(Stop::No);
     let links = Links {
@@ -33,11 +45,14 @@ pub async fn run(config: RunConfig, stop: watch::Receiver<Stop>) -> Result<(), N
         outgoing: outgoing_start,
         ready: ready_end,
         connected: connected_end,
+        asks: asks_end,
+        needs,
+        applied,
         wake,
         stop: halting,
         handle: Handle::current(),
     };
-    let ends = Ends { deliveries, published, outgoing, ready, connected };
+    let ends = Ends { deliveries, published, outgoing, ready, connected, asks, needs: needs_end, applied: applied_end };
 
     // The database is opened on the thread that owns it from then on.
     let (opened, known) = oneshot::channel();

@@ -6,6 +6,7 @@ use super::attached::Attached;
 use super::config::{Conflict, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
+use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
 use crate::apply::{Merge, Replica, State, route_by_hash};
 use crate::capture::{DatabaseFile, POSITION_BYTES, Position};
@@ -17,7 +18,12 @@ pub(super) struct Known {
     pub(super) origin: Origin,
     /// The last message applied in each shard.
     pub(super) applied: Vec<(ShardId, StreamSeq)>,
+    /// The node has been part of the log before: what the log has lost since is in snapshots.
+    pub(super) joined: bool,
 }
+
+/// The setting that a node stores once it has found the log complete, or begins with as the log's own copy.
+pub(super) const JOINED: &str = "joined";
 
 /// The capture position as `state.db` keeps it: the position, then the number of the next transaction.
 pub(super) fn position_bytes(position: &Position, next_tx: u64) -> Vec<u8> {
@@ -34,18 +40,20 @@ pub(super) fn stored_position(state: &State) -> Result<Option<(Position, u64)>, 
     Ok(position_of(&state.capture_position()?))
 }
 
-fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
+pub(super) fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
     let (position, next_tx) = bytes.split_at_checked(POSITION_BYTES)?;
     Some((Position::from_bytes(position)?, u64::from_be_bytes(next_tx.try_into().ok()?)))
 }
 
 /// Opens database and state. Nothing of ours is made before the database was found fit to be followed.
 pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known), NodeError> {
+    refuse_interrupted(&config.state_dir)?;
     let file = DatabaseFile::open(&config.db_path)?;
     if !file.claim() {
         return Err(NodeError::AlreadyAttached { path: file.path().to_owned() });
     }
     let directory = StateDirectory::open(&config.state_dir)?;
+    clear_work_directory(&config.state_dir);
     let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let random = || RandomState::new().build_hasher().finish();
     let origin = Origin { node_id: config.node_id.unwrap_or_else(random), epoch: random() };
@@ -67,7 +75,9 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     for shard in &shards {
         applied.push((*shard, state.position(*shard)?));
     }
-    let known = Known { origin: state.origin(), applied };
+    // States of before this setting are known by what they applied.
+    let joined = state.has_setting(JOINED)? || applied.iter().any(|(_, seq)| seq.0 > 0);
+    let known = Known { origin: state.origin(), applied, joined };
 
     let stored = stored_position(&state)?;
     let mut attached = Attached::open(&config, stored.map(|(position, _)| position), &links.wake)?;

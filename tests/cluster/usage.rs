@@ -141,3 +141,25 @@ fn a_node_made_anew_under_its_number_is_no_twin() {
     assert_eq!(cluster.settle()["t"].len(), 3);
     cluster.stop();
 }
+
+#[test]
+fn wait_returns_when_what_was_committed_is_applied_elsewhere() {
+    let mut cluster = Cluster::start(3, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
+    for round in 0..5 {
+        cluster.nodes[0].sql(&format!("INSERT INTO t VALUES({round}, 'x')"));
+        let output = cluster.nodes[0].ask("wait", &["--node", "2", "--timeout", "30s"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), (round + 1).to_string());
+    }
+    let output = cluster.nodes[1].ask("wait", &["--all", "--timeout", "30s"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("applied on nodes 1, 3"), "{output:?}");
+    cluster.nodes[2].stop();
+    cluster.nodes[0].sql("INSERT INTO t VALUES(100, 'y')");
+    let output = cluster.nodes[0].ask("wait", &["--node", "3", "--timeout", "500ms"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("node 3"), "{output:?}");
+    let output = cluster.nodes[2].ask("wait", &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    cluster.nodes.truncate(2);
+    cluster.stop();
+}

@@ -56,7 +56,7 @@ impl Shadow {
         let copy = File::options().read(true).write(true).create_new(true).open(&path);
         let copy = copy.map_err(|source| io_error(&path, "creating the shadow", source))?;
         let journal = Journal::create(&directory.join(JOURNAL_NAME), page_size, position, file.identity())?;
-        Ok(Shadow { path, file: copy, journal, is_copying: true, written_bytes: 0 })
+        Ok(Shadow { path, file: copy, journal, is_copying: true, written_bytes: 0, held: std::sync::Weak::new() })
     }
 
     /// Copies a piece of the file from offset `from` on, and returns where the next begins; `from` itself at the end of the file.

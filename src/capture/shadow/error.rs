@@ -37,6 +37,12 @@ pub enum ShadowError {
         /// The version it has.
         found: u32,
     },
+    /// The shadow was copied too slowly: what was written meanwhile had to go into it.
+    #[error("{}: more was written than could be kept aside while it was copied", path.display())]
+    Revoked {
+        /// The shadow.
+        path: PathBuf,
+    },
     /// The shadow does not have the position: it belongs to another state, or its last part is lost.
     #[error("{}: the shadow was never at the position that the state has (frame {frame} under {salts})", path.display())]
     NotAtPosition {
@@ -90,7 +96,9 @@ impl ShadowError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            ShadowError::Io { .. } => "check the space and the permissions of the state directory",
+            ShadowError::Io { .. } | ShadowError::Revoked { .. } => {
+                "check the space and the permissions of the state directory"
+            }
             ShadowError::Missing { .. } | ShadowError::Damaged { .. } | ShadowError::NotAtPosition { .. } => {
                 "delete the state directory: the node starts as a new one"
             }

@@ -57,6 +57,8 @@ pub(in crate::capture) struct Shadow {
     pub(super) is_copying: bool,
     /// Bytes written so far, for metrics.
     pub(super) written_bytes: u64,
+    /// Who holds the file where it is: nothing may be merged into it meanwhile.
+    pub(super) held: std::sync::Weak<std::sync::atomic::AtomicBool>,
 }
 
 impl Shadow {
@@ -69,7 +71,7 @@ impl Shadow {
             Err(source) => return Err(io_error(&path, "opening the shadow", source)),
         };
         let journal = Journal::open(&directory.join(JOURNAL_NAME), stored)?;
-        let shadow = Shadow { path, file, journal, is_copying: false, written_bytes: 0 };
+        let shadow = Shadow { path, file, journal, is_copying: false, written_bytes: 0, held: std::sync::Weak::new() };
         shadow.judge()?;
         Ok(shadow)
     }

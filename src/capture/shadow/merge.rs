@@ -21,7 +21,7 @@ impl Shadow {
 
     /// Whether a merge is possible now.
     pub(in crate::capture) fn can_merge(&self) -> bool {
-        !self.is_copying && self.journal.extent().1 > 0
+        !self.is_copying && !self.is_held() && self.journal.extent().1 > 0
     }
 
     /// Writes the newest pages into `shadow.db` and begins the journal anew. The journal, and the position that the sink stored, are

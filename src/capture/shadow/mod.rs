@@ -8,11 +8,13 @@
 mod compare;
 mod copy;
 mod error;
+mod held;
 mod image;
 mod journal;
 mod merge;
 
 pub use copy::{ShadowProgress, ShadowStep};
 pub use error::ShadowError;
+pub use held::{HeldShadow, write_shadow};
 pub(super) use image::{Journaled, Shadow, WriteError};
 pub(super) use journal::Appended;

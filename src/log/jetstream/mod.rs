@@ -1,5 +1,6 @@
 //! The log on NATS JetStream.
 
+mod ask;
 mod connect;
 mod ensure;
 mod options;
@@ -18,6 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
+pub use self::ask::{Question, Questions};
 pub use self::options::{NatsOptions, StreamOptions};
 
 use super::contract::{Bounds, Entry, Log};
@@ -80,6 +82,18 @@ impl JetStreamLog {
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// What the names of streams and buckets begin with.
+    #[must_use]
+    pub fn stream_prefix(&self) -> &str {
+        &self.options.stream_prefix
+    }
+
+    /// Copies that the servers keep of everything.
+    #[must_use]
+    pub fn replica_count(&self) -> usize {
+        usize::from(self.options.replica_count)
     }
 
     /// The state of the connection, to watch.

@@ -13,17 +13,20 @@ use crate::node::start::position_bytes;
 
 /// Payload bytes that one fold takes from a shard unless a round is larger: bounds memory and the time that writers are kept out.
 const FOLD_BYTES_MAX: usize = 2 << 20;
+/// The same when own messages come first.
+const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
 /// How long the write lock is tried for at a time; between the tries the pin is renewed.
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
+/// How often the lock is given back because too much was committed meanwhile, before the writers are made to wait.
+const LOCK_REFUSALS_MAX: u32 = 20;
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
     pub(super) fn apply(&mut self) -> Result<bool, NodeError> {
-        self.retry_lock = false;
         if self.inbox.is_empty() {
             self.inbox.stuck_since = None;
             return Ok(false);
@@ -64,7 +67,10 @@ impl Database {
             folded.push(self.replica.state().folded_all(*shard)?.into_iter().collect());
         }
         let end = |shard: &ShardId| self.blocked.get(shard).map(|(blocked, _)| blocked.seq);
-        let mut bytes = FOLD_BYTES_MAX;
+        let own = self.replica.state().origin();
+        let is_own = |shard: &ShardId| self.inbox.headers(*shard, 1).iter().take(1).all(|header| header.origin == own);
+        // Own messages keep nobody from writing, and come while there is much to capture: a little at a time.
+        let mut bytes = if self.shards.iter().all(is_own) { FOLD_OWN_BYTES_MAX } else { FOLD_BYTES_MAX };
         loop {
             let limits: Vec<usize> =
                 self.shards.iter().map(|shard| self.inbox.count_within(*shard, end(shard), bytes)).collect();
@@ -104,7 +110,7 @@ impl Database {
     }
 
     /// Takes the write lock. `false` when others keep it: the pin must be renewed before the next try.
-    fn begin(&mut self) -> Result<bool, NodeError> {
+    pub(super) fn begin(&mut self) -> Result<bool, NodeError> {
         let began = Instant::now();
         loop {
             match self.replica.begin(&self.attached.connection) {
@@ -179,9 +185,16 @@ impl Database {
         }
     }
 
-    /// Folds the messages under the write lock and commits. `false` when a shard stopped: then nothing was done but to note it.
+    /// Folds the messages under the write lock and commits. `false` when too much waits to be captured first, or a shard stopped: then
+    /// nothing was done but to note it.
     fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
-        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
+        let insist = self.lock_refusals > LOCK_REFUSALS_MAX;
+        let Some(captured) = self.attached.follower.drain_briefly(&mut self.replica.local_sink(), insist)? else {
+            self.lock_refusals += 1;
+            self.retry_lock = true;
+            return Ok(false);
+        };
+        self.lock_refusals = 0;
         self.reporter.transactions_captured += captured.transactions;
         let arrived = self.arrived(counts)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());

@@ -6,6 +6,7 @@ use super::{Database, Event};
 use crate::capture::HANDOVER_INTERVAL;
 use crate::log::{Delivery, Origin, Published, ShardId, StreamSeq};
 use crate::node::NodeError;
+use crate::node::start::JOINED;
 
 impl Database {
     pub(super) fn take_events(&mut self) -> Result<(), NodeError> {
@@ -17,6 +18,9 @@ impl Database {
         }
         while let Ok(delivery) = self.links.deliveries.try_recv() {
             self.handle(Event::Delivery(delivery))?;
+        }
+        while let Ok(ask) = self.links.asks.try_recv() {
+            self.handle(Event::Asked(ask))?;
         }
         Ok(())
     }
@@ -35,13 +39,16 @@ impl Database {
                     self.log.past_twins.extend(twins.map(|(origin, _)| origin.epoch));
                 }
                 self.log.start = Some(ready);
+                // From here on the log is this node's own: what it loses is a matter of catching up.
+                self.replica.state().setting_or(JOINED, b"")?;
                 self.open_when_seen()?;
             }
             Event::Published(Published::Message { shard, batch_no, .. }) => {
                 self.replica.acknowledged(shard, batch_no)?;
             }
             Event::Published(Published::Round { .. }) => self.round = None,
-            Event::Delivery(Delivery::Failed { error, .. }) => return Err(error.into()),
+            Event::Asked(ask) => self.asked(ask)?,
+            Event::Delivery(Delivery::Failed { shard, error }) => self.cannot_read(shard, error)?,
             Event::Delivery(Delivery::Arrived(message)) => {
                 let shard = message.shard;
                 self.log.seen.insert(shard, message.seq);
@@ -94,7 +101,7 @@ impl Database {
     }
 
     /// Publishing begins when the log was read up to the end that it had at the start.
-    fn open_when_seen(&mut self) -> Result<(), NodeError> {
+    pub(super) fn open_when_seen(&mut self) -> Result<(), NodeError> {
         let Some(start) = self.log.start.as_ref().filter(|_| !self.log.open) else { return Ok(()) };
         let seen = |shard: &ShardId| self.log.seen.get(shard).copied().unwrap_or_default();
         if start.last.iter().all(|(shard, last)| seen(shard) >= *last) {
@@ -126,6 +133,7 @@ impl Database {
                 Some(delivery) = links.deliveries.recv() => Event::Delivery(delivery),
                 Some(published) = links.published.recv() => Event::Published(published),
                 Some(ready) = links.ready.recv() => Event::Ready(ready),
+                Some(ask) = links.asks.recv() => Event::Asked(ask),
                 () = links.wake.notified() => Event::Woken,
                 Ok(()) = links.stop.changed() => Event::Other,
                 () = tokio::time::sleep(timeout) => Event::Other,

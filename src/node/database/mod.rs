@@ -2,6 +2,7 @@
 //! depend on it.
 
 mod applying;
+mod catching_up;
 mod events;
 mod publishing;
 mod reporting;
@@ -12,19 +13,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::attached::Attached;
 use super::config::RunConfig;
 use super::error::NodeError;
 use super::inbox::Inbox;
 use super::report::{Reporter, Told};
+use super::snapshot::{Ask, Need};
 use super::start::position_bytes;
 use super::state_dir::StateDirectory;
+use super::waiting::FoldedOf;
 use crate::apply::{Blocked, InFlight, Replica};
 use crate::capture::{Position, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
+/// How long a busy application is followed before anything else gets its turn.
+const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
 /// How long a graceful stop waits for the server to take what was captured.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -54,6 +59,9 @@ pub(super) struct Links {
     pub(super) outgoing: mpsc::Sender<Outgoing>,
     pub(super) ready: mpsc::Receiver<LogReady>,
     pub(super) connected: watch::Receiver<bool>,
+    pub(super) asks: mpsc::Receiver<Ask>,
+    pub(super) needs: mpsc::Sender<Need>,
+    pub(super) applied: watch::Sender<BTreeMap<ShardId, StreamSeq>>,
     pub(super) wake: Arc<Notify>,
     pub(super) stop: watch::Receiver<Stop>,
     pub(super) handle: Handle,
@@ -64,6 +72,7 @@ enum Event {
     Delivery(Delivery<Announced>),
     Published(Published),
     Ready(LogReady),
+    Asked(Ask),
     /// The database's log was written.
     Woken,
     Other,
@@ -95,9 +104,13 @@ pub(super) struct Database {
     pub(super) reporter: Reporter,
     links: Links,
     log: LogState,
+    behind: catching_up::Behind,
+    /// Who waits for pending up to a unit to be on the log.
+    unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
+    lock_refusals: u32,
     stop_at: Option<Instant>,
     stored: Option<Position>,
     pin_renewed_at: Instant,
@@ -130,9 +143,12 @@ impl Database {
             reporter,
             links,
             log: LogState::default(),
+            behind: catching_up::Behind::default(),
+            unpublished: Vec::new(),
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
+            lock_refusals: 0,
             stop_at: None,
             stored: None,
             pin_renewed_at: Instant::now(),
@@ -164,10 +180,17 @@ impl Database {
 
     fn work(&mut self) -> Result<(), NodeError> {
         loop {
-            let found_more = self.capture()?;
+            // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
+            let began = Instant::now();
+            let mut found_more = self.capture()?;
+            while found_more && began.elapsed() < CAPTURE_WITHIN {
+                found_more = self.capture()?;
+            }
             self.take_events()?;
-            let applied = self.apply()?;
+            self.retry_lock = false;
+            let applied = self.catch_up_if_fetched()? || self.apply()?;
             self.publish()?;
+            self.tell_published()?;
             self.report_when_due()?;
             if self.is_done()? {
                 self.store_position()?;

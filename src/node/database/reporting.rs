@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Database;
+use crate::log::{ShardId, StreamSeq};
 use crate::node::NodeError;
 
 impl Database {
@@ -43,6 +44,9 @@ impl Database {
             of_shard.applied = self.replica.state().position(*shard).unwrap_or_default().0;
             of_shard.last = self.log.seen.get(shard).copied().unwrap_or_default().0.max(of_shard.applied);
         }
+        let applied =
+            status.shards.iter().map(|(shard, of_shard)| (ShardId(*shard), StreamSeq(of_shard.applied))).collect();
+        self.links.applied.send_replace(applied);
         self.reporter.write(&self.directory, &status, began);
         backlog.bytes
     }

@@ -1,0 +1,233 @@
+//! Catching up from a snapshot while the application goes on: for the shards where it is ahead its rows become the fold.
+//!
+//! `undo everything → write the rows that differ → own units that the snapshot contains leave pending → redo`
+//!
+//! The snapshot is attached to the applying connection, so SQLite itself finds what differs, in the order of the keys.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rusqlite::{Connection, params};
+
+use super::codec::{Reader, push_key};
+use super::error::{ApplyError, Cannot};
+use super::fold::{FoldCounts, Folder};
+use super::net_effect::NetEffect;
+use super::replica::{Phase, Replica, Route};
+use super::shape::{LocalTable, Merge, Tables, shape_of};
+use super::snapshot::tables_of;
+use super::state::State;
+use super::statements::Written;
+use super::undo_redo::Call;
+use crate::change::{RowKey, canonical_key};
+use crate::format::Value;
+use crate::log::{ShardId, Stand};
+use crate::schema::Table;
+
+/// The name under which the snapshot's database is attached.
+pub const SNAPSHOT_SCHEMA: &str = "woodchuck_snapshot";
+
+/// What a table of the difference holds: keys of rows that differ or are there alone, and whether the snapshot has the row.
+const DIFFERENCE: &str =
+    "CREATE TEMP TABLE IF NOT EXISTS woodchuck_difference(key BLOB NOT NULL, in_snapshot INTEGER NOT NULL);
+    DELETE FROM temp.woodchuck_difference";
+
+/// What catching up works with.
+struct Ahead<'a> {
+    conn: &'a Connection,
+    /// The tables of the database.
+    tables: &'a dyn Tables,
+    /// The tables of the snapshot.
+    snapshot: &'a [Arc<Table>],
+    stand: &'a Stand,
+    route: &'a Route,
+    merge: Merge,
+}
+
+impl Replica {
+    /// Catches up from a snapshot, attached to `conn` as [`SNAPSHOT_SCHEMA`]: in the shards where `stand` is
+    /// ahead of what is applied, the snapshot's rows become the fold, and pending stays on top. `route` tells the shards of rows, of all
+    /// tables that travel. Ends as [`Replica::fold`] does, with a commit or a rollback.
+    ///
+    /// # Errors
+    /// When a database fails, or with [`ApplyError::Cannot`] when a table is not here as the snapshot has it. Then [`Replica::rollback`]
+    /// must follow.
+    ///
+    /// # Panics
+    /// Unless begun. Captured transactions must have been drained since.
+    pub fn catch_up(
+        &mut self,
+        conn: &Connection,
+        tables: &dyn Tables,
+        stand: &Stand,
+        route: &Route,
+    ) -> Result<FoldCounts, ApplyError> {
+        assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "catching up follows begin");
+        self.abandon_intent()?;
+        let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
+        self.state.begin()?;
+        let with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge };
+        match catch_up(&mut self.state, &with) {
+            Ok((net, counts)) => {
+                self.phase = Phase::Folded(net);
+                Ok(counts)
+            }
+            Err(error) => {
+                self.state.rollback()?;
+                Err(error)
+            }
+        }
+    }
+}
+
+fn failed(source: rusqlite::Error) -> ApplyError {
+    ApplyError::Database { doing: "comparing with the snapshot", source }
+}
+
+/// One attempt, inside open transactions of both databases.
+fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCounts), ApplyError> {
+    state.revertible = true;
+    let mut ahead = BTreeSet::new();
+    for (shard, stand) in with.stand {
+        if stand.seq > state.position(*shard)? {
+            ahead.insert(*shard);
+        }
+    }
+    let own = state.origin();
+    let folder = Folder::new(with.conn)?;
+    let mut call = Call::new(state, folder, with.tables, with.merge, true);
+    call.undo_all()?;
+    for table in with.snapshot {
+        // What does not travel is no business of the log's.
+        if (with.route)(table, &[]).is_none() {
+            continue;
+        }
+        let here = with.tables.table(&table.name).ok_or_else(|| Cannot::NoTable { table: table.name.clone() })?;
+        let here = call.state.local_table(&here)?;
+        // Refuses what has columns that are missing here, and other keys.
+        let fit = here.fit(&shape_of(table), true)?;
+        if !fit.is_same() {
+            return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
+        }
+        let is_ahead = |key: &[u8]| (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard));
+        if here.is_unique() && !is_ahead(&[]) {
+            continue;
+        }
+        collect(with.conn, &call, &here, &is_ahead)?;
+        take_rows(with.conn, &mut call, &here)?;
+    }
+    with.conn.execute_batch("DROP TABLE IF EXISTS temp.woodchuck_difference").map_err(failed)?;
+    for (shard, stand) in with.stand.iter().filter(|(shard, _)| ahead.contains(shard)) {
+        call.state.set_position(*shard, stand.seq)?;
+        for (origin, folded) in &stand.folded {
+            call.state.set_folded(*shard, *origin, *folded)?;
+        }
+        let mine = stand.folded.iter().find(|(origin, _)| *origin == own).map_or(0, |(_, folded)| folded.batch_no);
+        if mine > call.state.batch_no_sealed(*shard)? {
+            return Err(Cannot::NotOurs { shard: *shard, batch_no: mine }.into());
+        }
+        call.state.leave_pending(*shard, mine)?;
+    }
+    call.redo()?;
+    Ok((call.folder.net, call.folder.counts))
+}
+
+fn missing_column(here: &LocalTable, theirs: &Table) -> String {
+    let missing = here.shape.columns.iter().find(|name| theirs.column_index(name).is_none());
+    missing.cloned().unwrap_or_else(|| "in the same order".to_owned())
+}
+
+/// Fills the table of the difference with the keys of one table's rows.
+fn collect(
+    conn: &Connection,
+    call: &Call<'_, '_>,
+    table: &LocalTable,
+    is_ahead: &dyn Fn(&[u8]) -> bool,
+) -> Result<(), ApplyError> {
+    conn.execute_batch(DIFFERENCE).map_err(failed)?;
+    let insert = "INSERT INTO temp.woodchuck_difference(key, in_snapshot) VALUES(?1, ?2)";
+    let mut insert = conn.prepare_cached(insert).map_err(failed)?;
+    let mut note = |row: &[Value], rowid: Option<i64>, in_snapshot: bool| {
+        let key = table.key_of(row, rowid);
+        if is_ahead(&canonical_key(&table.table, &key)) {
+            let mut bytes = Vec::with_capacity(32);
+            push_key(&mut bytes, &key);
+            insert.execute(params![bytes, in_snapshot]).map_err(failed)?;
+        }
+        Ok::<RowKey, ApplyError>(key)
+    };
+    let [gone, differing] = table.sql.differences(SNAPSHOT_SCHEMA);
+    let mut count_new = 0_i64;
+    call.folder.rows.each(table, &differing, |row, rowid| {
+        let key = note(&row, rowid, true)?;
+        count_new += i64::from(call.folder.rows.get(table, &key)?.is_none());
+        Ok(())
+    })?;
+    // Rows that are here alone are looked for only if there are any: it takes as long as everything else.
+    let sql = table.sql.counts(SNAPSHOT_SCHEMA);
+    let count = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+    let (here, there) = conn.query_row(&sql, [], count).map_err(failed)?;
+    if here != there - count_new {
+        call.folder.rows.each(table, &gone, |row, rowid| note(&row, rowid, false).map(|_| ()))?;
+    }
+    Ok(())
+}
+
+/// Writes the rows of the difference.
+fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &LocalTable) -> Result<(), ApplyError> {
+    let keys = |of: &'static str, each: &mut dyn FnMut(RowKey) -> Result<(), ApplyError>| -> Result<(), ApplyError> {
+        let mut found = conn.prepare_cached(of).map_err(failed)?;
+        let mut rows = found.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let bytes: Vec<u8> = row.get(0).map_err(failed)?;
+            each(Reader::new(&bytes).key()?)?;
+        }
+        Ok(())
+    };
+    // Rows that lose or swap UNIQUE values go out together; then each of the snapshot's finds its place free.
+    let all_out = table.is_unique();
+    let out = match all_out {
+        true => "SELECT key FROM temp.woodchuck_difference",
+        false => "SELECT key FROM temp.woodchuck_difference WHERE in_snapshot = 0",
+    };
+    keys(out, &mut |key| match call.folder.rows.get(table, &key)? {
+        Some(old) => call.folder.remove(table, &key, &canonical_key(&table.table, &key), &old),
+        None => Ok(()),
+    })?;
+    keys("SELECT key FROM temp.woodchuck_difference WHERE in_snapshot = 1", &mut |key| {
+        let Some(new) = call.folder.rows.get_in(SNAPSHOT_SCHEMA, table, &key)? else { return Err(UNSTEADY) };
+        let canonical = canonical_key(&table.table, &key);
+        let old = if all_out { None } else { call.folder.rows.get(table, &key)? };
+        match old {
+            Some(old) => match call.folder.set(table, &key, &canonical, &old, &new)? {
+                true => Ok(()),
+                false => Err(UNSTEADY),
+            },
+            None => match call.folder.rows.insert(table, &key, &new)? {
+                Written::Done => {
+                    call.folder.added(table, &canonical, &new);
+                    Ok(())
+                }
+                Written::InTheWay | Written::NoRow => Err(UNSTEADY),
+            },
+        }
+    })
+}
+
+/// The rows of a shard stand in the snapshot as they stand together in the fold.
+const UNSTEADY: ApplyError = ApplyError::Damaged { what: "the snapshot's rows do not fit together" };
+
+impl State {
+    /// Own units of a shard up to message `batch_no` are in the fold, and no piece that waits for others can be needed.
+    fn leave_pending(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        let of = params![shard.0, super::state::to_db(batch_no)];
+        for sql in [
+            "UPDATE pending SET folded = 1 WHERE shard = ?1 AND batch_no <= ?2",
+            "UPDATE sealed SET acknowledged = 1 WHERE shard = ?1 AND batch_no <= ?2",
+        ] {
+            self.db.prepare_cached(sql)?.execute(of)?;
+        }
+        self.db.prepare_cached("UPDATE pieces SET spent = 1 WHERE shard = ?1 AND spent = 0")?.execute([shard.0])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Snapshots: a copy of the database becomes the fold, and a new state begins at one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::ApplyError;
+use super::shape::{LocalTable, Tables, shape_of};
+use super::state::{State, names_bytes};
+use super::statements::{Rows, Written};
+use crate::format::PageNo;
+use crate::log::{Origin, ShardId, ShardStand, Stand};
+use crate::schema::{Catalogue, CatalogueError, SchemaRow, Table, TableFilter};
+
+/// The state as it was when this was opened, whatever has happened to it since.
+#[derive(Debug)]
+pub struct FrozenState(State);
+
+impl FrozenState {
+    /// Takes hold of the state as it is now. Until this is dropped the log of `state.db` cannot begin anew, so it grows.
+    ///
+    /// # Errors
+    /// When `state.db` cannot be read.
+    pub fn open(path: &Path) -> Result<FrozenState, ApplyError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags)?;
+        db.pragma_update(None, "query_only", true)?;
+        db.execute_batch("BEGIN; SELECT 1 FROM meta")?;
+        Ok(FrozenState(State::over(db)?))
+    }
+
+    /// Whether the applied positions stand inside of something that travels in pieces: then there is no fold to make of them.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn is_inside_pieces(&self) -> Result<bool, ApplyError> {
+        Ok(self.0.db.prepare_cached("SELECT 1 FROM pieces WHERE spent = 0 LIMIT 1")?.exists([])?)
+    }
+
+    /// Where the fold stands.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn stand(&self, shards: &[ShardId]) -> Result<Stand, ApplyError> {
+        let mut stand = Stand::new();
+        for shard in shards {
+            let of_shard = ShardStand { seq: self.0.position(*shard)?, folded: self.0.folded_all(*shard)? };
+            stand.insert(*shard, of_shard);
+        }
+        Ok(stand)
+    }
+
+    /// Puts base in place in a copy of the database as it was at that moment: the copy is then the fold. Returns how many rows base has.
+    ///
+    /// # Errors
+    /// When one of the databases fails, or they are not of the same moment.
+    pub fn put_base(&self, copy: &Connection, tables: &dyn Tables) -> Result<u64, ApplyError> {
+        let doing = |source| ApplyError::Database { doing: "putting base in place", source };
+        let rows = Rows::new(copy)?;
+        let mut count = 0;
+        for (name, known) in self.0.tables.iter().filter(|(_, known)| known.base_rows > 0) {
+            let Some(table) = tables.table(name) else { continue };
+            let table = self.table(&table, known.id)?;
+            // One transaction a table: a copy is nobody's, and all of it is thrown away when anything fails.
+            copy.execute_batch("BEGIN").map_err(doing)?;
+            self.0.each_base(&table, |_, base| {
+                count += 1;
+                let Some(now) = rows.get(&table, &base.key)? else { return Ok(()) };
+                match base.row.as_ref() == Some(&now) || rows.delete(&table, &base.key)? == Written::Done {
+                    true => Ok(()),
+                    false => Err(OTHER_MOMENT),
+                }
+            })?;
+            // What differs is out: a row of the fold meets none that is in its way.
+            self.0.each_base(&table, |_, base| {
+                let Some(row) = base.row else { return Ok(()) };
+                let is_there = rows.get(&table, &base.key)?.is_some();
+                match is_there || rows.insert(&table, &base.key, &row)? == Written::Done {
+                    true => Ok(()),
+                    false => Err(OTHER_MOMENT),
+                }
+            })?;
+            copy.execute_batch("COMMIT").map_err(doing)?;
+        }
+        Ok(count)
+    }
+
+    fn table(&self, table: &Arc<Table>, id: i64) -> Result<LocalTable, ApplyError> {
+        /// No shape has this number: rows under the columns of another time are fitted to those of now.
+        const NO_SHAPE: i64 = -1;
+        let shape_id = self.0.known_shape_id(&names_bytes(&shape_of(table).columns))?.unwrap_or(NO_SHAPE);
+        Ok(LocalTable::new(Arc::clone(table), id, shape_id))
+    }
+}
+
+const OTHER_MOMENT: ApplyError = ApplyError::Damaged { what: "base does not fit the copy of the database" };
+
+/// Empties the tables of a copy that do not leave this machine. Their rows are overwritten.
+///
+/// # Errors
+/// When the copy fails.
+pub fn empty_excluded(copy: &Connection, filter: &TableFilter) -> Result<(), ApplyError> {
+    let doing = |source| ApplyError::Database { doing: "leaving tables out", source };
+    copy.pragma_update(None, "secure_delete", true).map_err(doing)?;
+    let is_out = |table: &&Arc<Table>| !table.is_internal() && !filter.matches(&table.name);
+    for table in tables_of(copy, "main")?.iter().filter(is_out) {
+        let name = table.name.replace('"', "\"\"");
+        copy.execute_batch(&format!("DELETE FROM main.\"{name}\"")).map_err(doing)?;
+    }
+    Ok(())
+}
+
+/// The tables of an attached database, as its schema has them.
+pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table>>, ApplyError> {
+    let doing = |source| ApplyError::Database { doing: "reading the schema of a snapshot", source };
+    let read = || {
+        let mut found =
+            conn.prepare(&format!("SELECT type, name, tbl_name, rootpage, sql FROM {schema}.sqlite_schema"))?;
+        let rows = found.query_map([], |row| {
+            let (kind, name, table) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(SchemaRow { kind, name, table, root: PageNo::new(row.get(3)?), sql: row.get(4)? })
+        })?;
+        rows.collect::<rusqlite::Result<Vec<SchemaRow>>>()
+    };
+    // Rows are read by the SQLite that is asked here, whoever wrote them.
+    let catalogue = Catalogue::build(read().map_err(doing)?, u32::MAX);
+    let catalogue = catalogue.map_err(|CatalogueError::Sqlite(source)| doing(source))?;
+    Ok(catalogue.tables().cloned().collect())
+}
+
+impl State {
+    /// Makes the state of a node that begins with a snapshot: nothing is pending, and the fold stands where the snapshot has it. The first
+    /// node that opens it gives it its origin.
+    ///
+    /// # Errors
+    /// As [`State::open`]; there must not be a state at `path`.
+    pub fn create_at(path: &Path, database: &str, stand: &Stand, capture_position: &[u8]) -> Result<State, ApplyError> {
+        let mut state = State::open(path, database, Origin { node_id: 0, epoch: 0 })?;
+        state.begin()?;
+        for (shard, of_shard) in stand {
+            state.set_position(*shard, of_shard.seq)?;
+            for (origin, folded) in &of_shard.folded {
+                state.set_folded(*shard, *origin, *folded)?;
+            }
+        }
+        state.store_capture_position(capture_position)?;
+        state.settle()?;
+        state.commit()?;
+        Ok(state)
+    }
+
+    /// Brings everything into the file and makes it durable.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn sync(&self) -> Result<(), ApplyError> {
+        self.db.pragma_update(None, "synchronous", "FULL")?;
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+}

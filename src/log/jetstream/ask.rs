@@ -1,0 +1,118 @@
+//! Questions from node to node, beside the log: nothing that is said here has to be remembered.
+
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, Request, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::super::error::LogError;
+use super::JetStreamLog;
+
+/// Questions to this node.
+#[derive(Debug)]
+pub struct Questions {
+    client: Client,
+    subscriber: Subscriber,
+}
+
+/// A question that waits for its answer.
+#[derive(Debug)]
+pub struct Question {
+    client: Client,
+    reply: Option<async_nats::Subject>,
+    /// What was asked.
+    pub payload: Bytes,
+}
+
+impl Questions {
+    /// The next question; `None` when the connection is closed for good.
+    pub async fn next(&mut self) -> Option<Question> {
+        let message = self.subscriber.next().await?;
+        Some(Question { client: self.client.clone(), reply: message.reply, payload: message.payload })
+    }
+}
+
+impl Question {
+    /// Answers. An answer that gets lost is as if nobody had given it: whoever asked asks again.
+    pub async fn answer(self, payload: Bytes) {
+        if let Some(reply) = self.reply {
+            let _ = self.client.publish(reply, payload).await;
+            let _ = self.client.flush().await;
+        }
+    }
+}
+
+impl JetStreamLog {
+    fn question_subject(&self, what: &str) -> String {
+        format!("{}-ask.{}.{what}", self.options.subject_prefix, self.options.shard_count)
+    }
+
+    /// Takes questions of a kind: each goes to one of the nodes that take them.
+    ///
+    /// # Errors
+    /// [`LogError::Unreachable`].
+    pub async fn take_questions(&self, what: &str) -> Result<Questions, LogError> {
+        let client = self.context.client();
+        let subscriber = client.queue_subscribe(self.question_subject(what), "woodchuck".to_owned()).await;
+        let subscriber = subscriber.map_err(|error| LogError::Unreachable(error.to_string()))?;
+        Ok(Questions { client: client.clone(), subscriber })
+    }
+
+    /// Asks any node. `None` when no node takes such questions.
+    ///
+    /// # Errors
+    /// [`LogError::Unreachable`], also when nobody answers in time.
+    pub async fn ask(&self, what: &str, payload: Bytes, within: Duration) -> Result<Option<Bytes>, LogError> {
+        let request = Request::new().payload(payload).timeout(Some(within));
+        match self.context.client().send_request(self.question_subject(what), request).await {
+            Ok(answer) => Ok(Some(answer.payload)),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(None),
+            Err(error) => Err(LogError::Unreachable(error.to_string())),
+        }
+    }
+}
+
+impl JetStreamLog {
+    /// Takes questions of a kind that go to every node.
+    ///
+    /// # Errors
+    /// [`LogError::Unreachable`].
+    pub async fn take_broadcasts(&self, what: &str) -> Result<Questions, LogError> {
+        let client = self.context.client();
+        let subscriber = client.subscribe(self.question_subject(what)).await;
+        let subscriber = subscriber.map_err(|error| LogError::Unreachable(error.to_string()))?;
+        Ok(Questions { client: client.clone(), subscriber })
+    }
+
+    /// Asks every node, and hands the answers that come within a time to `hear`, until it says that it has heard enough.
+    ///
+    /// # Errors
+    /// [`LogError::Unreachable`].
+    pub async fn ask_all(
+        &self,
+        what: &str,
+        payload: Bytes,
+        within: Duration,
+        hear: &mut (dyn FnMut(&Bytes) -> bool + Send),
+    ) -> Result<(), LogError> {
+        let client = self.context.client();
+        let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unreachable(&error))?;
+        let asked = client.publish_with_reply(self.question_subject(what), inbox, payload).await;
+        asked.map_err(|error| unreachable(&error))?;
+        let listen = async {
+            while let Some(answer) = answers.next().await {
+                // The server says so when nobody is there.
+                if answer.status.is_some() || hear(&answer.payload) {
+                    break;
+                }
+            }
+        };
+        // The end of the time is as good an end as any.
+        let _ = tokio::time::timeout(within, listen).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What a snapshot says about itself before the database follows: where the fold stands that it holds.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 4 | `WDSN` |
+//! | 4 | length of the manifest, big-endian |
+//! | | the manifest: a CBOR array, see [`SnapshotManifest::encode`] |
+//! | | the database, as a zstd frame |
+
+use std::collections::BTreeMap;
+
+use minicbor::{Decoder, Encoder};
+
+use super::super::message::{Origin, ShardId, StreamSeq};
+use super::super::order::Folded;
+
+/// The first bytes of a stored snapshot.
+pub(super) const MAGIC: &[u8; 4] = b"WDSN";
+/// The version of the manifest; another one is refused.
+const VERSION: u16 = 1;
+/// Length of a blake3 hash in bytes.
+pub const HASH_BYTES: usize = 32;
+/// A manifest holds a few numbers per shard and origin; more than this is damage, and must not become an allocation.
+pub(super) const MANIFEST_BYTES_MAX: usize = 64 << 20;
+
+/// Where the fold of one shard stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ShardStand {
+    /// The last message folded.
+    pub seq: StreamSeq,
+    /// The last message of each origin among them.
+    pub folded: Vec<(Origin, Folded)>,
+}
+
+/// Where the fold of every shard stands.
+pub type Stand = BTreeMap<ShardId, ShardStand>;
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotManifest {
+    /// Where the fold stands.
+    pub stand: Stand,
+    /// Length of the database.
+    pub database_bytes: u64,
+    /// The blake3 hash of the database.
+    pub blake3: [u8; HASH_BYTES],
+}
+
+impl SnapshotManifest {
+    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…]]`.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut write = || -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
+            let mut to = Encoder::new(&mut out);
+            to.array(4)?.u16(VERSION)?.u64(self.database_bytes)?.bytes(&self.blake3)?;
+            to.array(self.stand.len() as u64)?;
+            for (shard, stand) in &self.stand {
+                to.array(3)?.u16(shard.0)?.u64(stand.seq.0)?.array(stand.folded.len() as u64)?;
+                for (origin, folded) in &stand.folded {
+                    to.array(5)?.u64(origin.node_id)?.u64(origin.epoch)?;
+                    to.u64(folded.batch_no)?.u64(folded.round_no)?.u32(folded.part)?;
+                }
+            }
+            Ok(())
+        };
+        // Memory cannot refuse a byte.
+        let _ = write();
+        out
+    }
+
+    /// Decodes what [`SnapshotManifest::encode`] made; says what is wrong with anything else.
+    pub(super) fn decode(bytes: &[u8]) -> Result<SnapshotManifest, &'static str> {
+        let mut from = Decoder::new(bytes);
+        let version = from.array().and_then(|_| from.u16()).map_err(|_| "its manifest cannot be read")?;
+        if version != VERSION {
+            return Err("it was made by another version of woodchuck");
+        }
+        let mut read = || -> Result<SnapshotManifest, minicbor::decode::Error> {
+            let count = |count: Option<u64>| count.ok_or_else(|| minicbor::decode::Error::message("no length"));
+            let database_bytes = from.u64()?;
+            let blake3 =
+                from.bytes()?.try_into().map_err(|_| minicbor::decode::Error::message("a hash has another length"))?;
+            let mut stand = Stand::new();
+            for _ in 0..count(from.array()?)? {
+                from.array()?;
+                let shard = ShardId(from.u16()?);
+                let mut of_shard = ShardStand { seq: StreamSeq(from.u64()?), folded: Vec::new() };
+                for _ in 0..count(from.array()?)? {
+                    from.array()?;
+                    let origin = Origin { node_id: from.u64()?, epoch: from.u64()? };
+                    let folded = Folded { batch_no: from.u64()?, round_no: from.u64()?, part: from.u32()? };
+                    of_shard.folded.push((origin, folded));
+                }
+                stand.insert(shard, of_shard);
+            }
+            Ok(SnapshotManifest { stand, database_bytes, blake3 })
+        };
+        read().map_err(|_| "its manifest cannot be read")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_survive_their_bytes_and_anything_else_is_refused() {
+        let origin = Origin { node_id: 7, epoch: u64::MAX };
+        let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
+        let stand = ShardStand { seq: StreamSeq(70_000), folded: vec![(origin, folded)] };
+        let stand = Stand::from([(ShardId(1), stand), (ShardId(2), ShardStand::default())]);
+        let manifest = SnapshotManifest { stand, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
+        let bytes = manifest.encode();
+        assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));
+        for end in 0..bytes.len() {
+            assert!(SnapshotManifest::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+}

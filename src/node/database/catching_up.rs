@@ -1,0 +1,190 @@
+//! The database thread's part: giving a moment, and catching up while the application goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Database;
+use crate::apply::{ApplyError, FrozenState, Outcome, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
+use crate::log::{LogError, Origin, ShardId, StreamSeq};
+use crate::node::NodeError;
+use crate::node::snapshot::{Ask, Fetched, Moment, Need};
+use crate::node::start::position_bytes;
+use crate::node::waiting::FoldedOf;
+
+/// How far this node is behind, and what comes to help it.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    /// The shards that cannot be read on, with the last message that is missing.
+    shards: BTreeMap<ShardId, StreamSeq>,
+    /// The snapshot to catch up from.
+    fetched: Option<Box<Fetched>>,
+}
+
+impl Database {
+    /// Takes what the network side asks.
+    pub(super) fn asked(&mut self, ask: Ask) -> Result<(), NodeError> {
+        match ask {
+            // Another that came first may have been enough.
+            Ask::CatchUp(_) if self.behind.shards.is_empty() => {}
+            // One that is attached already is taken first: what it leaves to do is asked for again.
+            Ask::CatchUp(_) if self.behind.fetched.is_some() => {}
+            Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
+            Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
+            Ask::Published(answer) => {
+                // One look reads everything that is committed by now.
+                self.capture()?;
+                self.unpublished.push((self.replica.state().pending_last(), answer));
+            }
+            Ask::Moment { answer, early } => {
+                // Whoever asked may be gone.
+                let _ = answer.send(if early || self.log.open { self.moment()? } else { None });
+            }
+        }
+        Ok(())
+    }
+
+    fn folded_of(&self, origin: Origin) -> Result<FoldedOf, NodeError> {
+        let mut folded = FoldedOf::new();
+        for shard in &self.shards {
+            folded.insert(*shard, self.replica.state().folded(*shard, origin)?.batch_no);
+        }
+        Ok(folded)
+    }
+
+    /// Tells those who wait for the log to have what was committed when they asked.
+    pub(super) fn tell_published(&mut self) -> Result<(), NodeError> {
+        for (last, answer) in std::mem::take(&mut self.unpublished) {
+            if self.replica.state().is_pending_up_to(last)? {
+                self.unpublished.push((last, answer));
+            } else {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.folded_of(self.replica.state().origin())?);
+            }
+        }
+        self.unpublished.retain(|(_, answer)| !answer.is_closed());
+        Ok(())
+    }
+
+    /// The database and the state as they are between two steps. `None` when they make no fold now.
+    fn moment(&mut self) -> Result<Option<Moment>, NodeError> {
+        if self.replica.is_recovering() {
+            return Ok(None);
+        }
+        let frozen = FrozenState::open(&self.directory.file("state.db"))?;
+        if frozen.is_inside_pieces()? {
+            return Ok(None);
+        }
+        let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(None) };
+        let stand = frozen.stand(&self.shards)?;
+        let catalogue = Arc::clone(self.attached.follower.catalogue());
+        let tables = Box::new(move |name: &str| catalogue.table(name).cloned());
+        Ok(Some(Moment { held, frozen, stand, tables }))
+    }
+
+    /// A shard cannot be read on. Falling behind is mended by a snapshot; anything else ends the node.
+    pub(super) fn cannot_read(&mut self, shard: ShardId, error: LogError) -> Result<(), NodeError> {
+        let at_least = match &error {
+            LogError::FellBehind { first, .. } => first.0.saturating_sub(1),
+            LogError::Hole { found, .. } => found.0.saturating_sub(1),
+            _ => return Err(error.into()),
+        };
+        // Who does not apply must see its own messages come back, one by one.
+        if !self.config.apply_changes {
+            return Err(error.into());
+        }
+        tracing::warn!("{error}: catching up from a snapshot");
+        self.behind.shards.insert(shard, StreamSeq(at_least));
+        self.need(Need::Snapshot { shard, at_least: StreamSeq(at_least) })
+    }
+
+    fn need(&self, need: Need) -> Result<(), NodeError> {
+        // Each shard has one at a time, and the queue has room for all. A network side that is gone has its own word to say.
+        match self.links.needs.try_send(need) {
+            Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => Err(NodeError::Ended("network side")),
+        }
+    }
+
+    /// Catches up, when there is something to catch up from and the write lock can be had. Whether it did.
+    pub(super) fn catch_up_if_fetched(&mut self) -> Result<bool, NodeError> {
+        let Some(fetched) = &self.behind.fetched else { return Ok(false) };
+        // It is still attached after a try that did not get the write lock.
+        let is_attached = "SELECT 1 FROM pragma_database_list WHERE name = ?1";
+        let mut is_attached = self.attached.connection.prepare_cached(is_attached).map_err(attaching)?;
+        if !is_attached.exists([SNAPSHOT_SCHEMA]).map_err(attaching)? {
+            // The name as bytes: it need not be UTF-8.
+            let path = fetched.path.as_os_str().as_encoded_bytes();
+            let attach = format!("ATTACH CAST(?1 AS TEXT) AS {SNAPSHOT_SCHEMA}");
+            self.attached.connection.execute(&attach, [path]).map_err(attaching)?;
+        }
+        drop(is_attached);
+        if !self.begin()? {
+            self.retry_lock = true;
+            return Ok(false);
+        }
+        if let Err(error) = self.catch_up_now() {
+            self.replica.rollback(&self.attached.connection)?;
+            return Err(error);
+        }
+        self.attached.connection.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).map_err(attaching)?;
+        if let Some(fetched) = self.behind.fetched.take() {
+            self.read_on(&fetched)?;
+        }
+        Ok(true)
+    }
+
+    fn catch_up_now(&mut self) -> Result<(), NodeError> {
+        let began = Instant::now();
+        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
+        self.reporter.transactions_captured += captured.transactions;
+        let Some(fetched) = &self.behind.fetched else { return Ok(()) };
+        let filter = TableFilter::new(&self.config.tables, &self.config.exclude_tables);
+        let route = route_by_hash(filter, self.config.log.shards);
+        let catalogue = Arc::clone(self.attached.follower.catalogue());
+        let tables = |name: &str| catalogue.table(name).cloned();
+        let counts = self.replica.catch_up(&self.attached.connection, &tables, &fetched.manifest.stand, &route)?;
+        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
+            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
+            let position = self.attached.follower.position();
+            self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
+            self.stored = Some(position);
+        }
+        let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
+        tracing::info!(
+            "caught up from snapshot {}: {rows} rows were written, others could not write for {:.1?}",
+            fetched.info.no,
+            began.elapsed()
+        );
+        self.reporter.count(&counts);
+        Ok(())
+    }
+
+    /// Goes on reading behind the snapshot.
+    fn read_on(&mut self, fetched: &Fetched) -> Result<(), NodeError> {
+        let own = self.replica.state().origin();
+        for (shard, stand) in &fetched.manifest.stand {
+            let mine = stand.folded.iter().find(|(origin, _)| *origin == own).map_or(0, |(_, folded)| folded.batch_no);
+            self.to_send.retain(|waiting| waiting.shard != *shard || waiting.batch_no > mine);
+            self.blocked.remove(shard);
+            let position = self.replica.state().position(*shard)?;
+            let seen = self.log.seen.entry(*shard).or_default();
+            *seen = position.max(*seen);
+        }
+        for (shard, at_least) in std::mem::take(&mut self.behind.shards) {
+            let position = self.replica.state().position(shard)?;
+            if position >= at_least {
+                self.need(Need::Read { shard, from: StreamSeq(position.0 + 1) })?;
+            } else {
+                self.behind.shards.insert(shard, at_least);
+                self.need(Need::Snapshot { shard, at_least })?;
+            }
+        }
+        self.open_when_seen()
+    }
+}
+
+fn attaching(source: rusqlite::Error) -> NodeError {
+    ApplyError::Database { doing: "attaching a snapshot", source }.into()
+}

@@ -1,0 +1,184 @@
+//! Fetching the newest snapshot that will do, and asking for one where there is none.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::keeper::QUESTION;
+use super::{Ask, set_wal, tables_text, work_directory};
+use crate::log::{
+    JetStreamLog, LogError, ShardId, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore, StreamSeq,
+};
+use crate::node::config::RunConfig;
+use crate::node::error::NodeError;
+
+/// How long a node may take to make a snapshot when it is asked to.
+const MADE_WITHIN: Duration = Duration::from_secs(300);
+/// The first wait after a failure, and the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_CAP: Duration = Duration::from_secs(10);
+/// How often progress is told.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A snapshot that is here. Its file goes with it, unless it has got another name.
+#[derive(Debug)]
+pub(in crate::node) struct Fetched {
+    /// Its database, in rollback mode.
+    pub(in crate::node) path: PathBuf,
+    pub(in crate::node) info: SnapshotInfo,
+    pub(in crate::node) manifest: SnapshotManifest,
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What the database thread needs of the network side.
+#[derive(Debug)]
+pub(in crate::node) enum Need {
+    /// A shard cannot be read on: a snapshot that holds at least its message `at_least`.
+    Snapshot {
+        /// The shard.
+        shard: ShardId,
+        /// The message.
+        at_least: StreamSeq,
+    },
+    /// The shard can be read again, from here on.
+    Read {
+        /// The shard.
+        shard: ShardId,
+        /// The next message.
+        from: StreamSeq,
+    },
+}
+
+/// Which snapshots will do.
+pub(super) struct Wanted {
+    /// What each shard must hold at least.
+    pub(super) at_least: BTreeMap<ShardId, StreamSeq>,
+    /// The tables of this node; snapshots of all tables do as well. `None`: whatever it has.
+    pub(super) tables: Option<String>,
+}
+
+impl Wanted {
+    fn does(&self, info: &SnapshotInfo) -> bool {
+        let holds = |(shard, seq): (&ShardId, &StreamSeq)| info.positions.get(shard).is_some_and(|there| there >= seq);
+        let tables = self.tables.as_ref().is_none_or(|ours| info.tables.is_empty() || info.tables == *ours);
+        tables && self.at_least.iter().all(holds)
+    }
+}
+
+/// Fetches the newest snapshot that will do into `path`. Damaged ones are passed over with a word. `None` when none will do.
+pub(super) async fn fetch(log: &JetStreamLog, wanted: &Wanted, path: &Path) -> Result<Option<Fetched>, NodeError> {
+    let store = SnapshotStore::of(log);
+    let fail = |what| move |source| NodeError::StateDirectory { path: path.to_owned(), what, source };
+    for info in store.list().await?.into_iter().filter(|info| wanted.does(info)) {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let file = file.map_err(fail("cannot write the snapshot"))?;
+        let to = file.try_clone().map_err(fail("cannot write the snapshot"))?;
+        let (no, mut told) = (info.no, Instant::now());
+        let progress = move |done: u64, total: u64| {
+            if told.elapsed() >= TELL_INTERVAL && total > 0 {
+                told = Instant::now();
+                tracing::info!("fetching snapshot {no}: {} % of {} MiB", done.saturating_mul(100) / total, total >> 20);
+            }
+        };
+        match store.get(&info, to, progress).await {
+            Ok(manifest) => {
+                set_wal(&file, false).map_err(fail("cannot write the snapshot"))?;
+                return Ok(Some(Fetched { path: path.to_owned(), info, manifest }));
+            }
+            Err(error @ SnapshotError::Damaged { .. }) => {
+                tracing::warn!("{error}; looking for an older one");
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(path);
+                return Err(error.into());
+            }
+        }
+    }
+    let _ = std::fs::remove_file(path);
+    Ok(None)
+}
+
+/// Asks any node to make a snapshot. `false` when no node is there to make one.
+pub(super) async fn ask_for_one(log: &JetStreamLog) -> Result<bool, NodeError> {
+    match log.ask(QUESTION, Bytes::new(), MADE_WITHIN).await? {
+        None => Ok(false),
+        Some(answer) => match answer.strip_prefix(b"ok ") {
+            Some(_) => Ok(true),
+            None => Err(SnapshotError::Store(String::from_utf8_lossy(&answer).into_owned()).into()),
+        },
+    }
+}
+
+/// Fetches snapshots for the database thread when it has fallen behind.
+pub(in crate::node) struct CatchUps {
+    log: JetStreamLog,
+    state_dir: PathBuf,
+    asks: mpsc::Sender<Ask>,
+    wanted: Wanted,
+    /// Counts the files: the database thread removes one while the next is written.
+    no: u64,
+}
+
+impl CatchUps {
+    pub(in crate::node) fn new(log: &JetStreamLog, config: &RunConfig, asks: mpsc::Sender<Ask>) -> CatchUps {
+        let tables = Some(tables_text(&config.tables, &config.exclude_tables));
+        let wanted = Wanted { at_least: BTreeMap::new(), tables };
+        CatchUps { log: log.clone(), state_dir: config.state_dir.clone(), asks, wanted, no: 0 }
+    }
+
+    /// Serves needs as they come: they come again until a snapshot was far enough.
+    pub(in crate::node) async fn run(
+        mut self,
+        mut needs: mpsc::Receiver<(ShardId, StreamSeq)>,
+    ) -> Result<(), NodeError> {
+        while let Some((shard, at_least)) = needs.recv().await {
+            self.wanted.at_least = BTreeMap::from([(shard, at_least)]);
+            while let Ok((shard, at_least)) = needs.try_recv() {
+                self.wanted.at_least.insert(shard, at_least);
+            }
+            self.no += 1;
+            let fetched = self.fetch_in_the_end().await?;
+            if self.asks.send(Ask::CatchUp(Box::new(fetched))).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_in_the_end(&self) -> Result<Fetched, NodeError> {
+        let path = work_directory(&self.state_dir)?.join(format!("fetched-{}.db", self.no));
+        let mut wait = RETRY_FIRST;
+        let mut told = String::new();
+        // Without end on purpose: the node goes on with everything else, and says what it waits for.
+        loop {
+            let trouble = match fetch(&self.log, &self.wanted, &path).await {
+                Ok(Some(fetched)) => return Ok(fetched),
+                Ok(None) => match ask_for_one(&self.log).await {
+                    // It may come from a node that is behind itself.
+                    Ok(true) => String::new(),
+                    Ok(false) => "no snapshot reaches far enough, and no node is there to make one".to_owned(),
+                    Err(error) => error.to_string(),
+                },
+                Err(NodeError::Log(error)) if !error.is_transient() && !matches!(error, LogError::Refused { .. }) => {
+                    return Err(error.into());
+                }
+                Err(error) => error.to_string(),
+            };
+            if !trouble.is_empty() && trouble != told {
+                tracing::warn!("cannot catch up yet: {trouble}");
+                told = trouble;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_CAP);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Snapshots of a running node, and nodes that begin with one or come back to one.
+//!
+//! ```text
+//!  database thread: moment ──▶ copy ─▶ base put in place ─▶ hash ─▶ zstd ══▶ object store      (keeper, under the lease)
+//!                   catch up ◀── fetched ◀─────────────────────────────────── object store     (fetch)
+//!  no database:     restore ◀── fetched ◀──────────────────────────────────── object store
+//! ```
+
+mod fetch;
+mod first;
+mod keeper;
+mod make;
+mod restore;
+
+pub(super) use fetch::{CatchUps, Fetched, Need};
+pub(super) use first::refuse_other_content;
+pub(super) use keeper::Keeper;
+pub(super) use make::Moment;
+pub use restore::{Restore, restore};
+pub(super) use restore::{join, refuse_interrupted};
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::oneshot;
+
+use super::config::NatsConfig;
+use super::error::NodeError;
+use super::network::connect_log;
+use super::waiting::FoldedOf;
+use crate::log::{Origin, SnapshotInfo, SnapshotStore, StreamOptions};
+
+/// The snapshots of a log, newest first.
+///
+/// # Errors
+/// [`NodeError::Connect`], [`NodeError::Snapshot`].
+pub async fn list_snapshots(nats: &NatsConfig, streams: StreamOptions) -> Result<Vec<SnapshotInfo>, NodeError> {
+    let log = connect_log(nats, streams, 0).await?;
+    Ok(SnapshotStore::of(&log).list().await?)
+}
+
+/// Asks a running node to make a snapshot, and waits for it. `None` when no node is there to make one.
+///
+/// # Errors
+/// [`NodeError::Connect`], [`NodeError::Snapshot`].
+pub async fn ask_for_snapshot(nats: &NatsConfig, streams: StreamOptions) -> Result<Option<SnapshotInfo>, NodeError> {
+    let log = connect_log(nats, streams, 0).await?;
+    if !fetch::ask_for_one(&log).await? {
+        return Ok(None);
+    }
+    Ok(SnapshotStore::of(&log).list().await?.into_iter().next())
+}
+
+/// Where files are kept while a snapshot is made or taken in, in the state directory. What is found there at a start is of no use.
+const WORK_DIRECTORY: &str = "snapshot";
+
+/// What the network side asks of the database thread.
+pub(super) enum Ask {
+    /// The database and the state as they are now, if a snapshot can be made of them.
+    Moment {
+        /// Where to put them.
+        answer: oneshot::Sender<Option<Moment>>,
+        /// Whether they will do although this node has not read the log to its end.
+        early: bool,
+    },
+    /// To catch up.
+    CatchUp(Box<Fetched>),
+    /// How far an origin's messages are folded here.
+    Folded(Origin, oneshot::Sender<FoldedOf>),
+    /// To say so when everything that is committed now is on the log and was seen there, with our last message in each shard.
+    Published(oneshot::Sender<FoldedOf>),
+}
+
+/// The directory for files that do not outlive their work.
+fn work_directory(state_dir: &Path) -> Result<PathBuf, NodeError> {
+    let path = state_dir.join(WORK_DIRECTORY);
+    let made = std::fs::create_dir_all(&path);
+    made.map_err(|source| NodeError::StateDirectory { path: path.clone(), what: "cannot make the directory", source })?;
+    Ok(path)
+}
+
+/// Removes what an earlier life has left.
+pub(super) fn clear_work_directory(state_dir: &Path) {
+    let _ = std::fs::remove_dir_all(state_dir.join(WORK_DIRECTORY));
+}
+
+/// Which tables a node's snapshots have, as its options say it; empty for all.
+pub(super) fn tables_text(tables: &[String], exclude: &[String]) -> String {
+    let part = |name: &str, list: &[String]| match list {
+        [] => String::new(),
+        list => format!("{name} {} ", list.join(",")),
+    };
+    (part("tables", tables) + &part("without", exclude)).trim_end().to_owned()
+}
+
+/// Whether a file is taken for a database with a write-ahead log. One without can be read in peace where it lies.
+fn set_wal(file: &std::fs::File, wal: bool) -> std::io::Result<()> {
+    /// The header's two version numbers: 1 for a rollback journal, 2 for a write-ahead log.
+    const VERSIONS_OFFSET: u64 = 18;
+    std::os::unix::fs::FileExt::write_all_at(file, &[1 + u8::from(wal); 2], VERSIONS_OFFSET)
+}

@@ -1,0 +1,126 @@
+//! Waiting until what was committed here is applied elsewhere.
+//!
+//! `capture what is committed → until none of it is pending → until the others have folded as many of our messages`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::ControlAnswer;
+use super::snapshot::Ask;
+use crate::log::{JetStreamLog, Origin, ShardId};
+
+/// The kind of question by which nodes ask each other how far they are.
+const QUESTION: &str = "folded";
+/// How long answers are collected before it is asked again.
+const ROUND: Duration = Duration::from_millis(100);
+/// How long nodes have to say that they are there.
+const PRESENT_WITHIN: Duration = Duration::from_millis(300);
+
+/// The last message of an origin that a node has folded, by shard.
+pub(super) type FoldedOf = BTreeMap<ShardId, u64>;
+
+/// How far are you with the messages of this origin?
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    node_id: u64,
+    epoch: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    node_id: u64,
+    /// By shard.
+    batch_no: BTreeMap<u16, u64>,
+}
+
+/// Waits for other nodes, and tells them how far this one is.
+pub(super) struct Waits {
+    log: JetStreamLog,
+    origin: Origin,
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Waits {
+    pub(super) fn new(log: &JetStreamLog, origin: Origin, asks: mpsc::Sender<Ask>) -> Waits {
+        Waits { log: log.clone(), origin, asks }
+    }
+
+    /// Answers the other nodes, for as long as there is a connection.
+    pub(super) async fn answer_nodes(&self) {
+        let Ok(mut questions) = self.log.take_broadcasts(QUESTION).await else { return };
+        while let Some(question) = questions.next().await {
+            let Ok(Question { node_id, epoch }) = serde_json::from_slice(&question.payload) else { continue };
+            let (answer, folded) = oneshot::channel();
+            if self.asks.send(Ask::Folded(Origin { node_id, epoch }, answer)).await.is_err() {
+                return;
+            }
+            let Ok(folded) = folded.await else { return };
+            let batch_no = folded.into_iter().map(|(shard, batch_no)| (shard.0, batch_no)).collect();
+            let answer = Answer { node_id: self.origin.node_id, batch_no };
+            question.answer(Bytes::from(serde_json::to_vec(&answer).unwrap_or_default())).await;
+        }
+    }
+
+    /// Waits until what is committed now is applied on a node, or on all that are connected.
+    pub(super) async fn wait(&self, node: Option<u64>, timeout: Duration) -> ControlAnswer {
+        let deadline = Instant::now() + timeout;
+        let late = |what: &str| ControlAnswer::Late { what: what.to_owned() };
+        let (answer, published) = oneshot::channel();
+        if self.asks.send(Ask::Published(answer)).await.is_err() {
+            return ControlAnswer::Failed { what: "the node is stopping".to_owned() };
+        }
+        let wanted = match tokio::time::timeout(timeout, published).await {
+            Ok(Ok(wanted)) => wanted,
+            Ok(Err(_)) => return ControlAnswer::Failed { what: "the node is stopping".to_owned() },
+            Err(_) => return late("the log to have it"),
+        };
+        let mut waiting: BTreeSet<u64> = node.into_iter().filter(|node| *node != self.origin.node_id).collect();
+        let mut reached = BTreeSet::new();
+        let mut round = if node.is_some() { ROUND } else { PRESENT_WITHIN };
+        if node.is_some() && waiting.is_empty() {
+            return ControlAnswer::Applied { nodes: node.into_iter().collect() };
+        }
+        loop {
+            let is_first_of_all = node.is_none() && round == PRESENT_WITHIN;
+            let until = round.min(deadline.saturating_duration_since(Instant::now()));
+            let mut present = BTreeSet::new();
+            let mut hear = |bytes: &Bytes| {
+                let Ok(answer) = serde_json::from_slice::<Answer>(bytes) else { return false };
+                if answer.node_id == self.origin.node_id {
+                    return false;
+                }
+                present.insert(answer.node_id);
+                let has =
+                    |(shard, wanted): (&ShardId, &u64)| answer.batch_no.get(&shard.0).is_some_and(|no| no >= wanted);
+                if wanted.iter().all(has) {
+                    reached.insert(answer.node_id);
+                }
+                !is_first_of_all && waiting.is_subset(&reached)
+            };
+            let question = Question { node_id: self.origin.node_id, epoch: self.origin.epoch };
+            let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
+            if let Err(error) = self.log.ask_all(QUESTION, question, until, &mut hear).await {
+                tracing::debug!("{error}");
+                tokio::time::sleep(ROUND).await;
+            } else if is_first_of_all {
+                waiting = present;
+                round = ROUND;
+            }
+            if round == ROUND && waiting.is_subset(&reached) {
+                return ControlAnswer::Applied { nodes: waiting.into_iter().collect() };
+            }
+            if Instant::now() >= deadline {
+                let missing: Vec<String> = waiting.difference(&reached).map(|node| format!("node {node}")).collect();
+                return late(&if missing.is_empty() {
+                    "the other nodes to answer".to_owned()
+                } else {
+                    missing.join(", ")
+                });
+            }
+        }
+    }
+}
