@@ -7,7 +7,7 @@ use super::frames::AtPosition;
 use super::shadow::{Shadow, ShadowStep};
 use super::stand::{look_at_bound, stand_at};
 use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
-use crate::change::{ChangeSink, DiffError, Op, PageSource, RowChange, SchemaChange, TransactionError, TxSpan};
+use crate::change::{ChangeSink, DiffError, Op, PageSource, RowChange, SchemaChange, TxSpan};
 use crate::format::{DatabaseHeader, FrameNo, PageNo};
 
 /// How far the start is.
@@ -77,22 +77,22 @@ fn never(error: FollowError<std::convert::Infallible>) -> CaptureError {
     }
 }
 
-/// Counts deletes, and refuses the transaction at its end, so that the differ stays where it is.
+/// Counts deletes.
 struct Deletes(u64);
 
-impl ChangeSink<()> for Deletes {
-    fn begin(&mut self, _: &TxSpan) -> Result<(), ()> {
+impl ChangeSink<std::convert::Infallible> for Deletes {
+    fn begin(&mut self, _: &TxSpan) -> Result<(), std::convert::Infallible> {
         Ok(())
     }
-    fn schema(&mut self, _: SchemaChange) -> Result<(), ()> {
+    fn schema(&mut self, _: SchemaChange) -> Result<(), std::convert::Infallible> {
         Ok(())
     }
-    fn change(&mut self, change: RowChange) -> Result<(), ()> {
+    fn change(&mut self, change: RowChange) -> Result<(), std::convert::Infallible> {
         self.0 += u64::from(change.op == Op::Delete);
         Ok(())
     }
-    fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), ()> {
-        Err(())
+    fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), std::convert::Infallible> {
+        Ok(())
     }
 }
 
@@ -301,10 +301,8 @@ impl Follower {
         if !self.durability.accept_restored {
             let looks_restored = shadow.database() != self.file.identity() || goes_back(self.differ.header(), &now)?;
             let mut deletes = Deletes(0);
-            match self.differ.transaction(shadow, &now, &changed, &span, &mut deletes) {
-                Ok(_) | Err(TransactionError::Sink(())) => {}
-                Err(TransactionError::Diff(error)) => return Err(CaptureError::Diff(error).into()),
-            }
+            // A look alone: what follows compares once more, from the same version.
+            self.differ.preview(shadow, &now, &changed, &span, &mut deletes).map_err(|error| never(error.into()))?;
             let deletes = deletes.0;
             if deletes > 0 && (looks_restored || deletes > DELETES_WITHOUT_SIGN_MAX) {
                 let rows = self.differ.count_rows(shadow, deletes.saturating_mul(10)).map_err(CaptureError::from)?;

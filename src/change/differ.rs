@@ -224,6 +224,34 @@ impl Differ {
         span: &TxSpan,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<u64, TransactionError<E>> {
+        let (plan, count) = self.compare(before, after, changed, span, sink)?;
+        self.adopt(plan)?;
+        Ok(count)
+    }
+
+    /// As [`Differ::transaction`], but the differ goes on standing at the version before.
+    ///
+    /// # Errors
+    /// [`TransactionError`].
+    pub fn preview<E>(
+        &self,
+        before: &dyn PageSource,
+        after: &dyn PageSource,
+        changed: &[PageNo],
+        span: &TxSpan,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<u64, TransactionError<E>> {
+        self.compare(before, after, changed, span, sink).map(|(_, count)| count)
+    }
+
+    fn compare<'s, E>(
+        &self,
+        before: &'s dyn PageSource,
+        after: &'s dyn PageSource,
+        changed: &[PageNo],
+        span: &TxSpan,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<(Plan<'s>, u64), TransactionError<E>> {
         let plan = self.plan(before, after, changed)?;
         let mut count = 0;
         let mut begun = false;
@@ -262,8 +290,7 @@ impl Differ {
         if begun {
             sink.commit(span, count - schema_count).map_err(TransactionError::Sink)?;
         }
-        self.adopt(plan)?;
-        Ok(count)
+        Ok((plan, count))
     }
 
     /// Takes a transaction's pages into the structure without giving out its rows.
