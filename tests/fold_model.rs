@@ -502,19 +502,25 @@ impl Node {
     }
 
     fn capture(&mut self, tables: &[Arc<Table>]) {
-        for (before, after) in std::mem::take(&mut self.wal) {
-            self.tx += 1;
-            let span = TxSpan {
-                tx: self.tx,
-                salts: Salts([1; 8]),
-                frame_first: FrameNo(1),
-                frame_last: FrameNo(self.tx as u32),
-                repaired: false,
-                checksum: woodchuck::format::Checksum::default(),
-                page_count: 0,
-            };
-            let mut sink = self.replica.as_mut().unwrap().local_sink();
-            feed(&mut sink, &span, tables, &before, &after);
+        // The first may decide about an intent; the others are stored together.
+        let mut waiting = std::mem::take(&mut self.wal).into_iter();
+        let first = usize::from(self.replica().is_recovering());
+        for together in [waiting.by_ref().take(first).collect::<Vec<_>>(), waiting.collect()] {
+            let mut sink = self.replica.as_mut().unwrap().local_sink_grouped();
+            for (before, after) in together {
+                self.tx += 1;
+                let span = TxSpan {
+                    tx: self.tx,
+                    salts: Salts([1; 8]),
+                    frame_first: FrameNo(1),
+                    frame_last: FrameNo(self.tx as u32),
+                    repaired: false,
+                    checksum: woodchuck::format::Checksum::default(),
+                    page_count: 0,
+                };
+                feed(&mut sink, &span, tables, &before, &after);
+            }
+            sink.settle().unwrap();
         }
         if self.replica().is_recovering() {
             self.replica().abandon_intent().unwrap();

@@ -276,6 +276,23 @@ impl State {
         Ok(self.db.execute_batch("COMMIT")?)
     }
 
+    /// Marks a place within a transaction.
+    pub(super) fn set_mark(&self) -> Result<(), ApplyError> {
+        self.db.prepare_cached("SAVEPOINT mark")?.execute([])?;
+        Ok(())
+    }
+
+    pub(super) fn drop_mark(&self) -> Result<(), ApplyError> {
+        self.db.prepare_cached("RELEASE mark")?.execute([])?;
+        Ok(())
+    }
+
+    /// Takes back what was written since the mark, and forgets what was remembered of it.
+    pub(super) fn roll_back_to_mark(&mut self) -> Result<(), ApplyError> {
+        self.db.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
+        self.reload()
+    }
+
     /// Takes back what was written since `begin`, and forgets what was remembered of it.
     pub(super) fn rollback(&mut self) -> Result<(), ApplyError> {
         // A failed statement may have ended the transaction already.
