@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::base::BaseRow;
 use super::error::ApplyError;
-use super::net_effect::{NetEffect, written};
+use super::net_effect::{NetEffect, Versions, written};
 use super::replica::{Phase, Replica};
 use super::shape::LocalTable;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
@@ -43,6 +43,8 @@ pub struct LocalSink<'r> {
     origin: Option<UnitOrigin>,
     position: Option<Vec<u8>>,
     judged: Option<(NetEffect, NetEffect)>,
+    /// After a gap: the rows that the intent made.
+    ours: Option<Versions>,
     recovered: Option<Recovered>,
     /// Transactions are stored together; how many wait to be.
     grouped: bool,
@@ -57,6 +59,7 @@ impl<'r> LocalSink<'r> {
             origin: None,
             position: None,
             judged: None,
+            ours: None,
             recovered: None,
             grouped,
             waiting: 0,
@@ -126,6 +129,9 @@ impl<'r> LocalSink<'r> {
         if let Some((net, _)) = &mut self.judged {
             net.add_change(&change);
         }
+        if self.ours.as_ref().is_some_and(|ours| ours.made(&change)) {
+            return Ok(());
+        }
         let local = self.replica.state.local_table(&change.table)?;
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
@@ -184,6 +190,7 @@ impl<'r> LocalSink<'r> {
                 self.replica.state.push_pending(id, shard, &unit, &tables)?;
             }
         }
+        self.ours = None;
         if let Some((found, wanted)) = self.judged.take() {
             if found == wanted {
                 // The rows are the intent's. What was written here in the meantime took it for somebody else's.
@@ -214,6 +221,7 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired });
         if let Phase::Recovering(intent) = self.replica.phase {
             self.judged = Some((NetEffect::new(), intent));
+            self.ours = if span.repaired { Some(self.replica.state.intent_versions()?) } else { None };
             let reverted = self.replica.state.revert_intent();
             if reverted.is_err() {
                 self.abandon()?;
