@@ -129,7 +129,8 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
         call.state.leave_pending(*shard, mine)?;
     }
     call.redo()?;
-    Ok((call.folder.net, call.folder.counts))
+    call.state.versions = std::mem::take(&mut call.folder.net.versions);
+    Ok((call.folder.net.net, call.folder.counts))
 }
 
 fn missing_column(here: &LocalTable, theirs: &Table) -> String {

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::base::BaseRow;
 use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
-use super::net_effect::NetEffect;
+use super::net_effect::Account;
 use super::shape::{Change, LocalTable};
 use super::state::State;
 use super::statements::{Rows, Written};
@@ -41,7 +41,7 @@ pub struct FoldCounts {
 /// Writes rows, and keeps account of it.
 pub(super) struct Folder<'c> {
     pub(super) rows: Rows<'c>,
-    pub(super) net: NetEffect,
+    pub(super) net: Account,
     pub(super) counts: FoldCounts,
     /// Who made the unit that is folded.
     pub(super) origin: Option<Origin>,
@@ -49,7 +49,7 @@ pub(super) struct Folder<'c> {
 
 impl<'c> Folder<'c> {
     pub(super) fn new(conn: &'c Connection) -> Result<Folder<'c>, ApplyError> {
-        Ok(Folder { rows: Rows::new(conn)?, net: NetEffect::new(), counts: FoldCounts::default(), origin: None })
+        Ok(Folder { rows: Rows::new(conn)?, net: Account::default(), counts: FoldCounts::default(), origin: None })
     }
 
     /// Folds the changes of one unit to one table. `redo` is the pending unit that is replayed: then base takes each row before it changes.

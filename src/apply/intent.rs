@@ -3,11 +3,15 @@
 //! Applying writes the whole next state into `state.db`, with everything that is needed to take it back, and the digest of what the user's
 //! database is about to become. Then the user's database commits, then the intent is made the state. After a crash between the two the
 //! first captured transaction tells which it was: if its net effect is the intent's it is ours, else ours never happened.
+//!
+//! After a gap that transaction can be ours and local ones together. Then the intent is taken back, and rows that are as it made them are no
+//! local change: the messages are folded again, onto rows that have them already, which comes to the same. So only what is really local is
+//! published.
 
 use rusqlite::{OptionalExtension, params};
 
 use super::error::ApplyError;
-use super::net_effect::NetEffect;
+use super::net_effect::{NetEffect, Versions};
 use super::state::State;
 
 impl State {
@@ -19,7 +23,14 @@ impl State {
         Ok(Some(NetEffect::from_digest(digest)))
     }
 
-    pub(super) fn write_intent(&self, net: &NetEffect) -> Result<(), ApplyError> {
+    /// The rows of the intent that is stored.
+    pub(super) fn intent_versions(&self) -> Result<Versions, ApplyError> {
+        Ok(Versions::from_bytes(&self.meta("intent_versions")?.unwrap_or_default()))
+    }
+
+    pub(super) fn write_intent(&mut self, net: &NetEffect) -> Result<(), ApplyError> {
+        let versions = std::mem::take(&mut self.versions);
+        self.set_meta("intent_versions", &versions.to_bytes())?;
         self.db.prepare_cached("INSERT INTO intent(only, digest) VALUES(1, ?1)")?.execute(params![net.digest()])?;
         Ok(())
     }

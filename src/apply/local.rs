@@ -1,11 +1,11 @@
-//! Takes local transactions from capture into pending and base, streaming: one commit of `state.db` for each.
+//! Takes local transactions from capture into pending and base, streaming: one commit of `state.db` for each, or for many.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::base::BaseRow;
 use super::error::ApplyError;
-use super::net_effect::{NetEffect, written};
+use super::net_effect::{NetEffect, Versions, written};
 use super::replica::{Phase, Replica};
 use super::shape::LocalTable;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
@@ -20,6 +20,9 @@ pub enum Recovered {
     /// The user's database never committed it: it was taken back, and the messages will be folded again.
     NotOurs,
 }
+
+/// Transactions that are stored together at most: commits of `state.db` cost more than what they hold.
+const GROUP_MAX: u32 = 256;
 
 /// The unit that is being filled in one shard.
 #[derive(Debug)]
@@ -40,12 +43,57 @@ pub struct LocalSink<'r> {
     origin: Option<UnitOrigin>,
     position: Option<Vec<u8>>,
     judged: Option<(NetEffect, NetEffect)>,
+    /// After a gap: the rows that the intent made.
+    ours: Option<Versions>,
     recovered: Option<Recovered>,
+    /// Transactions are stored together; how many wait to be.
+    grouped: bool,
+    waiting: u32,
 }
 
 impl<'r> LocalSink<'r> {
-    pub(super) fn new(replica: &'r mut Replica) -> LocalSink<'r> {
-        LocalSink { replica, open: BTreeMap::new(), origin: None, position: None, judged: None, recovered: None }
+    pub(super) fn new(replica: &'r mut Replica, grouped: bool) -> LocalSink<'r> {
+        LocalSink {
+            replica,
+            open: BTreeMap::new(),
+            origin: None,
+            position: None,
+            judged: None,
+            ours: None,
+            recovered: None,
+            grouped,
+            waiting: 0,
+        }
+    }
+
+    fn begin_stored(&mut self) -> Result<(), ApplyError> {
+        let state = &self.replica.state;
+        if !self.grouped {
+            return state.begin();
+        }
+        if self.waiting == 0 {
+            state.begin()?;
+        }
+        state.set_mark()
+    }
+
+    fn commit_stored(&mut self) -> Result<(), ApplyError> {
+        if !self.grouped {
+            self.replica.state.commit()?;
+            fault::pass(Point::Captured);
+            return Ok(());
+        }
+        self.replica.state.drop_mark()?;
+        self.waiting += 1;
+        if self.waiting < GROUP_MAX { Ok(()) } else { self.settle() }
+    }
+
+    fn roll_back_stored(&mut self) -> Result<(), ApplyError> {
+        if self.grouped && self.waiting > 0 {
+            self.replica.state.roll_back_to_mark()
+        } else {
+            self.replica.state.rollback()
+        }
     }
 
     /// The capture position after the transaction at hand: its commit stores it.
@@ -66,7 +114,7 @@ impl<'r> LocalSink<'r> {
     pub fn abandon(&mut self) -> Result<(), ApplyError> {
         self.open.clear();
         self.judged = None;
-        if self.origin.take().is_some() { self.replica.state.rollback() } else { Ok(()) }
+        if self.origin.take().is_some() { self.roll_back_stored() } else { Ok(()) }
     }
 
     fn take_change(&mut self, change: RowChange) -> Result<(), ApplyError> {
@@ -80,6 +128,9 @@ impl<'r> LocalSink<'r> {
         }
         if let Some((net, _)) = &mut self.judged {
             net.add_change(&change);
+        }
+        if self.ours.as_ref().is_some_and(|ours| ours.made(&change)) {
+            return Ok(());
         }
         let local = self.replica.state.local_table(&change.table)?;
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
@@ -139,6 +190,7 @@ impl<'r> LocalSink<'r> {
                 self.replica.state.push_pending(id, shard, &unit, &tables)?;
             }
         }
+        self.ours = None;
         if let Some((found, wanted)) = self.judged.take() {
             if found == wanted {
                 // The rows are the intent's. What was written here in the meantime took it for somebody else's.
@@ -155,8 +207,7 @@ impl<'r> LocalSink<'r> {
         if let Some(position) = self.position.take() {
             self.replica.state.set_meta("capture_position", &position)?;
         }
-        self.replica.state.commit()?;
-        fault::pass(Point::Captured);
+        self.commit_stored()?;
         self.origin = None;
         Ok(())
     }
@@ -166,10 +217,11 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
     fn begin(&mut self, span: &TxSpan) -> Result<(), ApplyError> {
         assert!(self.origin.is_none(), "a transaction ends before the next begins");
         let frame = if span.repaired { 0 } else { span.frame_last.0 };
-        self.replica.state.begin()?;
+        self.begin_stored()?;
         self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired });
         if let Phase::Recovering(intent) = self.replica.phase {
             self.judged = Some((NetEffect::new(), intent));
+            self.ours = if span.repaired { Some(self.replica.state.intent_versions()?) } else { None };
             let reverted = self.replica.state.revert_intent();
             if reverted.is_err() {
                 self.abandon()?;
@@ -202,12 +254,27 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         }
         ended
     }
+
+    fn settle(&mut self) -> Result<(), ApplyError> {
+        if std::mem::take(&mut self.waiting) == 0 {
+            return Ok(());
+        }
+        let stored = self.replica.state.commit();
+        if stored.is_err() {
+            self.replica.state.rollback()?;
+        }
+        fault::pass(Point::Captured);
+        stored
+    }
 }
 
 impl Drop for LocalSink<'_> {
     fn drop(&mut self) {
         // Nobody is left to tell; the next use of state.db meets the same failure.
         let _ = self.abandon();
+        if self.waiting > 0 {
+            let _ = self.replica.state.rollback();
+        }
     }
 }
 

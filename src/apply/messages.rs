@@ -43,7 +43,8 @@ pub(super) fn fold_all(
         })?;
     }
     call.redo().map_err(Stop::Failed)?;
-    Ok((call.folder.net, call.folder.counts))
+    call.state.versions = std::mem::take(&mut call.folder.net.versions);
+    Ok((call.folder.net.net, call.folder.counts))
 }
 
 fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], own: Origin) -> Result<(), ApplyError> {

@@ -1,5 +1,7 @@
 //! What a transaction did on the whole, as one number that does not depend on the order of its steps.
 
+use std::collections::HashSet;
+
 use super::codec::{push_row, push_varint};
 use crate::change::{RowChange, canonical_key};
 use crate::format::{Row, Value};
@@ -41,36 +43,106 @@ impl NetEffect {
 
     /// Adds a row that is no longer so. `row` holds the columns that are not generated, in declared order.
     pub fn add_old(&mut self, table: &str, key: &[u8], row: &[Value]) {
-        self.toggle(table, key, row);
+        self.toggle(&version_hash(table, key, row));
     }
 
     /// Adds a row that is so now. `row` holds the columns that are not generated, in declared order.
     pub fn add_new(&mut self, table: &str, key: &[u8], row: &[Value]) {
-        self.toggle(table, key, row);
+        self.toggle(&version_hash(table, key, row));
     }
 
     /// Adds both sides of a captured change.
     pub fn add_change(&mut self, change: &RowChange) {
-        let key = canonical_key(&change.table, &change.key);
-        for image in [&change.before, &change.after].into_iter().flatten() {
-            if change.table.columns.iter().any(|column| column.generated) {
-                self.toggle(&change.table.name, &key, &written(&change.table, image));
-            } else {
-                self.toggle(&change.table.name, &key, image);
-            }
+        let (before, after) = hashes_of(change);
+        before.iter().chain(&after).for_each(|hash| self.toggle(hash));
+    }
+
+    fn toggle(&mut self, hash: &blake3::Hash) {
+        self.digest.iter_mut().zip(hash.as_bytes()).for_each(|(ours, theirs)| *ours ^= theirs);
+    }
+}
+
+/// The row versions that went and came, one by one, to tell which rows of a larger change are ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Versions {
+    came: HashSet<u64>,
+    gone: HashSet<u64>,
+}
+
+/// What a fold does to rows: the whole, and one by one.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) net: NetEffect,
+    pub(super) versions: Versions,
+}
+
+impl Account {
+    pub(super) fn add_old(&mut self, table: &str, key: &[u8], row: &[Value]) {
+        let hash = version_hash(table, key, row);
+        self.net.toggle(&hash);
+        if !self.versions.came.remove(&short(&hash)) {
+            self.versions.gone.insert(short(&hash));
         }
     }
 
-    fn toggle(&mut self, table: &str, key: &[u8], row: &[Value]) {
-        let mut bytes = Vec::with_capacity(table.len() + key.len() + 16 * row.len() + 16);
-        push_varint(&mut bytes, table.len() as u64);
-        bytes.extend(table.bytes().map(|byte| byte.to_ascii_lowercase()));
-        push_varint(&mut bytes, key.len() as u64);
-        bytes.extend_from_slice(key);
-        push_row(&mut bytes, row);
-        let hash = blake3::hash(&bytes);
-        self.digest.iter_mut().zip(hash.as_bytes()).for_each(|(ours, theirs)| *ours ^= theirs);
+    pub(super) fn add_new(&mut self, table: &str, key: &[u8], row: &[Value]) {
+        let hash = version_hash(table, key, row);
+        self.net.toggle(&hash);
+        if !self.versions.gone.remove(&short(&hash)) {
+            self.versions.came.insert(short(&hash));
+        }
     }
+}
+
+impl Versions {
+    /// Whether the row is, after the change, what these made it.
+    pub(super) fn made(&self, change: &RowChange) -> bool {
+        match hashes_of(change) {
+            (_, Some(after)) => self.came.contains(&short(&after)),
+            (Some(before), None) => self.gone.contains(&short(&before)),
+            (None, None) => false,
+        }
+    }
+
+    /// The count of those that came, then they, then those that went; eight bytes each.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let count = self.came.len() as u64;
+        std::iter::once(&count).chain(&self.came).chain(&self.gone).flat_map(|hash| hash.to_be_bytes()).collect()
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Versions {
+        let mut numbers = bytes.chunks_exact(8).map(|chunk| u64::from_be_bytes(chunk.try_into().unwrap_or_default()));
+        let count = numbers.next().unwrap_or_default();
+        let came = numbers.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).collect();
+        Versions { came, gone: numbers.collect() }
+    }
+}
+
+fn short(hash: &blake3::Hash) -> u64 {
+    hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+fn hashes_of(change: &RowChange) -> (Option<blake3::Hash>, Option<blake3::Hash>) {
+    let key = canonical_key(&change.table, &change.key);
+    let is_generated = change.table.columns.iter().any(|column| column.generated);
+    let hash = |image: &Row| {
+        if is_generated {
+            version_hash(&change.table.name, &key, &written(&change.table, image))
+        } else {
+            version_hash(&change.table.name, &key, image)
+        }
+    };
+    (change.before.as_ref().map(hash), change.after.as_ref().map(hash))
+}
+
+fn version_hash(table: &str, key: &[u8], row: &[Value]) -> blake3::Hash {
+    let mut bytes = Vec::with_capacity(table.len() + key.len() + 16 * row.len() + 16);
+    push_varint(&mut bytes, table.len() as u64);
+    bytes.extend(table.bytes().map(|byte| byte.to_ascii_lowercase()));
+    push_varint(&mut bytes, key.len() as u64);
+    bytes.extend_from_slice(key);
+    push_row(&mut bytes, row);
+    blake3::hash(&bytes)
 }
 
 /// The values of a row that are not generated: those that travel and that can be written.

@@ -183,13 +183,27 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes local transactions from capture.
+    /// Takes local transactions from capture, and stores each by itself.
     ///
     /// # Panics
     /// While a fold is waiting for its commit: what comes then is its own effect or belongs behind it.
     pub fn local_sink(&mut self) -> LocalSink<'_> {
+        self.sink(false)
+    }
+
+    /// As [`Replica::local_sink`], but stores many transactions together. [`ChangeSink::settle`](crate::change::ChangeSink::settle) must be called before the sink is dropped;
+    /// what was not settled is lost, and capture stands behind it.
+    ///
+    /// # Panics
+    /// As [`Replica::local_sink`].
+    pub fn local_sink_grouped(&mut self) -> LocalSink<'_> {
+        let grouped = !self.is_recovering();
+        self.sink(grouped)
+    }
+
+    fn sink(&mut self, grouped: bool) -> LocalSink<'_> {
         assert!(!matches!(self.phase, Phase::Folded(_) | Phase::Committed), "capture rests from fold to finish");
-        LocalSink::new(self)
+        LocalSink::new(self, grouped)
     }
 
     /// Stores the capture position when it moved without a change for us.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::ApplyError;
+use super::net_effect::Versions;
 use super::shape::{LocalTable, shape_of};
 use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
 use crate::schema::Table;
@@ -77,6 +78,8 @@ pub struct State {
     pub(super) pending_id_next: i64,
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
+    /// What the fold at hand does to rows, for its intent.
+    pub(super) versions: Versions,
     origin: Origin,
     /// Entries that the conflict journal keeps; the oldest go first.
     pub(super) conflicts_max: i64,
@@ -133,6 +136,7 @@ impl State {
             locals: HashMap::new(),
             pending_id_next: 1,
             revertible: false,
+            versions: Versions::default(),
             origin,
             conflicts_max: CONFLICTS_MAX,
         };
@@ -274,6 +278,23 @@ impl State {
 
     pub(super) fn commit(&self) -> Result<(), ApplyError> {
         Ok(self.db.execute_batch("COMMIT")?)
+    }
+
+    /// Marks a place within a transaction.
+    pub(super) fn set_mark(&self) -> Result<(), ApplyError> {
+        self.db.prepare_cached("SAVEPOINT mark")?.execute([])?;
+        Ok(())
+    }
+
+    pub(super) fn drop_mark(&self) -> Result<(), ApplyError> {
+        self.db.prepare_cached("RELEASE mark")?.execute([])?;
+        Ok(())
+    }
+
+    /// Takes back what was written since the mark, and forgets what was remembered of it.
+    pub(super) fn roll_back_to_mark(&mut self) -> Result<(), ApplyError> {
+        self.db.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
+        self.reload()
     }
 
     /// Takes back what was written since `begin`, and forgets what was remembered of it.

@@ -150,6 +150,7 @@ impl Follower {
         if self.position().frame.0 != self.bound.committed {
             return Ok((false, None));
         }
+        sink.settle().map_err(FollowError::Sink)?;
         self.before_checkpoint()?;
         fault::pass(Point::Checkpoint);
         let reached = self.checkpoints.passive()?;

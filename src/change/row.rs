@@ -106,4 +106,8 @@ pub trait ChangeSink<E> {
     fn change(&mut self, change: RowChange) -> Result<(), E>;
     /// The transaction is complete; `changes` counts its row changes.
     fn commit(&mut self, span: &TxSpan, changes: u64) -> Result<(), E>;
+    /// What was committed is about to be relied on: a sink that stores transactions together stores those that it has.
+    fn settle(&mut self) -> Result<(), E> {
+        Ok(())
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Database;
 use crate::apply::{ApplyError, Arrived, Outcome};
+use crate::change::ChangeSink;
 use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, consistent_cut, decode};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
@@ -189,7 +190,11 @@ impl Database {
     /// nothing was done but to note it.
     fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
         let insist = self.lock_refusals > LOCK_REFUSALS_MAX;
-        let Some(captured) = self.attached.follower.drain_briefly(&mut self.replica.local_sink(), insist)? else {
+        let mut sink = self.replica.local_sink_grouped();
+        let drained = self.attached.follower.drain_briefly(&mut sink, insist);
+        sink.settle()?;
+        drop(sink);
+        let Some(captured) = drained? else {
             self.lock_refusals += 1;
             self.retry_lock = true;
             return Ok(false);

@@ -26,6 +26,7 @@ use super::state_dir::StateDirectory;
 use super::waiting::FoldedOf;
 use crate::apply::{Blocked, InFlight, Replica};
 use crate::capture::{Position, Started};
+use crate::change::ChangeSink;
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
 /// How long a busy application is followed before anything else gets its turn.
@@ -240,10 +241,17 @@ impl Database {
     /// Whether more may be waiting.
     fn capture(&mut self) -> Result<bool, NodeError> {
         let before = self.attached.follower.next_tx();
-        let mut sink = self.replica.local_sink();
-        let polled = self.attached.follower.poll(&mut sink)?;
+        let mut sink = self.replica.local_sink_grouped();
+        let follower = &mut self.attached.follower;
+        // What was taken before an error was taken: capture stands behind it.
+        let polled = follower.poll(&mut sink);
+        sink.settle()?;
+        let polled = polled?;
         // It reads what is committed while it bounds the log, so the count is not the look's alone.
-        self.attached.follower.maintain(&mut sink)?;
+        let maintained = follower.maintain(&mut sink);
+        sink.settle()?;
+        maintained?;
+        drop(sink);
         self.reporter.transactions_captured += self.attached.follower.next_tx().saturating_sub(before);
         self.pin_renewed_at = Instant::now();
         Ok(polled.more)
