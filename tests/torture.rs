@@ -2,5 +2,4 @@
 
 mod ledger;
 mod points;
-
 mod storms;
