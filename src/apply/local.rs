@@ -256,6 +256,16 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
     }
 
     fn settle(&mut self) -> Result<(), ApplyError> {
+        self.store()
+    }
+}
+
+impl LocalSink<'_> {
+    /// Stores the transactions that wait to be stored together.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn store(&mut self) -> Result<(), ApplyError> {
         if std::mem::take(&mut self.waiting) == 0 {
             return Ok(());
         }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::Database;
 use crate::apply::{ApplyError, Arrived, Outcome};
-use crate::change::ChangeSink;
 use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, consistent_cut, decode};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
@@ -192,7 +191,7 @@ impl Database {
         let insist = self.lock_refusals > LOCK_REFUSALS_MAX;
         let mut sink = self.replica.local_sink_grouped();
         let drained = self.attached.follower.drain_briefly(&mut sink, insist);
-        sink.settle()?;
+        sink.store()?;
         drop(sink);
         let Some(captured) = drained? else {
             self.lock_refusals += 1;

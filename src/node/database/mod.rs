@@ -26,7 +26,6 @@ use super::state_dir::StateDirectory;
 use super::waiting::FoldedOf;
 use crate::apply::{Blocked, InFlight, Replica};
 use crate::capture::{Position, Started};
-use crate::change::ChangeSink;
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
 /// How long a busy application is followed before anything else gets its turn.
@@ -245,11 +244,11 @@ impl Database {
         let follower = &mut self.attached.follower;
         // What was taken before an error was taken: capture stands behind it.
         let polled = follower.poll(&mut sink);
-        sink.settle()?;
+        sink.store()?;
         let polled = polled?;
         // It reads what is committed while it bounds the log, so the count is not the look's alone.
         let maintained = follower.maintain(&mut sink);
-        sink.settle()?;
+        sink.store()?;
         maintained?;
         drop(sink);
         self.reporter.transactions_captured += self.attached.follower.next_tx().saturating_sub(before);
