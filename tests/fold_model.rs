@@ -518,7 +518,7 @@ impl Node {
     fn capture(&mut self, tables: &[Arc<Table>]) {
         let mut wal = std::mem::take(&mut self.wal);
         // After a gap everything comes as one transaction: that of the intent, if it was committed, and what came behind it.
-        let is_gap = self.replica().is_recovering() && wal.len() > 1 && self.now.len() % 2 == 0;
+        let is_gap = self.replica().is_recovering() && wal.len() > 1 && self.now.len().is_multiple_of(2);
         if is_gap {
             let (before, after) = (wal[0].0.clone(), wal[wal.len() - 1].1.clone());
             wal = vec![(before, after)];
