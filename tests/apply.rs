@@ -415,7 +415,7 @@ fn a_message_of_ours_that_we_never_sealed_stops_with_the_reason() {
 #[test]
 fn a_value_larger_than_a_message_travels_in_pieces() {
     let (mut a, mut b, mut log) = pair("CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
-    let limits = SealLimits { round_bytes_max: 1 << 20, message_bytes_max: 10_000 };
+    let limits = SealLimits { round_bytes_max: 1 << 20, message_bytes_max: 10_000, shard_messages_max: usize::MAX };
     a.sql("INSERT INTO t VALUES(1, randomblob(100000)), (2, 'small')").publish_with(&mut log, limits);
     assert!(log.0.iter().map(Vec::len).sum::<usize>() > 10);
     // One message at a time: pieces wait in the state.

@@ -7,5 +7,6 @@ mod flow;
 mod large;
 mod managed;
 mod replaced;
+mod short_log;
 mod snapshots;
 mod usage;

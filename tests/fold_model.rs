@@ -139,6 +139,7 @@ impl Cluster {
         let limits = SealLimits {
             round_bytes_max: *rng.pick(&[1, 400, 1 << 20]),
             message_bytes_max: *rng.pick(&[1, 600, 1 << 20]),
+            shard_messages_max: usize::MAX,
         };
         let count = *rng.pick(&[2, 2, 3, 4]);
         let mut cluster = Cluster {

@@ -111,6 +111,16 @@ pub enum ApplyError {
     /// Our own database failed.
     #[error("state.db failed")]
     State(#[from] rusqlite::Error),
+    /// A transaction that the log would begin to drop before all of it is there.
+    #[error(
+        "a transaction needs {messages} messages in one shard, and the log has room for {messages_max} of one transaction"
+    )]
+    TransactionTooLarge {
+        /// How many it needs in the shard that has most.
+        messages: usize,
+        /// How many there may be: half of max-log-entries.
+        messages_max: usize,
+    },
     /// The user's database failed for a reason that is not the row's.
     #[error("database failed while {doing}")]
     Database {

@@ -18,6 +18,8 @@ pub struct SealLimits {
     pub round_bytes_max: u64,
     /// No message is larger, before compression.
     pub message_bytes_max: usize,
+    /// A round puts at most as many messages into a shard: the log must be able to hold all of it at once.
+    pub shard_messages_max: usize,
 }
 
 /// A sealed message that was not acknowledged: [`super::Replica::sealed_message`] writes its bytes.
@@ -31,13 +33,22 @@ pub struct InFlight {
 
 const DAMAGED: ApplyError = ApplyError::Damaged { what: "a sealed message" };
 
+/// Messages in the shard that has most.
+fn shard_messages(planned: &[PlannedMessage]) -> usize {
+    let mut counts: BTreeMap<ShardId, usize> = BTreeMap::new();
+    for message in planned {
+        *counts.entry(message.shard).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
 impl State {
     /// Seals the next round and stores it; nothing when one is in flight or nothing waits. Returns the messages to send, in order.
     pub(super) fn seal(&mut self, limits: SealLimits) -> Result<Vec<InFlight>, ApplyError> {
         if self.db.prepare_cached("SELECT 1 FROM sealed LIMIT 1")?.exists([])? {
             return Ok(Vec::new());
         }
-        let (ids, sizes) = self.waiting(limits.round_bytes_max)?;
+        let (mut ids, mut sizes) = self.waiting(limits.round_bytes_max)?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -47,7 +58,17 @@ impl State {
             let sql = "SELECT coalesce(max(batch_no_sealed), 0) FROM positions WHERE shard = ?1";
             batch_no_last.insert(*shard, from_db(self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0))?));
         }
-        let planned = plan(&sizes, &Numbers { round_no, batch_no_last }, self.origin(), limits.message_bytes_max);
+        let numbers = Numbers { round_no, batch_no_last };
+        let mut planned = plan(&sizes, &numbers, self.origin(), limits.message_bytes_max);
+        if shard_messages(&planned) > limits.shard_messages_max {
+            // The first transaction alone may do.
+            (ids, sizes) = self.waiting(1)?;
+            planned = plan(&sizes, &numbers, self.origin(), limits.message_bytes_max);
+            let messages = shard_messages(&planned);
+            if messages > limits.shard_messages_max {
+                return Err(ApplyError::TransactionTooLarge { messages, messages_max: limits.shard_messages_max });
+            }
+        }
         self.begin()?;
         let stored = self.store_round(round_no, &planned, &ids);
         fault::pass(Point::Seal);

@@ -144,9 +144,14 @@ impl Inbox {
         Ok(Some((waiting.seq, payload)))
     }
 
-    /// Drops the first `count` messages of a shard.
-    pub(super) fn pop(&mut self, shard: ShardId, count: usize) {
-        let Some(queue) = self.shards.get_mut(&shard) else { return };
+    /// Drops the first `count` messages of a shard. The place of the last of them.
+    pub(super) fn pop(&mut self, shard: ShardId, count: usize) -> Option<StreamSeq> {
+        let queue = self.shards.get_mut(&shard)?;
+        let last = count
+            .min(queue.waiting.len())
+            .checked_sub(1)
+            .and_then(|index| queue.waiting.get(index))
+            .map(|last| last.seq);
         queue.headers.drain(..count.min(queue.headers.len()));
         for waiting in queue.waiting.drain(..count.min(queue.waiting.len())) {
             if let Payload::Memory(bytes) = waiting.payload {
@@ -157,5 +162,6 @@ impl Inbox {
             self.file = None;
             self.file_bytes = 0;
         }
+        last
     }
 }

@@ -58,6 +58,7 @@ impl NodeError {
                 ApplyError::StateVersion { .. }
                 | ApplyError::OtherDatabase { .. }
                 | ApplyError::NotState { .. }
+                | ApplyError::TransactionTooLarge { .. }
                 | ApplyError::OwnChangedRows => Verdict::Refused,
                 ApplyError::State(_)
                 | ApplyError::Database { .. }
@@ -92,6 +93,10 @@ impl NodeError {
                 ApplyError::StateVersion { .. } => "use the version of woodchuck that wrote it".to_owned(),
                 ApplyError::OtherDatabase { .. } => "give each database a state directory of its own (--state-dir)".to_owned(),
                 ApplyError::NotState { .. } => "check --state-dir; move the file away if it is not needed".to_owned(),
+                ApplyError::TransactionTooLarge { messages, .. } => format!(
+                    "nothing is lost: it waits in the outbox; give the log at least {} entries: --max-log-entries on every node, and nats stream edit … --max-msgs=… for each stream",
+                    messages.saturating_mul(2)
+                ),
                 ApplyError::Cannot(cannot) => cannot.remedy(),
                 ApplyError::State(source) if is_of_disk(source) => DISK_REMEDY.to_owned(),
                 ApplyError::State(_)

@@ -115,7 +115,10 @@ impl Peer {
     }
 
     pub fn publish(&mut self, log: &mut Log) -> &mut Peer {
-        self.publish_with(log, SealLimits { round_bytes_max: 1 << 20, message_bytes_max: 1 << 20 })
+        self.publish_with(
+            log,
+            SealLimits { round_bytes_max: 1 << 20, message_bytes_max: 1 << 20, shard_messages_max: usize::MAX },
+        )
     }
 
     pub fn publish_with(&mut self, log: &mut Log, limits: SealLimits) -> &mut Peer {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rusqlite::{Connection, OpenFlags};
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::cluster::{WITHIN, wait_for};
 
@@ -50,7 +49,7 @@ impl Writer {
             .args([&self.db, &self.ledger])
             .args([self.id.to_string(), seed.to_string(), count.to_string()])
             .args(wild.then_some("wild"))
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
@@ -82,8 +81,8 @@ impl Writer {
 
     /// Lets it close its database and waits for it.
     pub fn stop(&mut self) {
-        if let Some(child) = &self.child {
-            kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+        if let Some(child) = &mut self.child {
+            drop(child.stdin.take());
         }
         self.end();
     }

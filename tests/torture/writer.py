@@ -2,7 +2,7 @@
 
 usage: writer.py DATABASE LEDGER WRITER SEED COUNT [WILD]
 
-Commits transactions of one writer, COUNT of them or (0) until SIGTERM, and appends the number of each to LEDGER once its commit has
+Commits transactions of one writer, COUNT of them or (0) until its standard input is closed, and appends the number of each to LEDGER once its commit has
 returned. Every transaction has a part in every table, so that it can be told whether it is there whole and once:
 
     entry, entry_w, entry_k, bag   a row per transaction, under four kinds of key: bag has none but its rowid
@@ -15,7 +15,7 @@ again; any other error ends it.
 """
 import os
 import random
-import signal
+import select
 import sqlite3
 import sys
 import time
@@ -23,15 +23,6 @@ import time
 path, ledger_path, writer, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 wild = len(sys.argv) > 6
 rnd = random.Random(seed)
-stopping = False
-
-
-def stop(*_):
-    global stopping
-    stopping = True
-
-
-signal.signal(signal.SIGTERM, stop)
 ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
@@ -90,7 +81,7 @@ def wildness(db):
 
 
 db, done = connect(), 0
-while not stopping and (count == 0 or done < count):
+while count == 0 and not select.select([0], [], [], 0)[0] or done < count:
     try:
         transaction(db)
         done += 1

@@ -98,7 +98,11 @@ impl Database {
             }
             bytes = bytes.saturating_mul(4);
         }
-        // An origin that died between two messages of a round must not stop the others for ever. A shard that stopped here is no such case.
+        // An origin that died between two messages of a round must not stop the others for ever. A shard that stopped here, or that we
+        // cannot read now, is no such case.
+        if !self.behind.is_reading() || !*self.links.connected.borrow() {
+            self.inbox.stuck_since = None;
+        }
         let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());
         if self.blocked.is_empty() && waited >= self.config.apply.cut_wait {
             tracing::warn!("a transaction is still incomplete after {waited:?}: applying what is there of it");
@@ -180,7 +184,9 @@ impl Database {
     fn taken(&mut self, counts: &BTreeMap<ShardId, usize>) {
         self.inbox.stuck_since = None;
         for (shard, count) in counts {
-            self.inbox.pop(*shard, *count);
+            if let Some(last) = self.inbox.pop(*shard, *count) {
+                self.log.applied.insert(*shard, last);
+            }
             self.reporter.applied(*shard);
         }
     }

@@ -22,6 +22,13 @@ pub(super) struct Behind {
     fetched: Option<Box<Fetched>>,
 }
 
+impl Behind {
+    /// Whether all shards are being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.shards.is_empty()
+    }
+}
+
 impl Database {
     /// Takes what the network side asks.
     pub(super) fn asked(&mut self, ask: Ask) -> Result<(), NodeError> {
@@ -171,6 +178,7 @@ impl Database {
             let position = self.replica.state().position(*shard)?;
             let seen = self.log.seen.entry(*shard).or_default();
             *seen = position.max(*seen);
+            self.log.applied.insert(*shard, position);
         }
         for (shard, at_least) in std::mem::take(&mut self.behind.shards) {
             let position = self.replica.state().position(shard)?;

@@ -34,16 +34,20 @@ impl Database {
                 for shard in &self.shards {
                     let applied = self.replica.state().position(*shard)?;
                     self.log.seen.entry(*shard).or_insert(applied);
+                    self.log.applied.insert(*shard, applied);
                     let known = self.replica.state().folded_all(*shard)?;
                     let twins = known.iter().filter(|(origin, _)| origin.node_id == own.node_id && *origin != own);
                     self.log.past_twins.extend(twins.map(|(origin, _)| origin.epoch));
                 }
+                self.log.published.clone_from(&ready.last);
                 self.log.start = Some(ready);
                 // From here on the log is this node's own: what it loses is a matter of catching up.
                 self.replica.state().setting_or(JOINED, b"")?;
                 self.open_when_seen()?;
             }
-            Event::Published(Published::Message { shard, batch_no, .. }) => {
+            Event::Published(Published::Message { shard, batch_no, seq }) => {
+                let published = self.log.published.entry(shard).or_default();
+                *published = seq.max(*published);
                 self.replica.acknowledged(shard, batch_no)?;
             }
             Event::Published(Published::Round { .. }) => self.round = None,

@@ -85,6 +85,9 @@ struct LogState {
     start: Option<LogReady>,
     /// Last message seen of each shard.
     seen: BTreeMap<ShardId, StreamSeq>,
+    /// Last message applied of each shard, and the last that we know to be there and that is ours or was there at the start.
+    applied: BTreeMap<ShardId, StreamSeq>,
+    published: BTreeMap<ShardId, StreamSeq>,
     /// Everything up to the start is seen: publishing may begin.
     open: bool,
     /// Epochs of nodes with our number that published before our start, and of those that were told of since.

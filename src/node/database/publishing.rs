@@ -1,8 +1,10 @@
 //! Rounds: sealed one at a time, and sent again until the log has them.
 
+use std::collections::BTreeMap;
+
 use super::{Database, RoundUnderWay};
 use crate::apply::SealLimits;
-use crate::log::Outgoing;
+use crate::log::{Outgoing, ShardId, StreamSeq};
 use crate::node::NodeError;
 use crate::node::config::Durability;
 
@@ -22,6 +24,16 @@ impl Database {
         Ok(())
     }
 
+    /// Whether the log could drop messages that we have published and not applied. Nobody could help a node out of that if it was the only
+    /// one that lives, so it waits for itself. A shard that stopped here is not waited for: another node made it stop.
+    fn is_ahead_of_itself(&self) -> bool {
+        let of = |known: &BTreeMap<ShardId, StreamSeq>, shard| known.get(shard).map_or(0, |seq: &StreamSeq| seq.0);
+        self.shards.iter().any(|shard| {
+            let reached = if self.blocked.contains_key(shard) { &self.log.seen } else { &self.log.applied };
+            of(&self.log.published, shard).saturating_sub(of(reached, shard)) > self.config.log.max_entries / 4
+        })
+    }
+
     /// Seals the next round if none is under way, and hands out as much of it as the network takes.
     pub(super) fn publish(&mut self) -> Result<(), NodeError> {
         if !self.config.publish || !self.log.open {
@@ -32,8 +44,14 @@ impl Database {
                 self.attached.follower.make_durable()?;
             }
             let wanted = self.log.start.as_ref().map_or(MESSAGE_BYTES_WANTED, |start| start.message_bytes_max);
-            let limits =
-                SealLimits { round_bytes_max: ROUND_BYTES_MAX, message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED) };
+            let limits = SealLimits {
+                round_bytes_max: ROUND_BYTES_MAX,
+                message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED),
+                shard_messages_max: usize::try_from(self.config.log.max_entries / 2).unwrap_or(usize::MAX).max(1),
+            };
+            if self.is_ahead_of_itself() {
+                return Ok(());
+            }
             self.to_send = self.replica.seal(limits)?.into();
             if self.to_send.is_empty() {
                 return Ok(());
