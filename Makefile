@@ -18,7 +18,7 @@ test: ## runs all tests against a real nats-server
 
 torture: ## kills daemons, writers and servers at random for an hour (WOODCHUCK_TORTURE_SECONDS, SEED)
 	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" WOODCHUCK_TORTURE_SECONDS=$${WOODCHUCK_TORTURE_SECONDS:-3600} \
-		$(CARGO) test --locked --test main -- --nocapture --ignored torture::
+		$(CARGO) test --locked --test main -- --nocapture torture::
 
 bench: ## measures, as ratios in one run
 	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" $(CARGO) bench --locked --bench '*'

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::connections::Bound;
+use super::follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
 use super::{CaptureError, FollowError, Follower, Polled};
 use crate::change::ChangeSink;
 use crate::fault::{self, Point};
@@ -101,7 +102,7 @@ impl Follower {
         let over_budget = self.wal_bytes() > self.policy.options.wal_bytes_max;
         if self.position().frame.0 != committed {
             // A writer that is faster than we are never lets us come to the end.
-            if self.insists() && self.policy.is_due(committed, over_budget) {
+            if self.insists().is_some() && self.policy.is_due(committed, over_budget) {
                 // As far as was read: what is copied now need not be copied while they wait.
                 self.refuse_replaced()?;
                 self.before_checkpoint()?;
@@ -167,10 +168,11 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether the log is so long that writers are made to wait for us.
-    fn insists(&self) -> bool {
-        self.policy.options.may_block_writers
-            && self.wal_bytes() > self.policy.options.wal_bytes_max.saturating_mul(INSIST_AT)
+    /// How long writers are made to wait for us at a time, where the log is so long that they are: with twice the log four times as long.
+    fn insists(&self) -> Option<Duration> {
+        let times = self.wal_bytes() / self.policy.options.wal_bytes_max.saturating_mul(INSIST_AT).max(1);
+        let patience = u32::try_from(times.saturating_mul(times)).unwrap_or(u32::MAX).min(DRAIN_PATIENCE_MAX);
+        (self.policy.options.may_block_writers && times > 0).then_some(DRAIN_WITHIN * patience)
     }
 
     /// Stops writers for as long as a complete checkpoint needs.

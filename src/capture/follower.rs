@@ -34,7 +34,10 @@ const IDLE_BEFORE_RENEWAL: Duration = Duration::from_millis(5);
 const LOOK_WITHIN: Duration = Duration::from_millis(50);
 /// What may wait to be read when writers are kept out for it, and how long reading it may take.
 const DRAIN_FRAMES_MAX: u32 = 500;
-const DRAIN_WITHIN: Duration = Duration::from_millis(50);
+/// How long writers are kept out for reading at a time.
+pub const DRAIN_WITHIN: Duration = Duration::from_millis(50);
+/// Insisting takes at most as many times this long. An application that waits for the lock has to meet the gap between.
+pub const DRAIN_PATIENCE_MAX: u32 = 10;
 /// How long an unfinished commit is waited for, and how often it is looked at. A rolled-back transaction leaves frames that never end.
 const COMMIT_WITHIN: Duration = Duration::from_millis(5);
 const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
@@ -298,24 +301,24 @@ impl Follower {
     }
 
     /// As [`Follower::drain`], but keeps writers out for a moment only: `None` when there is more to read than that allows. Then the lock
-    /// must be given back, and the rest read without it. To `insist` is to read for that moment all the same: with a writer that is faster
-    /// than we are, this is the only way to come to an end.
+    /// must be given back, and the rest read without it. To `insist` is to read for a while all the same, the longer the more hopeless:
+    /// with a writer that is faster than we are, this is the only way to come to an end.
     ///
     /// # Errors
     /// As [`Follower::poll`].
     pub fn drain_briefly<E>(
         &mut self,
         sink: &mut dyn ChangeSink<E>,
-        insist: bool,
+        insist: Option<Duration>,
     ) -> Result<Option<Polled>, FollowError<E>> {
         self.refuse_other_content()?;
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         let read = if salts == Some(self.position.salts) { self.position.frame.0 } else { 0 };
-        if !insist && bound.committed.saturating_sub(read) > DRAIN_FRAMES_MAX {
+        if insist.is_none() && bound.committed.saturating_sub(read) > DRAIN_FRAMES_MAX {
             return Ok(None);
         }
         let mut polled = Polled::default();
-        self.read_until(sink, &mut polled, Some(Instant::now() + DRAIN_WITHIN))?;
+        self.read_until(sink, &mut polled, Some(Instant::now() + insist.unwrap_or(DRAIN_WITHIN)))?;
         Ok((self.position.frame.0 == self.bound.committed || self.bound.committed == 0).then_some(polled))
     }
 

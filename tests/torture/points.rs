@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use rusqlite::Connection;
 use woodchuck::fault::{Point, VARIABLE};
@@ -13,13 +15,17 @@ use crate::support::nats::NatsServer;
 
 /// Clusters at a time: most of the time they wait.
 const SIDE_BY_SIDE: usize = 3;
-/// Of each writer: enough for a merge and a checkpoint.
-const TRANSACTIONS: u64 = 150;
+/// Transactions of a writer without a pause.
+const BURST: u64 = 40;
+/// Far more than any point needs.
+const BURSTS_MAX: usize = 200;
 
 /// Points that the end of the first copy passes too.
 const MERGES: [Point; 3] = [Point::Merge, Point::MergeWritten, Point::Merged];
 /// Between the user's commit and ours. A reader keeps the log meanwhile, so that the first transaction found is that commit and no other.
 const WITHIN_LOG: [Point; 2] = [Point::UserCommitted, Point::OwnTaken];
+/// Passed when nobody writes or reads any more.
+const WHEN_QUIET: [Point; 2] = [Point::Truncate, Point::Truncated];
 /// What a node passes before it is ready.
 const AT_START: [(Point, u32); 5] =
     [(Point::ShadowCopy, 1), (Point::ShadowCopied, 1), (Point::Merge, 1), (Point::MergeWritten, 1), (Point::Merged, 1)];
@@ -62,6 +68,37 @@ fn entries_on_log(cluster: &Cluster) -> BTreeMap<(i64, i64), u32> {
     entries
 }
 
+/// Lets here the one, there the other node's application write, and now and then both, until the first node has died.
+fn write_until_death(cluster: &mut Cluster, writers: &mut [Writer], when_quiet: bool) -> ExitStatus {
+    const WHO: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
+    for (burst, who) in (0..BURSTS_MAX as u64).zip(WHO.iter().cycle()) {
+        who.iter().for_each(|index| writers[*index].start(burst, BURST, false));
+        who.iter().for_each(|index| writers[*index].end());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let written_at_ms = now.as_millis() as u64;
+        let died = wait_for("a death, or quiet", || {
+            if let Some(died) = cluster.nodes[0].try_end() {
+                return Ok(Some(died));
+            }
+            for node in &cluster.nodes {
+                let status = node.status()?;
+                if when_quiet
+                    || status.written_at_ms <= written_at_ms
+                    || status.outbox_units > 0
+                    || status.inbox_messages > 0
+                {
+                    return Err(format!("node {}: {status:?}", node.id));
+                }
+            }
+            Ok(None)
+        });
+        if let Some(died) = died {
+            return died;
+        }
+    }
+    panic!("it lives");
+}
+
 /// Lets the first of two nodes die at the `nth` passing of a point.
 fn die_at(point: Point, nth: u32) {
     let args = ["--shards", "2", "--max-log-entries", "100000"];
@@ -74,44 +111,41 @@ fn die_at(point: Point, nth: u32) {
     cluster.nodes[0].spawn_with(&[(VARIABLE, &wish)]);
     // What is written before the first copy has ended is part of what nodes begin with.
     let is_at_start = AT_START.contains(&(point, nth));
-    if !is_at_start {
-        cluster.nodes[0].wait_until_ready();
-        writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), TRANSACTIONS, false));
-    }
     let reader = WITHIN_LOG.contains(&point).then(|| {
+        cluster.nodes[0].wait_until_ready();
         let reader = Connection::open(&cluster.nodes[0].db).unwrap();
         reader.execute_batch("BEGIN; SELECT * FROM bag").unwrap();
         reader
     });
-    let died = cluster.nodes[0].wait_for_end();
+    let died = if is_at_start {
+        cluster.nodes[0].wait_for_end()
+    } else {
+        cluster.nodes[0].wait_until_ready();
+        write_until_death(&mut cluster, &mut writers, WHEN_QUIET.contains(&point))
+    };
     let log = cluster.nodes[0].log();
     assert_eq!(died.signal(), Some(9), "{wish}: ended with {died}\n{log}");
     assert!(log.contains(&format!("dying at fault point {}", point.name())), "{wish}: died elsewhere\n{log}");
-    if is_at_start {
-        cluster.nodes[0].start();
-        writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), TRANSACTIONS, false));
-        writers.iter_mut().for_each(Writer::end);
-    } else {
-        writers.iter_mut().for_each(Writer::end);
-        cluster.nodes[0].start();
-    }
+    cluster.nodes[0].start();
+    writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), BURST, false));
+    writers.iter_mut().for_each(Writer::end);
     drop(reader);
     let tables = cluster.settle();
     let entries = entries_on_log(&cluster);
-    assert_eq!(entries.len() as u64, 2 * TRANSACTIONS, "{wish}: transactions on the log");
+    let all: i64 = writers.iter().map(Writer::acknowledged).sum();
+    assert_eq!(entries.len() as i64, all, "{wish}: transactions on the log");
     let twice: Vec<_> = entries.iter().filter(|(_, times)| **times > 1).collect();
     assert!(twice.is_empty(), "{wish}: sent more than once: {twice:?}");
     for writer in &writers {
         for node in &cluster.nodes {
-            assert_eq!(writer.check(&node.db), TRANSACTIONS as i64, "{wish}");
+            assert_eq!(writer.check(&node.db), writer.acknowledged(), "{wish}");
         }
     }
-    assert_eq!(tables["entry_w"].len() as u64, 2 * TRANSACTIONS, "{wish}");
+    assert_eq!(tables["entry_w"].len() as i64, all, "{wish}");
     cluster.nodes.iter_mut().for_each(Node::stop);
 }
 
 #[test]
-#[ignore = "needs a machine of its own: make torture runs it"]
 fn a_daemon_that_dies_at_any_point_loses_and_doubles_nothing() {
     let named = std::env::var("FAULT_POINT").ok();
     let table: Vec<(Point, u32)> = Point::ALL

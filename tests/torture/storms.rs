@@ -216,7 +216,6 @@ impl Storm {
 
 /// `WOODCHUCK_TORTURE_SECONDS` asks for one storm after another, each with the next seed.
 #[test]
-#[ignore = "needs a machine of its own: make torture runs it"]
 fn storms_lose_nothing_and_double_nothing() {
     let wanted = std::env::var("WOODCHUCK_TORTURE_SECONDS").ok().and_then(|text| text.parse().ok());
     let within = Duration::from_secs(wanted.unwrap_or(0));

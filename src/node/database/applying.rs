@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Database;
 use crate::apply::{ApplyError, Arrived, Outcome};
+use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
 use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, consistent_cut, decode};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
@@ -19,8 +20,6 @@ const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
-/// How often the lock is given back because too much was committed meanwhile, before the writers are made to wait.
-const LOCK_REFUSALS_MAX: u32 = 20;
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 
@@ -43,6 +42,7 @@ impl Database {
         }
         if !self.begin()? {
             self.retry_lock = true;
+            self.lock_wanted_since.get_or_insert_with(Instant::now);
             return Ok(false);
         }
         let folded = self.fold(&counts);
@@ -194,17 +194,20 @@ impl Database {
     /// Folds the messages under the write lock and commits. `false` when too much waits to be captured first, or a shard stopped: then
     /// nothing was done but to note it.
     fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
-        let insist = self.lock_refusals > LOCK_REFUSALS_MAX;
+        // A second per step: whoever writes without a pause gives way a little more each time.
+        let patience =
+            self.lock_wanted_since.get_or_insert_with(Instant::now).elapsed().as_secs().min(DRAIN_PATIENCE_MAX.into());
+        let insist =
+            u32::try_from(patience).ok().filter(|patience| *patience > 0).map(|patience| DRAIN_WITHIN * patience);
         let mut sink = self.replica.local_sink_grouped();
         let drained = self.attached.follower.drain_briefly(&mut sink, insist);
         sink.store()?;
         drop(sink);
         let Some(captured) = drained? else {
-            self.lock_refusals += 1;
             self.retry_lock = true;
             return Ok(false);
         };
-        self.lock_refusals = 0;
+        self.lock_wanted_since = None;
         self.reporter.transactions_captured += captured.transactions;
         let arrived = self.arrived(counts)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());

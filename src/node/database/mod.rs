@@ -113,7 +113,8 @@ pub(super) struct Database {
     to_send: VecDeque<InFlight>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
-    lock_refusals: u32,
+    /// Since when messages wait for the end of the database's log to be reached under the write lock.
+    lock_wanted_since: Option<Instant>,
     stop_at: Option<Instant>,
     stored: Option<Position>,
     pin_renewed_at: Instant,
@@ -151,7 +152,7 @@ impl Database {
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
-            lock_refusals: 0,
+            lock_wanted_since: None,
             stop_at: None,
             stored: None,
             pin_renewed_at: Instant::now(),
