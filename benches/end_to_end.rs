@@ -115,7 +115,11 @@ fn pipeline(extent: Extent) {
             .0;
             loop {
                 let (time, arrived) = timed(|| -> Vec<Arrived> {
-                    let limits = SealLimits { round_bytes_max: 8 << 20, message_bytes_max: 1 << 20 };
+                    let limits = SealLimits {
+                        round_bytes_max: 8 << 20,
+                        message_bytes_max: 1 << 20,
+                        shard_messages_max: usize::MAX,
+                    };
                     origin.seal(limits).unwrap();
                     let messages = origin.in_flight().unwrap();
                     let arrived = messages.into_iter().map(|message| {
