@@ -6,6 +6,7 @@ mod faults;
 mod flow;
 mod large;
 mod managed;
+mod power;
 mod replaced;
 mod short_log;
 mod snapshots;

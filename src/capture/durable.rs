@@ -6,8 +6,8 @@ use super::resume::Started;
 use super::shadow::Shadow;
 use super::{CaptureError, Follower, Position};
 
-/// Makes durable what the sink stored.
-pub type DurableHook = Box<dyn FnMut() -> std::io::Result<()> + Send>;
+/// Makes durable what the sink stored, and may note the position that is durable then.
+pub type DurableHook = Box<dyn FnMut(&Position) -> std::io::Result<()> + Send>;
 
 /// How often everything is made durable, unless told otherwise: at most this much is in doubt after a power failure.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,6 +24,10 @@ pub(super) struct Durability {
     synced: Option<Position>,
     pub(super) accept_restored: bool,
     pub(super) started: Option<Started>,
+    /// The machine was started anew since, and this was on disk for certain.
+    pub(super) rebooted: Option<Position>,
+    /// What a power failure took was looked for: the log is known to have lost its tail.
+    pub(super) went_back: bool,
     interval: Duration,
 }
 
@@ -35,6 +39,8 @@ impl Default for Durability {
             synced: None,
             accept_restored: false,
             started: None,
+            rebooted: None,
+            went_back: false,
             interval: SYNC_INTERVAL,
         }
     }
@@ -65,7 +71,7 @@ impl Follower {
         self.frames.sync()?;
         shadow.sync()?;
         if let Some(hook) = &mut self.durability.hook {
-            hook().map_err(|source| CaptureError::Durable { source })?;
+            hook(&self.position).map_err(|source| CaptureError::Durable { source })?;
         }
         self.durability.synced = Some(self.position);
         self.durability.synced_at = Instant::now();

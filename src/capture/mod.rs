@@ -10,6 +10,7 @@ mod durable;
 mod error;
 mod follower;
 mod frames;
+mod lost;
 mod map;
 mod peek;
 mod position;

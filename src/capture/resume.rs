@@ -70,7 +70,7 @@ impl ChangeSink<std::convert::Infallible> for Discard {
     }
 }
 
-fn never(error: FollowError<std::convert::Infallible>) -> CaptureError {
+pub(super) fn never(error: FollowError<std::convert::Infallible>) -> CaptureError {
     match error {
         FollowError::Capture(error) => error,
         FollowError::Sink(never) => match never {},
@@ -212,6 +212,11 @@ impl Follower {
         Ok(started)
     }
 
+    /// Whether the log does not have our position any more.
+    pub(super) fn position_is_gone(&mut self) -> Result<bool, CaptureError> {
+        Ok(matches!(self.seek_position()?, Sought::Gone))
+    }
+
     fn seek_position(&mut self) -> Result<Sought, CaptureError> {
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         let position = self.position;
@@ -245,6 +250,9 @@ impl Follower {
             return Ok(Sought::Gone);
         }
         if !is_intact || (bound.committed > 0 && bound.committed < position.frame.0) {
+            if self.durability.went_back {
+                return Ok(Sought::Gone);
+            }
             let path = self.file.path().to_owned();
             return Err(ShadowError::WentBack { path, captured: position.frame.0, found: bound.committed }.into());
         }
@@ -299,7 +307,8 @@ impl Follower {
             repaired: true,
         };
         if !self.durability.accept_restored {
-            let looks_restored = shadow.database() != self.file.identity() || goes_back(self.differ.header(), &now)?;
+            let looks_restored = !self.durability.went_back
+                && (shadow.database() != self.file.identity() || goes_back(self.differ.header(), &now)?);
             let mut deletes = Deletes(0);
             // A look alone: what follows compares once more, from the same version.
             self.differ.preview(shadow, &now, &changed, &span, &mut deletes).map_err(|error| never(error.into()))?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
+use super::boot::DurableNote;
 use super::config::{Durability, RunConfig};
 use super::error::NodeError;
 use super::report::Told;
@@ -41,7 +42,19 @@ impl Attached {
         let mut follower =
             Follower::attach_with_shadow(&config.db_path, &config.state_dir, position, &mut |step| told.tell(step))?;
         let log_of_state = config.state_dir.join("state.db-wal");
-        follower.set_durable_hook(Box::new(move || sync_if_there(&log_of_state)));
+        let fail = |source| NodeError::StateDirectory {
+            path: config.state_dir.clone(),
+            what: "cannot note what is on disk",
+            source,
+        };
+        let note = DurableNote::new(&config.state_dir).map_err(fail)?;
+        if let Some(durable) = note.rebooted_since().map_err(fail)? {
+            follower.set_rebooted(durable);
+        }
+        follower.set_durable_hook(Box::new(move |position| {
+            sync_if_there(&log_of_state)?;
+            note.write(position)
+        }));
         follower.set_sync_interval(config.capture.sync_interval);
         follower.set_accept_restored(config.accept_restored);
         follower.set_checkpoint_options(CheckpointOptions {

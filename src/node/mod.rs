@@ -6,6 +6,7 @@
 //! ```
 
 mod attached;
+mod boot;
 mod config;
 mod control;
 mod database;

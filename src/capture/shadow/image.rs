@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::ShadowError;
-use super::journal::{Appended, Journal, Standing, io_error};
+use super::journal::{Appended, Journal, JournalIndex, Standing, io_error};
 use crate::capture::{CaptureError, FileIdentity, FollowError, Position};
 use crate::change::{ChangeSink, DiffError, PageError, PageSource, RowChange, SchemaChange, TxSpan};
 use crate::fault::{self, Point};
@@ -136,20 +136,18 @@ impl Shadow {
     pub(in crate::capture) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
-}
 
-impl PageSource for Shadow {
-    fn page_count(&self) -> u32 {
-        self.position().page_count
-    }
-
-    fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
-        let page_count = self.page_count();
+    pub(super) fn page_of(
+        &self,
+        page: PageNo,
+        page_count: u32,
+        index: &JournalIndex,
+    ) -> Result<Cow<'_, [u8]>, PageError> {
         if page.get() > page_count {
             return Err(PageError::Missing { page, page_count });
         }
         let mut bytes = vec![0; self.page_size().bytes()];
-        let read = match self.journal.read_page(page, &mut bytes) {
+        let read = match self.journal.read_page(page, index, &mut bytes) {
             Ok(Some(())) => Ok(()),
             Ok(None) => self.file.read_exact_at(&mut bytes, page.file_offset(self.page_size())),
             Err(error) => Err(error),
@@ -158,6 +156,16 @@ impl PageSource for Shadow {
             Ok(()) => Ok(Cow::Owned(bytes)),
             Err(source) => Err(PageError::Unreadable { page, source }),
         }
+    }
+}
+
+impl PageSource for Shadow {
+    fn page_count(&self) -> u32 {
+        self.position().page_count
+    }
+
+    fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
+        self.page_of(page, self.page_count(), self.journal.index())
     }
 }
 

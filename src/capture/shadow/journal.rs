@@ -263,6 +263,25 @@ impl Journal {
         self.cut()
     }
 
+    /// The entries that count, oldest first: where each stands, and its pages with their places in the file.
+    #[allow(clippy::type_complexity, reason = "read once and taken apart at once")]
+    pub(super) fn entries(&self) -> Result<Vec<(Position, Vec<(PageNo, u64)>)>, ShadowError> {
+        let fail = |source| io_error(&self.path, "reading the journal", source);
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &self.file);
+        reader.seek(SeekFrom::Start(ENTRIES_OFFSET)).map_err(fail)?;
+        let (_, mut chain) = self.header.to_bytes();
+        let (mut end, mut entries) = (ENTRIES_OFFSET, Vec::new());
+        let page_bytes = u64::from(self.header.page_size.get());
+        while end < self.end
+            && let Some(entry) = read_entry(&mut reader, self.header.page_size, end, chain, self.end).map_err(fail)?
+        {
+            (end, chain) = (entry.end, entry.chain);
+            let places = (0..).map(|nth| entry.first_page_offset + nth * page_bytes);
+            entries.push((entry.standing.position, entry.pages.into_iter().zip(places).collect()));
+        }
+        Ok(entries)
+    }
+
     fn file_bytes(&self) -> Result<u64, ShadowError> {
         let metadata = self.file.metadata();
         Ok(metadata.map_err(|source| io_error(&self.path, "looking at the journal", source))?.len())
@@ -348,9 +367,18 @@ impl Journal {
         self.file.sync_data().map_err(|source| io_error(&self.path, "syncing the journal", source))
     }
 
-    /// Reads the newest version of a page; `None` when no entry has it.
-    pub(super) fn read_page(&self, page: PageNo, bytes: &mut [u8]) -> std::io::Result<Option<()>> {
-        match self.index.get(&page.get()) {
+    pub(super) fn index(&self) -> &JournalIndex {
+        &self.index
+    }
+
+    /// Reads the version of a page that an index names; `None` when it names none.
+    pub(super) fn read_page(
+        &self,
+        page: PageNo,
+        index: &JournalIndex,
+        bytes: &mut [u8],
+    ) -> std::io::Result<Option<()>> {
+        match index.get(&page.get()) {
             Some(offset) => self.file.read_exact_at(bytes, *offset).map(Some),
             None => Ok(None),
         }

@@ -36,7 +36,7 @@ impl Shadow {
         let mut page_bytes = vec![0; page_size.bytes()];
         let mut written = 0;
         for page in self.journal.pages().into_iter().filter(|page| page.get() <= page_count) {
-            self.journal.read_page(page, &mut page_bytes).map_err(fail)?;
+            self.journal.read_page(page, self.journal.index(), &mut page_bytes).map_err(fail)?;
             let offset = page.file_offset(page_size);
             if offset != run_offset + run.len() as u64 || run.len() >= BUFFER_BYTES {
                 self.file.write_all_at(&run, run_offset).map_err(fail)?;

@@ -7,6 +7,7 @@
 
 mod compare;
 mod copy;
+mod earlier;
 mod error;
 mod held;
 mod image;

@@ -33,6 +33,9 @@ const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
 /// How long a graceful stop waits for the server to take what was captured.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// How often the write lock is tried when nothing can go on without it.
+const BEGIN_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How a node is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
@@ -208,6 +211,7 @@ impl Database {
 
     /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
     fn catch_up(&mut self) -> Result<(), NodeError> {
+        self.put_back_lost()?;
         let mut told = Told::default();
         let mut sink = self.replica.local_sink();
         match self.attached.follower.catch_up(&mut sink, &mut |step| told.tell(step))? {
@@ -219,6 +223,30 @@ impl Database {
             }
             Started::Already | Started::Resumed => {}
         }
+        Ok(())
+    }
+
+    /// A power failure can take commits that were captured. Their rows are as the other nodes have them; here they are written again.
+    fn put_back_lost(&mut self) -> Result<(), NodeError> {
+        let Some(lost) = self.attached.follower.lost()? else { return Ok(()) };
+        while !self.begin()? {
+            std::thread::sleep(BEGIN_INTERVAL);
+        }
+        let connection = &self.attached.connection;
+        let done = match Replica::put_back(connection, &lost) {
+            Ok(done) => done,
+            Err(error) => {
+                self.replica.rollback(connection)?;
+                return Err(error.into());
+            }
+        };
+        self.replica.end_put_back(connection)?;
+        tracing::warn!(
+            "the database lost commits, as in a power failure: {} of {} rows that they changed were written again, {} could not be",
+            done.put_back,
+            lost.len(),
+            done.in_the_way
+        );
         Ok(())
     }
 
