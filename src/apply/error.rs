@@ -99,7 +99,7 @@ impl Cannot {
             }
             Cannot::BadPiece { .. } => "the log holds a damaged message: restore this node from a snapshot".to_owned(),
             Cannot::NotOurs { .. } => {
-                "give every node its own --node-id and state directory; never copy a state directory".to_owned()
+                "give every node its own --node-id and state directory; if this one is an older copy, begin anew from a snapshot (woodchuck restore --replace)".to_owned()
             }
         }
     }
