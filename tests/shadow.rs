@@ -1,6 +1,7 @@
 //! The shadow: what changes while nobody follows is found again, exactly once.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -173,7 +174,8 @@ impl Scene {
     }
 
     fn attach(&self, node: &mut Node) -> Result<Follower, CaptureError> {
-        let follower = Follower::attach_with_shadow(&self.path, &self.shadow, node.stored, &mut |_| {})?;
+        let follower =
+            Follower::attach_with_shadow(&self.path, &self.shadow, node.stored, &mut |_| ControlFlow::Continue(()))?;
         if node.stored.is_none() {
             node.stored = Some(follower.position());
         }
@@ -251,7 +253,12 @@ fn a_wholly_checkpointed_log_gives_one_transaction_without_a_comparison() {
     keeper.execute_batch("PRAGMA wal_checkpoint(PASSIVE)").unwrap();
     let mut follower = scene.attach(&mut node).unwrap();
     let mut compared = false;
-    let started = follower.catch_up(&mut node, &mut |_| compared = true).unwrap();
+    let started = follower
+        .catch_up(&mut node, &mut |_| {
+            compared = true;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     assert!(matches!(started, Started::Repaired { changes: 199, .. }), "{started:?}");
     assert!(!compared);
     drain(&mut follower, &mut node);
@@ -350,7 +357,7 @@ fn equal_bytes_under_a_new_owner_are_new_rows() {
     let mut follower = scene.attach(&mut node).unwrap();
     // Every row is deleted and comes back elsewhere.
     follower.set_accept_restored(true);
-    let started = follower.catch_up(&mut node, &mut |_| {}).unwrap();
+    let started = follower.catch_up(&mut node, &mut |_| ControlFlow::Continue(())).unwrap();
     drop(follower);
     assert!(matches!(started, Started::Repaired { changes, .. } if changes >= 2000), "{started:?}");
     node.assert_equals(&scene.open());
@@ -423,7 +430,9 @@ fn a_log_that_lost_its_tail_is_refused() {
     std::fs::write(&cut, &file).unwrap();
     assert!(Command::new("cp").args([&cut, &scene.path]).status().unwrap().success());
     std::fs::write(&wal, &saved[..saved.len() - 3000]).unwrap();
-    let mut follower = Follower::attach_with_shadow(&scene.path, &scene.shadow, node.stored, &mut |_| {}).unwrap();
+    let mut follower =
+        Follower::attach_with_shadow(&scene.path, &scene.shadow, node.stored, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
     let error = follower.poll(&mut node).unwrap_err();
     assert!(matches!(error, FollowError::Capture(CaptureError::Shadow(ShadowError::WentBack { .. }))), "{error}");
 }
@@ -449,9 +458,11 @@ fn the_first_copy_is_exact_while_others_write_and_checkpoint() {
     std::fs::write(scene.shadow.join("shadow.journal"), b"half").unwrap();
     let mut children = [spawn("update", "4000"), spawn("checkpoint", "1")];
     let mut told = 0;
-    let mut follower =
-        Follower::attach_with_shadow(&scene.path, &scene.shadow, None, &mut |progress| told = progress.done_bytes)
-            .unwrap();
+    let mut follower = Follower::attach_with_shadow(&scene.path, &scene.shadow, None, &mut |progress| {
+        told = progress.done_bytes;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert!(told > 10 << 20 || told == 0, "{told}");
     let copy = scene.path.with_file_name("copy.db");
     std::fs::copy(scene.shadow.join("shadow.db"), &copy).unwrap();
@@ -707,7 +718,7 @@ fn measure_the_cost_of_the_shadow() {
     let both = cmp();
     let mut follower = scene.attach(&mut node).unwrap();
     let began = std::time::Instant::now();
-    let started = follower.catch_up(&mut node, &mut |_| {}).unwrap();
+    let started = follower.catch_up(&mut node, &mut |_| ControlFlow::Continue(())).unwrap();
     let repair = began.elapsed();
     assert_eq!(started, Started::Repaired { pages: 0, changes: 0 });
     println!("unchanged: cmp {both:?}, repair {repair:?}, ratio {:.2}", both.as_secs_f64() / repair.as_secs_f64());
@@ -732,7 +743,8 @@ fn measure_the_cost_of_the_shadow() {
         ("random updates", "UPDATE t SET n = n + 1 WHERE id = abs(random()) % 300000"),
         ("inserts", "INSERT INTO t(v, n) SELECT hex(randomblob(400)), 0"),
     ] {
-        let mut follower = Follower::attach_with_shadow(&scene.path, &scene.shadow, None, &mut |_| {}).unwrap();
+        let mut follower =
+            Follower::attach_with_shadow(&scene.path, &scene.shadow, None, &mut |_| ControlFlow::Continue(())).unwrap();
         let db = scene.open();
         let (mut frames, mut last) = (0, follower.position());
         let written = follower.shadow_written_bytes();
@@ -750,4 +762,26 @@ fn measure_the_cost_of_the_shadow() {
         let shadow = follower.shadow_written_bytes() - written;
         println!("{name}: WAL {wal} bytes, shadow {shadow} bytes, ratio {:.2}", shadow as f64 / wal as f64);
     }
+}
+
+#[test]
+fn a_copy_or_a_comparison_that_is_broken_off_begins_anew() {
+    let scene = Scene::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, n, filler);
+        WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 2000) INSERT INTO t SELECT i, 0, hex(randomblob(1000)) FROM n;",
+    );
+    let is_interrupted = |error: &CaptureError| matches!(error, CaptureError::Shadow(ShadowError::Interrupted));
+    let attach =
+        |position| Follower::attach_with_shadow(&scene.path, &scene.shadow, position, &mut |_| ControlFlow::Break(()));
+    let error = attach(None).map(drop).unwrap_err();
+    assert!(is_interrupted(&error), "{error}");
+    let mut node = Node::of(&scene.path);
+    scene.catch_up(&mut node);
+    scene.open().execute("UPDATE t SET n = 1 WHERE id = 7", []).unwrap();
+    let mut follower = attach(node.stored).unwrap();
+    let error = follower.catch_up(&mut node, &mut |_| ControlFlow::Break(())).unwrap_err();
+    assert!(matches!(&error, FollowError::Capture(error) if is_interrupted(error)), "{error}");
+    drop(follower);
+    assert!(matches!(scene.catch_up(&mut node), Started::Repaired { changes: 1, .. }));
+    node.assert_equals(&scene.open());
 }

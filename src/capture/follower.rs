@@ -8,6 +8,7 @@
 //! A pin that holds read-lock 0 lets the log be restarted, but lets no frame of the new generation be copied into the file; so at most one
 //! generation with frames follows behind it, and it is whole when we look.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -433,7 +434,7 @@ impl Follower {
         deadline: Option<Instant>,
     ) -> Result<bool, FollowError<E>> {
         if self.start == Start::Unsettled {
-            self.settle(sink, polled, &mut |_| {})?;
+            self.settle(sink, polled, &mut |_| ControlFlow::Continue(()))?;
         }
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         self.bound = bound;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::follower::take_journaled;
 use super::frames::AtPosition;
-use super::shadow::{Shadow, ShadowStep};
+use super::shadow::{Progress, Shadow, ShadowStep};
 use super::stand::{look_at_bound, stand_at};
 use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
 use crate::change::{ChangeSink, DiffError, Op, PageSource, RowChange, SchemaChange, TxSpan};
@@ -104,7 +104,7 @@ impl Follower {
     /// place of any that is there, and what is committed at the end of the copy is the state from which changes are counted. The caller
     /// then stores [`Follower::position`] before anything else.
     ///
-    /// A copy that is interrupted leaves a file that the next first attach removes.
+    /// A copy that is interrupted, by `progress` or a crash, leaves a file that the next first attach removes.
     ///
     /// # Errors
     /// [`CaptureError`]; [`CaptureError::Shadow`] when the shadow cannot be used.
@@ -112,7 +112,7 @@ impl Follower {
         path: &Path,
         shadow_directory: &Path,
         position: Option<Position>,
-        progress: &mut dyn FnMut(ShadowProgress),
+        progress: Progress<'_>,
     ) -> Result<Follower, CaptureError> {
         match position {
             Some(position) => Follower::begin(path, Some(Shadow::open(shadow_directory, &position)?)),
@@ -124,7 +124,7 @@ impl Follower {
         }
     }
 
-    fn make_shadow(&mut self, directory: &Path, progress: &mut dyn FnMut(ShadowProgress)) -> Result<(), CaptureError> {
+    fn make_shadow(&mut self, directory: &Path, progress: Progress<'_>) -> Result<(), CaptureError> {
         let mut shadow = Shadow::begin_copy(directory, self.page_size, self.position, &self.file)?;
         let at_position = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
         let mut in_log = self.frames.pages();
@@ -142,7 +142,9 @@ impl Follower {
             done_bytes = if copied == done_bytes { total_bytes } else { copied.min(total_bytes) };
             self.poll(&mut Discard).map_err(never)?;
             self.maintain(&mut Discard).map_err(never)?;
-            progress(ShadowProgress { step: ShadowStep::Copy, done_bytes, total_bytes });
+            if progress(ShadowProgress { step: ShadowStep::Copy, done_bytes, total_bytes }).is_break() {
+                return Err(ShadowError::Interrupted.into());
+            }
         }
         if let Some(shadow) = &mut self.shadow {
             shadow.end_copy(&self.file)?;
@@ -182,7 +184,7 @@ impl Follower {
     pub fn catch_up<E>(
         &mut self,
         sink: &mut dyn ChangeSink<E>,
-        progress: &mut dyn FnMut(ShadowProgress),
+        progress: Progress<'_>,
     ) -> Result<Started, FollowError<E>> {
         if self.start != Start::Unsettled {
             return Ok(Started::Already);
@@ -194,7 +196,7 @@ impl Follower {
         &mut self,
         sink: &mut dyn ChangeSink<E>,
         polled: &mut Polled,
-        progress: &mut dyn FnMut(ShadowProgress),
+        progress: Progress<'_>,
     ) -> Result<Started, FollowError<E>> {
         let started = match self.seek_position()? {
             Sought::Found => {
@@ -287,7 +289,7 @@ impl Follower {
         known: Option<(Position, Vec<PageNo>)>,
         sink: &mut dyn ChangeSink<E>,
         polled: &mut Polled,
-        progress: &mut dyn FnMut(ShadowProgress),
+        progress: Progress<'_>,
     ) -> Result<Started, FollowError<E>> {
         let (end, bound) = stand_at(&mut self.frames, &self.bounds, &self.file)?;
         self.bound = bound;

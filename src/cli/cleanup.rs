@@ -10,8 +10,9 @@ use super::args::CleanupArgs;
 use super::exit::Failure;
 
 /// Everything that a state directory can hold. A directory with anything else in it is not only ours.
-const OURS: [&str; 17] = [
+const OURS: [&str; 18] = [
     "control",
+    "durable",
     "inbox",
     "lock",
     "nats",

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -47,7 +48,8 @@ pub(super) fn tail_once(args: &TailArgs, state_dir: &Path) -> Result<(), Failure
         Err(error) => return Err(cannot("read", &error)),
     };
     let position = place.map(|(position, _)| position);
-    let mut follower = Follower::attach_with_shadow(&args.database, state_dir, position, &mut |_| {})?;
+    let mut follower =
+        Follower::attach_with_shadow(&args.database, state_dir, position, &mut |_| ControlFlow::Continue(()))?;
     match place {
         Some((_, next_tx)) => follower.set_next_tx(next_tx),
         None => note(format_args!("the place is set: the next call shows what is committed from now on")),

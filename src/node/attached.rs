@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::boot::DurableNote;
 use super::config::{Durability, RunConfig};
+use super::database::Stop;
 use super::error::NodeError;
 use super::report::Told;
 use crate::apply::{ApplyError, open_applying_connection};
@@ -37,8 +38,9 @@ impl Attached {
         config: &RunConfig,
         position: Option<Position>,
         wake: &Arc<Notify>,
+        stop: &watch::Receiver<Stop>,
     ) -> Result<Attached, NodeError> {
-        let mut told = Told::default();
+        let mut told = Told::new(stop);
         let mut follower =
             Follower::attach_with_shadow(&config.db_path, &config.state_dir, position, &mut |step| told.tell(step))?;
         let log_of_state = config.state_dir.join("state.db-wal");

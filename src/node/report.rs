@@ -1,8 +1,12 @@
 //! What a node tells: the log on stderr and the status file.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::watch;
+
+use super::database::Stop;
 use super::error::NodeError;
 use super::state_dir::StateDirectory;
 use super::status::{STATUS_FILE, ShardStatus, Status};
@@ -116,16 +120,24 @@ impl Reporter {
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells how far the shadow is, on a large database.
-#[derive(Default)]
 pub(super) struct Told {
     at: Option<Instant>,
+    stop: watch::Receiver<Stop>,
 }
 
 impl Told {
-    pub(super) fn tell(&mut self, progress: ShadowProgress) {
+    pub(super) fn new(stop: &watch::Receiver<Stop>) -> Told {
+        Told { at: None, stop: stop.clone() }
+    }
+
+    /// Breaks off what is told of when the node is to stop.
+    pub(super) fn tell(&mut self, progress: ShadowProgress) -> ControlFlow<()> {
+        if *self.stop.borrow() != Stop::No {
+            return ControlFlow::Break(());
+        }
         let began = *self.at.get_or_insert_with(Instant::now);
         if began.elapsed() < TELL_INTERVAL || progress.total_bytes == 0 {
-            return;
+            return ControlFlow::Continue(());
         }
         self.at = Some(Instant::now());
         let percent = progress.done_bytes.saturating_mul(100) / progress.total_bytes;
@@ -134,5 +146,6 @@ impl Told {
             ShadowStep::Compare => "looking for what changed while nobody followed",
         };
         tracing::info!("{what}: {percent} % of {} MiB", progress.total_bytes >> 20);
+        ControlFlow::Continue(())
     }
 }

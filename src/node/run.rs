@@ -13,6 +13,7 @@ use super::network::{Ends, serve};
 use super::server::ManagedServer;
 use super::snapshot::join;
 use super::start::open;
+use crate::capture::{CaptureError, ShadowError};
 
 /// Messages between the network and the database thread: enough to keep either busy while the other works.
 const MESSAGES_UNDER_WAY_MAX: usize = 64;
@@ -66,11 +67,14 @@ pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(
         what: "cannot start the database thread",
         source,
     })?;
-    let Ok(known) = known.await else { return finish(end, thread).await };
-
     // The database thread is told to stop by the caller, or by us when the network side has failed.
     let halt = Arc::new(halt);
     let forward = tokio::spawn(forward(stop, Arc::clone(&halt)));
+    let Ok(known) = known.await else {
+        let ended = finish(end, thread).await;
+        forward.abort();
+        return ended;
+    };
     let (stop_network, network_stop) = watch::channel(false);
     let server = match config.nats.urls.is_empty() {
         true => ManagedServer::start_if_alone(&config.state_dir).await,
@@ -133,6 +137,18 @@ async fn finish(
 }
 
 fn own_database(
+    config: RunConfig,
+    links: Links,
+    opened: oneshot::Sender<super::start::Known>,
+) -> Result<(), NodeError> {
+    match follow_until_end(config, links, opened) {
+        // A copy or a comparison that was broken off begins anew at the next start.
+        Err(NodeError::Capture(CaptureError::Shadow(ShadowError::Interrupted))) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn follow_until_end(
     config: RunConfig,
     links: Links,
     opened: oneshot::Sender<super::start::Known>,

@@ -80,7 +80,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     let known = Known { origin: state.origin(), applied, joined };
 
     let stored = stored_position(&state)?;
-    let mut attached = Attached::open(&config, stored.map(|(position, _)| position), &links.wake)?;
+    let mut attached = Attached::open(&config, stored.map(|(position, _)| position), &links.wake, &links.stop)?;
     match stored {
         Some((_, next_tx)) => attached.follower.set_next_tx(next_tx),
         // From here on changes are counted: a node that dies before its first one must come back to this place.

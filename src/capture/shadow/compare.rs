@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::ShadowError;
-use super::copy::{ShadowProgress, ShadowStep};
+use super::copy::{Progress, ShadowProgress, ShadowStep};
 use super::image::Shadow;
 use super::journal::{BUFFER_BYTES, io_error};
 use crate::capture::frames::AtPosition;
@@ -18,7 +18,7 @@ impl Shadow {
         &self,
         now: &AtPosition<'_>,
         file: &DatabaseFile,
-        progress: &mut dyn FnMut(ShadowProgress),
+        progress: Progress<'_>,
     ) -> Result<Vec<PageNo>, CaptureError> {
         let page_bytes = self.page_size().bytes();
         let pages_at_once = (BUFFER_BYTES / page_bytes).max(1) as u32;
@@ -53,7 +53,9 @@ impl Shadow {
             }
             first += count;
             let (done_bytes, total_bytes) = (offset + bytes as u64, u64::from(total) * page_bytes as u64);
-            progress(ShadowProgress { step: ShadowStep::Compare, done_bytes, total_bytes });
+            if progress(ShadowProgress { step: ShadowStep::Compare, done_bytes, total_bytes }).is_break() {
+                return Err(ShadowError::Interrupted.into());
+            }
         }
         Ok(differing)
     }

@@ -4,6 +4,7 @@
 //! is copied does not matter, because the journal has it.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,9 @@ pub enum ShadowStep {
     /// The database is compared with its shadow.
     Compare,
 }
+
+/// Who is told the progress of making or comparing the shadow, and may break it off.
+pub type Progress<'a> = &'a mut dyn FnMut(ShadowProgress) -> ControlFlow<()>;
 
 impl Shadow {
     /// Begins a first copy at `position`, in place of anything that is there.

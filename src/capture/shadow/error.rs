@@ -63,6 +63,9 @@ pub enum ShadowError {
         /// Page size of the shadow.
         wanted: u32,
     },
+    /// A copy or a comparison was ended by who was told its progress.
+    #[error("it was told to stop")]
+    Interrupted,
     /// Commits that were captured are not in the database any more: it lost its tail, as in a power failure.
     #[error(
         "{}: the database went back in time: {captured} frames of the write-ahead log were captured, and now it has {found}",
@@ -109,6 +112,7 @@ impl ShadowError {
             ShadowError::WentBack { .. } => {
                 "restore the node from a snapshot, or delete the state directory to take the database as it is now"
             }
+            ShadowError::Interrupted => "start again: it begins anew",
             ShadowError::Restored { .. } => {
                 "give --accept-restored to publish the difference as changes, or restore the node from a snapshot"
             }

@@ -14,7 +14,7 @@ mod image;
 mod journal;
 mod merge;
 
-pub use copy::{ShadowProgress, ShadowStep};
+pub use copy::{Progress, ShadowProgress, ShadowStep};
 pub use error::ShadowError;
 pub use held::{HeldShadow, write_shadow};
 pub(super) use image::{Journaled, Shadow, WriteError};

@@ -212,7 +212,7 @@ impl Database {
     /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
     fn catch_up(&mut self) -> Result<(), NodeError> {
         self.put_back_lost()?;
-        let mut told = Told::default();
+        let mut told = Told::new(&self.links.stop);
         let mut sink = self.replica.local_sink();
         match self.attached.follower.catch_up(&mut sink, &mut |step| told.tell(step))? {
             Started::Repaired { pages, changes: 0 } => tracing::debug!("{pages} pages changed meanwhile, and no row"),

@@ -63,7 +63,7 @@ fn attach_successor(
     if !DatabaseFile::open(&config.db_path)?.claim() {
         return Err(NodeError::AlreadyAttached { path: config.db_path.clone() });
     }
-    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake)?;
+    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake, &links.stop)?;
     attached.follower.distrust_log();
     if let Some((_, next_tx)) = stored {
         attached.follower.set_next_tx(next_tx);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,7 +29,7 @@ const MARK: &str = "restoring";
 /// What the file is called beside the database until it is complete.
 const PART_SUFFIX: &str = "-woodchuck-part";
 /// What a former state consists of.
-const STATE_FILES: [&str; 8] = [
+const STATE_FILES: [&str; 9] = [
     "state.db",
     "state.db-wal",
     "state.db-shm",
@@ -36,6 +37,7 @@ const STATE_FILES: [&str; 8] = [
     "shadow.db",
     "shadow.db.tmp",
     "shadow.journal",
+    "durable",
     "status.json",
 ];
 
@@ -207,7 +209,9 @@ fn refuse_uncaptured(what: &Restore) -> Result<(), NodeError> {
         return Ok(());
     }
     let Some((position, _)) = position_of(&State::look(&path)?.capture_position()?) else { return Ok(()) };
-    let mut follower = Follower::attach_with_shadow(&what.db_path, &what.state_dir, Some(position), &mut |_| {})?;
+    let mut follower = Follower::attach_with_shadow(&what.db_path, &what.state_dir, Some(position), &mut |_| {
+        ControlFlow::Continue(())
+    })?;
     let has_more = follower.has_uncaptured();
     follower.detach()?;
     match has_more {
