@@ -191,9 +191,8 @@ impl Database {
         }
     }
 
-    /// Folds the messages under the write lock and commits. `false` when too much waits to be captured first, or a shard stopped: then
-    /// nothing was done but to note it.
-    fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
+    /// Captures what was committed before the write lock was ours. `false` when that is too much for now: the lock must be given back.
+    pub(super) fn drain_under_lock(&mut self) -> Result<bool, NodeError> {
         // A second per step: whoever writes without a pause gives way a little more each time.
         let patience =
             self.lock_wanted_since.get_or_insert_with(Instant::now).elapsed().as_secs().min(DRAIN_PATIENCE_MAX.into());
@@ -209,6 +208,15 @@ impl Database {
         };
         self.lock_wanted_since = None;
         self.reporter.transactions_captured += captured.transactions;
+        Ok(true)
+    }
+
+    /// Folds the messages under the write lock and commits. `false` when too much waits to be captured first, or a shard stopped: then
+    /// nothing was done but to note it.
+    fn fold(&mut self, counts: &BTreeMap<ShardId, usize>) -> Result<bool, NodeError> {
+        if !self.drain_under_lock()? {
+            return Ok(false);
+        }
         let arrived = self.arrived(counts)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.table(name).cloned();

@@ -131,9 +131,16 @@ impl Database {
             self.retry_lock = true;
             return Ok(false);
         }
-        if let Err(error) = self.catch_up_now() {
-            self.replica.rollback(&self.attached.connection)?;
-            return Err(error);
+        match self.catch_up_now() {
+            Ok(true) => {}
+            Ok(false) => {
+                self.replica.rollback(&self.attached.connection)?;
+                return Ok(false);
+            }
+            Err(error) => {
+                self.replica.rollback(&self.attached.connection)?;
+                return Err(error);
+            }
         }
         self.attached.connection.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).map_err(attaching)?;
         if let Some(fetched) = self.behind.fetched.take() {
@@ -142,11 +149,13 @@ impl Database {
         Ok(true)
     }
 
-    fn catch_up_now(&mut self) -> Result<(), NodeError> {
+    /// `false` when too much waits to be captured first.
+    fn catch_up_now(&mut self) -> Result<bool, NodeError> {
         let began = Instant::now();
-        let captured = self.attached.follower.drain(&mut self.replica.local_sink())?;
-        self.reporter.transactions_captured += captured.transactions;
-        let Some(fetched) = &self.behind.fetched else { return Ok(()) };
+        if !self.drain_under_lock()? {
+            return Ok(false);
+        }
+        let Some(fetched) = &self.behind.fetched else { return Ok(true) };
         let filter = TableFilter::new(&self.config.tables, &self.config.exclude_tables);
         let route = route_by_hash(filter, self.config.log.shards);
         let catalogue = Arc::clone(self.attached.follower.catalogue());
@@ -165,7 +174,7 @@ impl Database {
             began.elapsed()
         );
         self.reporter.count(&counts);
-        Ok(())
+        Ok(true)
     }
 
     /// Goes on reading behind the snapshot.
