@@ -500,7 +500,7 @@ fn a_damaged_shadow_is_one_typed_error() {
     let good = std::fs::read(&journal).unwrap();
     let attach = |node: &mut Node| match scene.attach(node) {
         Err(CaptureError::Shadow(error)) => {
-            assert!(error.hint().contains("delete the state directory"), "{error}");
+            assert!(error.hint().contains("--new-shadow"), "{error}");
             error
         }
         Err(error) => panic!("{error}"),

@@ -43,12 +43,17 @@ impl Follower {
     /// The rows that a power failure may have taken, each from what was captured (`before`) to what the failure left (`after`). To be
     /// asked before the first look at the log. A row that the database has as in `after` is lost; any other was changed since.
     ///
-    /// `None` when nothing of the kind happened. Rows that are put back before the first look are no change for it.
+    /// `None` when nothing of the kind happened, and where a restored database is accepted as it is. Rows that are put back before the first look are no change for it.
     ///
     /// # Errors
     /// [`ShadowError::WentBack`] when the journal does not know the version that the failure left, or when it took changes of the schema.
     pub fn lost(&mut self) -> Result<Option<Vec<RowChange>>, CaptureError> {
         if self.start != Start::Unsettled || !self.trusts_log {
+            return Ok(None);
+        }
+        if self.durability.accept_restored {
+            // Whatever it is, it is meant.
+            self.durability.went_back = true;
             return Ok(None);
         }
         let went_back = match self.position_is_gone() {

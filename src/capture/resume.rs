@@ -207,8 +207,10 @@ impl Follower {
                 self.start = Start::Settled;
                 Started::Resumed
             }
-            Sought::Checkpointed(end, pages) => self.repair(Some((end, pages)), sink, polled, progress)?,
-            Sought::Gone => self.repair(None, sink, polled, progress)?,
+            Sought::Checkpointed(end, pages) => {
+                self.repair(Some((end, pages)), sink, polled, progress).map_err(|error| self.of_comparing(error))?
+            }
+            Sought::Gone => self.repair(None, sink, polled, progress).map_err(|error| self.of_comparing(error))?,
         };
         self.durability.started = Some(started);
         Ok(started)
@@ -281,6 +283,15 @@ impl Follower {
             at = commit;
         }
         Ok(Sought::Found)
+    }
+
+    fn of_comparing<E>(&self, error: FollowError<E>) -> FollowError<E> {
+        match (error, &self.shadow) {
+            (FollowError::Capture(CaptureError::Diff(source)), Some(shadow)) => {
+                CaptureError::from(ShadowError::Incomparable { path: shadow.path().to_owned(), source }).into()
+            }
+            (error, _) => error,
+        }
     }
 
     /// One transaction from the shadow to the pinned snapshot. `known` are the pages that changed up to a position, if that is known.

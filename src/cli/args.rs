@@ -140,6 +140,9 @@ pub struct RunArgs {
     #[arg(long, env = "WOODCHUCK_ACCEPT_RESTORED", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = BoolishValueParser::new(), hide_possible_values = true, value_name = "BOOL")]
     pub accept_restored: Option<bool>,
+    /// Make the shadow anew if it is lost or damaged: the outbox is published, what changed while nobody followed is not found
+    #[arg(long)]
+    pub new_shadow: bool,
     /// Read options from this TOML file
     #[arg(long, env = "WOODCHUCK_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -128,6 +128,7 @@ pub fn run_config(args: RunArgs, env: &dyn Fn(&str) -> Option<String>) -> Result
         publish,
         apply_changes,
         accept_restored: args.accept_restored.or(file.accept_restored).unwrap_or(false),
+        new_shadow: args.new_shadow,
     })
 }
 

@@ -31,6 +31,8 @@ pub struct RunConfig {
     pub apply_changes: bool,
     /// Whether a database that was restored from a backup may be taken as it is, although that deletes much of what the log holds.
     pub accept_restored: bool,
+    /// Whether the shadow is made anew, whatever is there: what changed while nobody followed is not found then.
+    pub new_shadow: bool,
 }
 
 /// How to reach the server.

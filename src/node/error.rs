@@ -31,6 +31,12 @@ pub enum NodeError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The state is gone, and other files show that there was one.
+    #[error("{}: the node's state is gone, and its shadow is there", path.display())]
+    StateLost {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// Another node runs on the state directory.
     #[error("{}: another woodchuck is running on this state directory", path.display())]
     AlreadyRunning {

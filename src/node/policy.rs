@@ -30,7 +30,8 @@ impl NodeError {
         match self {
             NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
             NodeError::CannotBegin { source, .. } => source.verdict(),
-            NodeError::AlreadyRunning { .. }
+            NodeError::StateLost { .. }
+            | NodeError::AlreadyRunning { .. }
             | NodeError::AlreadyAttached { .. }
             | NodeError::SameNodeId { .. }
             | NodeError::LogTrimmed { .. }
@@ -111,6 +112,7 @@ impl NodeError {
             NodeError::Connect(error) => error.hint().to_owned(),
             NodeError::Log(error) => error.hint(),
             NodeError::StateDirectory { .. } => "check the owner, the permissions and the free space of the state directory".to_owned(),
+            NodeError::StateLost { .. } => "put it back; or begin as a new node: woodchuck cleanup, then woodchuck restore --replace. What was not published is in this database alone".to_owned(),
             NodeError::AlreadyRunning { .. } | NodeError::AlreadyAttached { .. } => "stop the other one first; one node serves all programs that use the database".to_owned(),
             NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
             NodeError::SameNodeId { .. } => "give every node a --node-id of its own; this one's state directory keeps its number, so `woodchuck cleanup` first, on the node that is to change".to_owned(),

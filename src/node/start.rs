@@ -45,6 +45,16 @@ pub(super) fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
     Some((Position::from_bytes(position)?, u64::from_be_bytes(next_tx.try_into().ok()?)))
 }
 
+/// Refuses a directory that has a shadow and no state: a node that began anew there would forget what it had not published.
+fn refuse_lost_state(directory: &StateDirectory) -> Result<(), NodeError> {
+    let path = directory.file("state.db");
+    let has_state = std::fs::metadata(&path).is_ok_and(|found| found.len() > 0);
+    if !has_state && directory.file("shadow.journal").exists() {
+        return Err(NodeError::StateLost { path });
+    }
+    Ok(())
+}
+
 /// Opens database and state. Nothing of ours is made before the database was found fit to be followed.
 pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known), NodeError> {
     refuse_interrupted(&config.state_dir)?;
@@ -57,6 +67,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let random = || RandomState::new().build_hasher().finish();
     let origin = Origin { node_id: config.node_id.unwrap_or_else(random), epoch: random() };
+    refuse_lost_state(&directory)?;
     let state = State::open(&directory.file("state.db"), &name, origin)?;
     let path = || config.state_dir.clone();
     let found = state.origin().node_id;
@@ -80,13 +91,17 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     let known = Known { origin: state.origin(), applied, joined };
 
     let stored = stored_position(&state)?;
-    let mut attached = Attached::open(&config, stored.map(|(position, _)| position), &links.wake, &links.stop)?;
-    match stored {
-        Some((_, next_tx)) => attached.follower.set_next_tx(next_tx),
+    let from = stored.map(|(position, _)| position).filter(|_| !config.new_shadow);
+    let mut attached = Attached::open(&config, from, &links.wake, &links.stop)?;
+    if let Some((_, next_tx)) = stored {
+        attached.follower.set_next_tx(next_tx);
+    }
+    if from.is_none() {
         // From here on changes are counted: a node that dies before its first one must come back to this place.
-        None => {
-            let (position, next_tx) = (attached.follower.position(), attached.follower.next_tx());
-            state.store_capture_position(&position_bytes(&position, next_tx))?;
+        let (position, next_tx) = (attached.follower.position(), attached.follower.next_tx());
+        state.store_capture_position(&position_bytes(&position, next_tx))?;
+        if stored.is_some() {
+            tracing::warn!("the shadow was made anew: what changed while nobody followed stays on this node alone");
         }
     }
 

@@ -1,6 +1,10 @@
-//! A full disk: the daemon ends and says what to do, the application does not notice, and the next start has everything.
+//! A full disk: the daemon ends and says what to do, the application does not notice, and the next start has everything. Lost and damaged
+//! files of the state directory: each has a remedy.
 
-use crate::support::cluster::Cluster;
+use rusqlite::Connection;
+
+use crate::support::cluster::{Cluster, wait_for};
+use crate::support::nats::NatsServer;
 
 const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB);
     WITH RECURSIVE ids(id) AS (VALUES(1) UNION ALL SELECT id + 1 FROM ids WHERE id < 200) INSERT INTO t SELECT id, randomblob(1000) FROM ids";
@@ -37,4 +41,51 @@ fn a_full_disk_ends_the_daemon_and_loses_nothing() {
         cluster.nodes[0].stop();
     }
     cluster.nodes[1].stop();
+}
+
+#[test]
+fn files_of_the_state_directory_that_are_lost_or_damaged_have_a_remedy() {
+    let mut cluster = Cluster::prepare_at(NatsServer::start_durable(), 2, &[], |db| {
+        Connection::open(db).unwrap().execute_batch(SCHEMA).unwrap();
+    });
+    cluster.start_nodes();
+    let (server, [first, second]) = (&mut cluster.server, &mut cluster.nodes[..]) else { panic!("two nodes") };
+    first.sql("INSERT INTO t VALUES(1001, 'x')");
+    // Something waits in the outbox when the shadow is lost.
+    server.kill();
+    first.sql("INSERT INTO t VALUES(1002, 'waits')");
+    wait_for("the change in the outbox", || match first.status()?.outbox_units {
+        0 => Err("nothing".to_owned()),
+        _ => Ok(()),
+    });
+    first.kill();
+    server.restart();
+    let state = first.state_dir();
+    for (name, is_removed) in
+        [("shadow.db", true), ("shadow.db", false), ("shadow.journal", true), ("shadow.journal", false)]
+    {
+        match is_removed {
+            true => std::fs::remove_file(state.join(name)).unwrap(),
+            false => std::fs::write(state.join(name), vec![7; 1 << 16]).unwrap(),
+        }
+        first.spawn();
+        assert!(!first.wait_for_end().success());
+        assert!(first.log().contains("--new-shadow") && first.log().contains(name), "{}", first.log());
+        first.args.push("--new-shadow".to_owned());
+        first.start();
+        first.args.pop();
+        first.stop();
+    }
+    // A state that is gone is not begun anew in silence.
+    let (kept, path) = (state.join("kept"), state.join("state.db"));
+    std::fs::rename(&path, &kept).unwrap();
+    first.spawn();
+    assert_eq!(first.wait_for_end().code(), Some(3), "{}", first.log());
+    assert!(first.log().contains("the node's state is gone"), "{}", first.log());
+    std::fs::rename(&kept, &path).unwrap();
+    first.start();
+    second.sql("INSERT INTO t VALUES(1003, 'of the other')");
+    let tables = cluster.settle();
+    assert_eq!(tables["t"].len(), 203, "what waited was published");
+    cluster.stop();
 }

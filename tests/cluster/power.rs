@@ -164,3 +164,14 @@ fn a_daemon_that_dies_while_it_writes_lost_rows_again_goes_on_where_it_was() {
         scene.cluster.stop();
     }
 }
+
+#[test]
+fn an_older_copy_with_its_log_is_taken_as_it_is_when_told_so() {
+    let mut scene = Scene::before_the_failure().fail();
+    scene.cluster.nodes[0].args.push("--accept-restored".to_owned());
+    scene.cluster.nodes[0].start();
+    let tables = scene.cluster.settle();
+    assert_eq!(tables["t"].len(), 10, "as it was before the late commits");
+    assert_eq!(tables["named"], ["text:'a'|text:'one'", "text:'b'|text:'two'"]);
+    scene.cluster.stop();
+}

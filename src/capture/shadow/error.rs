@@ -29,6 +29,15 @@ pub enum ShadowError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The shadow and the database cannot be compared.
+    #[error("{}: it cannot be compared with the database: one of both is damaged", path.display())]
+    Incomparable {
+        /// The shadow.
+        path: PathBuf,
+        /// What is wrong with a page.
+        #[source]
+        source: crate::change::DiffError,
+    },
     /// The file was written by another version of the program.
     #[error("{}: format version {found} is not known", path.display())]
     Version {
@@ -103,14 +112,17 @@ impl ShadowError {
                 "check the space and the permissions of the state directory"
             }
             ShadowError::Missing { .. } | ShadowError::Damaged { .. } | ShadowError::NotAtPosition { .. } => {
-                "delete the state directory: the node starts as a new one"
+                "woodchuck run --new-shadow makes it anew: the outbox is published, but what changed while nobody followed is not found"
             }
-            ShadowError::Version { .. } => "use the version that wrote it, or delete the state directory",
+            ShadowError::Incomparable { .. } => {
+                "run PRAGMA integrity_check on the database; if it is sound, woodchuck run --new-shadow makes the shadow anew"
+            }
+            ShadowError::Version { .. } => "use the version that wrote it, or woodchuck run --new-shadow",
             ShadowError::PageSize { .. } => {
-                "delete the state directory: the database was rebuilt, and its shadow must be too"
+                "the database was rebuilt, and its shadow must be too: woodchuck run --new-shadow; what else changed meanwhile is not found"
             }
             ShadowError::WentBack { .. } => {
-                "restore the node from a snapshot, or delete the state directory to take the database as it is now"
+                "give --accept-restored to publish the database as it is now, or restore the node from a snapshot"
             }
             ShadowError::Interrupted => "start again: it begins anew",
             ShadowError::Restored { .. } => {

@@ -105,6 +105,10 @@ impl Shadow {
         self.journal.page_size()
     }
 
+    pub(in crate::capture) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The database file that the shadow was last merged from.
     pub(in crate::capture) fn database(&self) -> FileIdentity {
         self.journal.database()
