@@ -86,6 +86,12 @@ impl Follower {
         self.policy.pinned_by_others
     }
 
+    /// Whether the log is so long that writers are made to wait: nothing else is as urgent as reading it.
+    #[must_use]
+    pub fn is_far_behind(&self) -> bool {
+        self.insists().is_some()
+    }
+
     /// How often the log was made ready to be restarted.
     #[must_use]
     pub fn restarts_prepared(&self) -> u64 {

@@ -30,6 +30,8 @@ use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
 /// How long a busy application is followed before anything else gets its turn.
 const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
+/// The same while the log is so long that writers are made to wait.
+const CAPTURE_WITHIN_FAR: Duration = Duration::from_secs(2);
 /// How long a graceful stop waits for the server to take what was captured.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -190,7 +192,7 @@ impl Database {
             // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
             let began = Instant::now();
             let mut found_more = self.capture()?;
-            while found_more && began.elapsed() < CAPTURE_WITHIN {
+            while found_more && began.elapsed() < self.capture_within() {
                 found_more = self.capture()?;
             }
             self.take_events()?;
@@ -286,6 +288,10 @@ impl Database {
         self.reporter.transactions_captured += self.attached.follower.next_tx().saturating_sub(before);
         self.pin_renewed_at = Instant::now();
         Ok(polled.more)
+    }
+
+    fn capture_within(&self) -> Duration {
+        if self.attached.follower.is_far_behind() { CAPTURE_WITHIN_FAR } else { CAPTURE_WITHIN }
     }
 
     fn store_position(&mut self) -> Result<(), NodeError> {
