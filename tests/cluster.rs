@@ -5,6 +5,7 @@ mod disk;
 mod faults;
 mod flow;
 mod large;
+mod locked;
 mod managed;
 mod power;
 mod replaced;

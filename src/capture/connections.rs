@@ -9,8 +9,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::CaptureError;
 
-/// How long a statement of ours waits for the application's locks before it says so.
-const BUSY_WAIT: Duration = Duration::from_millis(100);
+/// How long a read waits before it says that nobody can read: the last close of an application keeps everybody out while it checkpoints,
+/// and so does whoever reads a log anew whose last writer was killed. The caller may try again.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// How long emptying the log may wait for others: they cannot write meanwhile.
+const TRUNCATE_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection that never checkpoints by itself and never changes the schema or a row.
 #[derive(Debug)]
@@ -73,10 +76,15 @@ impl Link {
 
     /// Takes the writer's place without writing. `false`, at once, when another holds it.
     pub(super) fn begin_immediate(&self) -> Result<bool, CaptureError> {
-        let _ = self.connection.busy_timeout(Duration::ZERO);
-        let taken = self.try_immediate();
+        self.waiting(Duration::ZERO, Link::try_immediate)
+    }
+
+    /// Runs with another bound on how long others are waited for.
+    fn waiting<T>(&self, wait: Duration, run: impl FnOnce(&Link) -> T) -> T {
+        let _ = self.connection.busy_timeout(wait);
+        let done = run(self);
         let _ = self.connection.busy_timeout(BUSY_WAIT);
-        taken
+        done
     }
 
     fn try_immediate(&self) -> Result<bool, CaptureError> {
@@ -103,7 +111,7 @@ impl Link {
 
     /// Empties the log file, if nobody else uses it.
     pub(super) fn truncate(&self) -> Result<Option<Bound>, CaptureError> {
-        self.checkpoint(CheckpointMode::TRUNCATE)
+        self.waiting(TRUNCATE_WAIT, |link| link.checkpoint(CheckpointMode::TRUNCATE))
     }
 
     fn checkpoint(&self, mode: CheckpointMode) -> Result<Option<Bound>, CaptureError> {
@@ -131,14 +139,18 @@ impl Link {
     }
 }
 
+/// SQLite calls it a failure of the locking protocol when a writer stays in the middle of its commit for ten seconds.
 fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed)
+    )
 }
 
 fn classify(path: &Path, what: &'static str, source: rusqlite::Error) -> CaptureError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => CaptureError::Locked { path },
+        _ if is_busy(&source) => CaptureError::Locked { path },
         Some(ErrorCode::ReadOnly) => CaptureError::ReadOnly { path },
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => CaptureError::ReadOnly { path },
         _ => CaptureError::Sqlite { path, what, source },

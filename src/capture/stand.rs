@@ -1,14 +1,18 @@
 //! Where a live database stands: the bound that belongs to a generation, and the state to start from.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connections::{Bound, Link};
 use super::frames::Frames;
 use super::{CaptureError, DatabaseFile, Position};
 use crate::format::{Checksum, FrameNo, Salts};
 
-/// Looks at the bound until header and bound belong together. A look fails only while a generation begins, which takes microseconds.
-const BOUND_LOOKS_MAX: usize = 100_000;
+/// How long header and bound are looked at until they belong together. A look fails while a generation begins and while a commit is written
+/// into the index, which takes microseconds unless whoever does it was stopped there. The caller may try again.
+const BOUND_WITHIN: Duration = Duration::from_secs(1);
+/// Looks without a pause, before a stopped writer is taken into account, and the pause from then on.
+const BOUND_LOOKS_EAGER: u32 = 10_000;
+const BOUND_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// How often a lock that seems to belong to another `-shm` is looked at before it counts: a process that is just opening the database has
 /// the one lock and not yet the other.
 const FOREIGN_LOOKS: usize = 10;
@@ -31,14 +35,18 @@ pub(super) fn look_at_bound(
     bounds: &Link,
     file: &DatabaseFile,
 ) -> Result<(Option<Salts>, Bound), CaptureError> {
-    for _ in 0..BOUND_LOOKS_MAX {
+    let began = Instant::now();
+    let mut looks = 0;
+    while looks < BOUND_LOOKS_EAGER || began.elapsed() < BOUND_WITHIN {
         let before = frames.read_header()?.map(|header| header.salts);
         let bound = bounds.noop()?;
         let after = frames.read_header()?.map(|header| header.salts);
         match bound {
             Some(bound) if before == after && (after.is_some() || bound.committed == 0) => return Ok((after, bound)),
-            _ => std::thread::yield_now(),
+            _ if looks < BOUND_LOOKS_EAGER => std::thread::yield_now(),
+            _ => std::thread::sleep(BOUND_LOOK_INTERVAL),
         }
+        looks += 1;
     }
     Err(CaptureError::Locked { path: file.path().to_owned() })
 }

@@ -1,8 +1,10 @@
 //! `tail`: the row changes of a live database as they are committed.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,6 +14,8 @@ use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
 use crate::schema::TableFilter;
 
+/// How long a database that nobody can read is waited for.
+const ATTACH_WITHIN: Duration = Duration::from_secs(10);
 /// What a shell reports for a program that SIGINT ended: the second signal ends us where we stand.
 const EXIT_INTERRUPTED: i32 = 130;
 
@@ -24,7 +28,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
         return super::tail_once::tail_once(args, state_dir);
     }
     let stop = stop_signal().map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))?;
-    let mut follower = Follower::attach(&args.database)?;
+    let mut follower = attach(&args.database, &stop)?;
     let wake_ups = WakeUps::new(follower.file())?;
     for damage in follower.damage() {
         note(format_args!("a tree of the database cannot be read: {}", Failure::of(damage).message));
@@ -32,12 +36,22 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     note(format_args!("following {} (Ctrl-C ends)", follower.file().path().display()));
 
     let mut sink = sink(args, &follower);
+    let mut is_locked_out = false;
     let mut follow = || -> Result<(), FollowError<io::Error>> {
         loop {
             // Asked before the look: what was committed before the signal is still shown.
             let stopping = stop.load(Ordering::Relaxed);
-            let polled = follower.poll(&mut sink)?;
-            follower.maintain(&mut sink)?;
+            let polled = follower.poll(&mut sink).and_then(|polled| follower.maintain(&mut sink).map(|()| polled));
+            let polled = match polled {
+                Err(FollowError::Capture(error @ CaptureError::Locked { .. })) if !stopping => {
+                    if !std::mem::replace(&mut is_locked_out, true) {
+                        note(format_args!("{error}: waiting for it"));
+                    }
+                    continue;
+                }
+                polled => polled?,
+            };
+            is_locked_out = false;
             if stopping && !polled.more {
                 return Ok(());
             }
@@ -54,6 +68,24 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     let detached = follower.detach();
     followed?;
     Ok(detached?)
+}
+
+/// Attaches as soon as nobody keeps everybody else from reading, which passes unless an application means it.
+fn attach(database: &Path, stop: &AtomicBool) -> Result<Follower, CaptureError> {
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        match Follower::attach(database) {
+            Err(error @ CaptureError::Locked { .. })
+                if began.elapsed() < ATTACH_WITHIN && !stop.load(Ordering::Relaxed) =>
+            {
+                if !std::mem::replace(&mut is_told, true) {
+                    note(format_args!("{error}: waiting for it"));
+                }
+            }
+            attached => return attached,
+        }
+    }
 }
 
 /// Where the changes of a follower go.

@@ -203,6 +203,24 @@ pub enum NodeError {
     Ended(&'static str),
 }
 
+impl NodeError {
+    /// Whether other processes keep everybody from the database, which passes.
+    pub(super) fn is_locked(&self) -> bool {
+        match self {
+            NodeError::Capture(CaptureError::Locked { .. }) => true,
+            NodeError::Apply(ApplyError::Database { source, .. }) => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    rusqlite::ErrorCode::DatabaseBusy
+                        | rusqlite::ErrorCode::DatabaseLocked
+                        | rusqlite::ErrorCode::FileLockingProtocolFailed
+                )
+            ),
+            _ => false,
+        }
+    }
+}
+
 impl From<FollowError<ApplyError>> for NodeError {
     fn from(error: FollowError<ApplyError>) -> NodeError {
         match error {

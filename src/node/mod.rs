@@ -13,6 +13,7 @@ mod database;
 mod error;
 mod inbox;
 mod network;
+mod patience;
 mod policy;
 mod report;
 mod run;

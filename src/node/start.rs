@@ -6,6 +6,7 @@ use super::attached::Attached;
 use super::config::{Conflict, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
+use super::patience::patiently;
 use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
 use crate::apply::{Merge, Replica, State, route_by_hash};
@@ -92,7 +93,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
 
     let stored = stored_position(&state)?;
     let from = stored.map(|(position, _)| position).filter(|_| !config.new_shadow);
-    let mut attached = Attached::open(&config, from, &links.wake, &links.stop)?;
+    let mut attached = patiently(&links.stop, || Attached::open(&config, from, &links.wake, &links.stop))?;
     if let Some((_, next_tx)) = stored {
         attached.follower.set_next_tx(next_tx);
     }

@@ -191,7 +191,7 @@ impl Database {
         }
     }
 
-    /// Captures what was committed before the write lock was ours. `false` when that is too much for now: the lock must be given back.
+    /// Captures what was committed before the write lock was ours. `false` when that takes longer than writers may wait: the lock must be given back.
     pub(super) fn drain_under_lock(&mut self) -> Result<bool, NodeError> {
         // A second per step: whoever writes without a pause gives way a little more each time.
         let patience =

@@ -19,6 +19,7 @@ use super::attached::Attached;
 use super::config::RunConfig;
 use super::error::NodeError;
 use super::inbox::Inbox;
+use super::patience::{patiently, refuse_stopped};
 use super::report::{Reporter, Told};
 use super::snapshot::{Ask, Need};
 use super::start::position_bytes;
@@ -123,6 +124,8 @@ pub(super) struct Database {
     stop_at: Option<Instant>,
     stored: Option<Position>,
     pin_renewed_at: Instant,
+    /// Others keep everybody from reading, and people were told.
+    is_locked_out: bool,
 }
 
 /// The round that is being sent.
@@ -161,6 +164,7 @@ impl Database {
             stop_at: None,
             stored: None,
             pin_renewed_at: Instant::now(),
+            is_locked_out: false,
         }
     }
 
@@ -172,6 +176,11 @@ impl Database {
                     Some(again) => self = again,
                     None => return Ok(()),
                 },
+                Err(error) if error.is_locked() => {
+                    if !self.wait_for_lock(&error)? {
+                        break Ok(());
+                    }
+                }
                 worked => break worked,
             }
         };
@@ -187,6 +196,25 @@ impl Database {
         }
     }
 
+    /// Goes back to where nothing is under way, as a new process would, while others keep everybody from reading. `false` when the node is
+    /// to stop.
+    fn wait_for_lock(&mut self, error: &NodeError) -> Result<bool, NodeError> {
+        self.replica.rollback(&self.attached.connection)?;
+        self.replica.begin_anew()?;
+        if !std::mem::replace(&mut self.is_locked_out, true) {
+            tracing::warn!("{error}: waiting for it");
+            self.reporter.trouble(error.to_string());
+        }
+        self.report_when_due()?;
+        if *self.links.stop.borrow() != Stop::No {
+            return Ok(false);
+        }
+        // The tries wait by themselves; this is for errors that come at once.
+        let (handle, stop) = (self.links.handle.clone(), &mut self.links.stop);
+        let _ = handle.block_on(async { tokio::time::timeout(BEGIN_INTERVAL, stop.changed()).await });
+        Ok(true)
+    }
+
     fn work(&mut self) -> Result<(), NodeError> {
         loop {
             // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
@@ -194,6 +222,10 @@ impl Database {
             let mut found_more = self.capture()?;
             while found_more && began.elapsed() < self.capture_within() {
                 found_more = self.capture()?;
+            }
+            if std::mem::take(&mut self.is_locked_out) {
+                tracing::info!("the database can be read again");
+                self.reporter.trouble(String::new());
             }
             self.take_events()?;
             self.retry_lock = false;
@@ -232,6 +264,7 @@ impl Database {
     fn put_back_lost(&mut self) -> Result<(), NodeError> {
         let Some(lost) = self.attached.follower.lost()? else { return Ok(()) };
         while !self.begin()? {
+            refuse_stopped(&self.links.stop)?;
             std::thread::sleep(BEGIN_INTERVAL);
         }
         let connection = &self.attached.connection;
@@ -254,8 +287,11 @@ impl Database {
 
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
     pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
-        self.catch_up()?;
-        while self.capture()? {}
+        patiently(&self.links.stop.clone(), || {
+            self.catch_up()?;
+            while self.capture()? {}
+            Ok(())
+        })?;
         if let Some(recovered) = self.replica.abandon_intent()? {
             tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
         }

@@ -8,6 +8,7 @@ use super::{Database, Links, Stop};
 use crate::apply::State;
 use crate::capture::{CaptureError, DatabaseFile};
 use crate::node::attached::{Attached, Successor};
+use crate::node::patience::patiently;
 use crate::node::start::stored_position;
 use crate::node::state_dir::StateDirectory;
 use crate::node::{NodeError, RunConfig};
@@ -63,7 +64,8 @@ fn attach_successor(
     if !DatabaseFile::open(&config.db_path)?.claim() {
         return Err(NodeError::AlreadyAttached { path: config.db_path.clone() });
     }
-    let mut attached = Attached::open(config, stored.map(|(position, _)| position), &links.wake, &links.stop)?;
+    let from = stored.map(|(position, _)| position);
+    let mut attached = patiently(&links.stop, || Attached::open(config, from, &links.wake, &links.stop))?;
     attached.follower.distrust_log();
     if let Some((_, next_tx)) = stored {
         attached.follower.set_next_tx(next_tx);

@@ -1,0 +1,81 @@
+//! Databases that nobody can read for a while: the daemon waits, says so, and goes on.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::support::cluster::{Cluster, WITHIN, wait_for};
+
+const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES(1, 'here before')";
+const LOCKED: &str = "the database is locked by another process: waiting for it";
+
+/// Keeps everybody from reading until it is let go.
+struct Stopper(Child);
+
+impl Stopper {
+    fn begin(db: &Path, mode: &str) -> Stopper {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/stopper.py");
+        let mut child = Command::new("python3")
+            .arg(script)
+            .arg(db)
+            .arg(mode)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "stopped\n");
+        Stopper(child)
+    }
+
+    fn let_go(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_daemon_that_starts_while_an_application_closes_waits_for_it() {
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
+    let stopper = Stopper::begin(&cluster.nodes[0].db, "exclusive");
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_it_says(LOCKED);
+    stopper.let_go();
+    cluster.nodes[0].wait_until_ready();
+    cluster.nodes[1].start();
+    cluster.nodes[0].sql("INSERT INTO t VALUES(2, 'after')");
+    assert_eq!(cluster.settle()["t"].len(), 2);
+}
+
+#[test]
+fn a_daemon_that_is_told_to_stop_while_it_waits_stops() {
+    let mut cluster = Cluster::prepare(1, SCHEMA, "", &[]);
+    let stopper = Stopper::begin(&cluster.nodes[0].db, "exclusive");
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_it_says(LOCKED);
+    cluster.nodes[0].signal(rustix::process::Signal::TERM);
+    assert!(cluster.nodes[0].wait_for_end().success(), "{}", cluster.nodes[0].log());
+    stopper.let_go();
+}
+
+#[test]
+fn a_writer_that_is_stopped_in_the_middle_of_its_commit_ends_no_daemon() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    cluster.nodes[0].sql("INSERT INTO t VALUES(2, 'before')");
+    cluster.settle();
+    let stopper = Stopper::begin(&cluster.nodes[0].db, "commit");
+    // It comes from the other node and must be applied.
+    cluster.nodes[1].sql("INSERT INTO t VALUES(3, 'meanwhile')");
+    cluster.nodes[0].wait_until_it_says(LOCKED);
+    wait_for("the trouble to be told", || {
+        let told = cluster.nodes[0].status()?.last_error;
+        if told.contains("is locked") { Ok(()) } else { Err(told) }
+    });
+    stopper.let_go();
+    cluster.nodes[0].wait_until_it_says("the database can be read again");
+    cluster.nodes[0].sql("INSERT INTO t VALUES(4, 'after')");
+    let tables = cluster.settle();
+    assert_eq!(tables["t"].len(), 4, "within {WITHIN:?}");
+    assert!(cluster.nodes.iter_mut().all(|node| node.runs()));
+}
