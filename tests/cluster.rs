@@ -12,3 +12,4 @@ mod replaced;
 mod short_log;
 mod snapshots;
 mod usage;
+mod went_back;

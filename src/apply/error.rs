@@ -68,8 +68,8 @@ pub enum Cannot {
         /// How many pieces there are.
         count: u32,
     },
-    /// A message carries our origin and we never sealed it: two nodes share an identity, or the state is an older copy.
-    #[error("shard {}: message {batch_no} carries our origin, and this state directory never sealed it", shard.0)]
+    /// A message carries our origin and is not what we sealed: two nodes go on from copies of one state.
+    #[error("shard {}: message {batch_no} carries our origin, and this state directory did not seal it", shard.0)]
     NotOurs {
         /// The shard.
         shard: ShardId,

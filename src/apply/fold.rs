@@ -45,11 +45,19 @@ pub(super) struct Folder<'c> {
     pub(super) counts: FoldCounts,
     /// Who made the unit that is folded.
     pub(super) origin: Option<Origin>,
+    /// Rows that were deleted because they were in the way: table and key, since this was last emptied.
+    pub(super) displaced: Vec<(i64, Vec<u8>)>,
 }
 
 impl<'c> Folder<'c> {
     pub(super) fn new(conn: &'c Connection) -> Result<Folder<'c>, ApplyError> {
-        Ok(Folder { rows: Rows::new(conn)?, net: Account::default(), counts: FoldCounts::default(), origin: None })
+        Ok(Folder {
+            rows: Rows::new(conn)?,
+            net: Account::default(),
+            counts: FoldCounts::default(),
+            origin: None,
+            displaced: Vec::new(),
+        })
     }
 
     /// Folds the changes of one unit to one table. `redo` is the pending unit that is replayed: then base takes each row before it changes.
@@ -200,6 +208,7 @@ impl<'c> Folder<'c> {
                 note(state, table, &other, &other_canonical, Some(&lost))?;
             }
             self.remove(table, &other, &other_canonical, &lost)?;
+            self.displaced.push((table.id, other_canonical));
             let met = Met {
                 kind: ConflictKind::UniqueValue,
                 key: &other,

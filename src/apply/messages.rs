@@ -32,7 +32,8 @@ pub(super) fn fold_all(
 ) -> Result<(NetEffect, FoldCounts), Stop> {
     let own = state.origin();
     // Own messages alone change nothing that can be seen, so there will be no intent to take back.
-    state.revertible = arrived.iter().any(|message| message.batch.header.origin != own);
+    // (While units are suspect, own messages that this state never sealed fold like anybody's.)
+    state.revertible = state.suspecting || arrived.iter().any(|message| message.batch.header.origin != own);
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
     let mut call = Call::new(state, folder, tables, merge, locked);
     for (index, message) in arrived.iter().enumerate() {
@@ -64,10 +65,11 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
     }
     call.state.set_folded(shard, header.origin, Folded::from(header))?;
     call.folder.counts.messages += 1;
-    if header.origin == own {
-        if header.batch_no > call.state.batch_no_sealed(shard)? {
-            return Err(Cannot::NotOurs { shard, batch_no: header.batch_no }.into());
-        }
+    let is_sealed = header.origin == own && header.batch_no <= call.state.batch_no_sealed(shard)?;
+    if header.origin == own && !is_sealed && !call.state.suspecting {
+        return Err(Cannot::NotOurs { shard, batch_no: header.batch_no }.into());
+    }
+    if is_sealed {
         call.state.mark_acknowledged(shard, header.batch_no)?;
         if let Body::Piece { index, count, .. } = &message.batch.body {
             // What it holds is in pending; that it is on its way must be known to who asks whether the fold stands inside of something.
@@ -77,10 +79,22 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
             }
         }
         let run_end = own_run_end(rest, shard, own);
-        for id in call.state.pending_of(shard, header.batch_no)? {
+        let sealed = call.state.pending_of(shard, header.batch_no)?;
+        let not_ours = || Cannot::NotOurs { shard, batch_no: header.batch_no };
+        let arrived = match &message.batch.body {
+            Body::Units(units) if units.len() != sealed.len() => return Err(not_ours().into()),
+            Body::Units(units) => units.as_slice(),
+            Body::Piece { .. } => &[],
+        };
+        for (index, id) in sealed.into_iter().enumerate() {
             let (last, last_batch_no) = call.state.transaction_end(id)?;
             let whole = last == id || last_batch_no.is_some_and(|no| no <= run_end);
-            call.fold_own(id, whole)?;
+            let unit = call.state.pending_unit(id)?;
+            // Two nodes that go on from copies of one state use the same numbers for different things.
+            if arrived.get(index).is_some_and(|arrived| *arrived != unit) {
+                return Err(not_ours().into());
+            }
+            call.fold_own(id, &unit, whole)?;
         }
         return Ok(());
     }

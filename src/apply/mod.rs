@@ -32,6 +32,7 @@ mod state;
 mod statements;
 mod text;
 mod undo_redo;
+mod went_back;
 
 pub use crate::schema::TableFilter;
 pub use catch_up::SNAPSHOT_SCHEMA;
@@ -50,3 +51,4 @@ pub use seal::{InFlight, SealLimits};
 pub use shape::{Merge, Tables, shape_of};
 pub use snapshot::{FrozenState, empty_excluded};
 pub use state::State;
+pub use went_back::Cleared;

@@ -81,6 +81,8 @@ pub struct State {
     /// What the fold at hand does to rows, for its intent.
     pub(super) versions: Versions,
     origin: Origin,
+    /// The state may have gone back in time, and not all of what was done since is known yet.
+    pub(super) suspecting: bool,
     /// Entries that the conflict journal keeps; the oldest go first.
     pub(super) conflicts_max: i64,
 }
@@ -136,6 +138,7 @@ impl State {
             locals: HashMap::new(),
             pending_id_next: 1,
             revertible: false,
+            suspecting: false,
             versions: Versions::default(),
             origin,
             conflicts_max: CONFLICTS_MAX,
@@ -312,6 +315,7 @@ impl State {
         self.shapes.clear();
         self.locals.clear();
         self.revertible = false;
+        self.load_suspicion()?;
         let mut found = self
             .db
             .prepare("SELECT id, name, dirty, uniques, (SELECT count(*) FROM base WHERE table_id = id) FROM tables")?;

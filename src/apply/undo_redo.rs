@@ -78,7 +78,11 @@ impl<'a, 'c> Call<'a, 'c> {
     }
 
     /// Finds the local table of a shape and how they fit. `strict` as in [`LocalTable::fit`].
-    fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<(Arc<LocalTable>, Arc<Fit>), ApplyError> {
+    pub(super) fn fit(
+        &mut self,
+        shape: &Arc<TableShape>,
+        strict: bool,
+    ) -> Result<(Arc<LocalTable>, Arc<Fit>), ApplyError> {
         let known = self.known.entry(shape.name.clone()).or_default();
         if let Some(known) = known
             .iter()
@@ -95,8 +99,12 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Folds a unit of another origin.
     pub(super) fn fold_foreign(&mut self, unit: &Unit, origin: Origin) -> Result<(), ApplyError> {
+        if !self.locked {
+            return Err(ApplyError::NotLocked);
+        }
         self.folder.origin = Some(origin);
         self.folder.counts.units_foreign += 1;
+        self.folder.displaced.clear();
         let fits = unit.tables.iter().map(|shape| self.fit(shape, true)).collect::<Result<Vec<_>, _>>()?;
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
         for change in &unit.changes {
@@ -106,7 +114,9 @@ impl<'a, 'c> Call<'a, 'c> {
             if table.is_unique() {
                 sets.entry(change.table).or_default().push(fitted);
             } else {
+                let was_there = self.is_there(table, &fitted)?;
                 self.fold_plain(table, &fitted, origin)?;
+                self.note_seen(table, &fitted, was_there)?;
             }
         }
         for (index, changes) in &sets {
@@ -115,9 +125,34 @@ impl<'a, 'c> Call<'a, 'c> {
             if !self.undone.contains_key(&table.id) && !self.is_free(table, changes)? {
                 self.undo(table)?;
             }
+            let were_there =
+                changes.iter().map(|change| self.is_there(table, change)).collect::<Result<Vec<_>, _>>()?;
             self.folder.fold(self.state, table, changes, None)?;
+            for (change, was_there) in changes.iter().zip(were_there) {
+                self.note_seen(table, change, was_there)?;
+            }
+        }
+        if self.state.suspecting {
+            for (table_id, key) in std::mem::take(&mut self.folder.displaced) {
+                self.state.note_gone(table_id, &key)?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether the fold has the row; asked only while units are suspect.
+    fn is_there(&self, table: &LocalTable, change: &Change<'_>) -> Result<bool, ApplyError> {
+        if !self.state.suspecting {
+            return Ok(true);
+        }
+        Ok(match self.state.base(table, &change.canonical)? {
+            Some(base) => base.row.is_some(),
+            None => self.folder.rows.get(table, &change.key)?.is_some(),
+        })
+    }
+
+    fn note_seen(&self, table: &LocalTable, change: &Change<'_>, was_there: bool) -> Result<(), ApplyError> {
+        if self.state.suspecting { self.state.note_seen(table, change, was_there) } else { Ok(()) }
     }
 
     fn fold_plain(&mut self, table: &Arc<LocalTable>, change: &Change<'_>, origin: Origin) -> Result<(), ApplyError> {
@@ -157,8 +192,7 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
     /// this call, and no foreign one comes between.
-    pub(super) fn fold_own(&mut self, id: i64, whole: bool) -> Result<(), ApplyError> {
-        let unit = self.state.pending_unit(id)?;
+    pub(super) fn fold_own(&mut self, id: i64, unit: &Unit, whole: bool) -> Result<(), ApplyError> {
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
         self.folder.counts.units_own += 1;
@@ -336,7 +370,8 @@ impl<'a, 'c> Call<'a, 'c> {
             (None, Some(new)) => self.folder.put(self.state, table, &base.key, canonical, new, false)?,
             (None, None) => {}
         }
-        if redo.is_overridden(visible.as_ref()) {
+        // What an own message that was forgotten meets is most often itself.
+        if redo.origin != self.state.origin() && redo.is_overridden(visible.as_ref()) {
             let met = Met {
                 kind: ConflictKind::SameRow,
                 key: &base.key,

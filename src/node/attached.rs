@@ -26,6 +26,8 @@ pub(super) struct Attached {
     pub(super) connection: Connection,
     /// The last frame of our own last commit.
     pub(super) own_frames: Arc<AtomicU32>,
+    /// The machine was started anew while a node worked on the state directory: what it wrote last may not be on disk.
+    pub(super) is_rebooted: bool,
     _waker: Waker,
 }
 
@@ -50,7 +52,8 @@ impl Attached {
             source,
         };
         let note = DurableNote::new(&config.state_dir).map_err(fail)?;
-        if let Some(durable) = note.rebooted_since().map_err(fail)? {
+        let rebooted = note.rebooted_since().map_err(fail)?;
+        if let Some(durable) = rebooted {
             follower.set_rebooted(durable);
         }
         follower.set_durable_hook(Box::new(move |position| {
@@ -88,7 +91,7 @@ impl Attached {
         }
         let wake = Arc::clone(wake);
         let waker = Waker::new(follower.file(), move || wake.notify_one())?;
-        Ok(Attached { follower, connection, own_frames, _waker: waker })
+        Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), _waker: waker })
     }
 
     /// Whether `error` came because the file is not the one that was attached, or its content not what SQLite wrote.

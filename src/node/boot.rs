@@ -33,6 +33,14 @@ impl DurableNote {
         file.set_len(bytes.len() as u64)
     }
 
+    /// Everything was made durable and nothing more will come: there is nothing to be judged after a reboot.
+    pub(super) fn forget(state_dir: &Path) -> std::io::Result<()> {
+        match std::fs::remove_file(state_dir.join(NAME)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// The position that was noted last, if it was in another boot. A note that is torn is none.
     pub(super) fn rebooted_since(&self) -> std::io::Result<Option<Position>> {
         let bytes = match std::fs::read(&self.path) {

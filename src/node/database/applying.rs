@@ -180,6 +180,17 @@ impl Database {
         Ok(arrived)
     }
 
+    /// Commits what was folded under the write lock. The next transaction of the log is ours and is not captured.
+    pub(super) fn commit_folded(&mut self) -> Result<(), NodeError> {
+        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
+            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
+            let position = self.attached.follower.position();
+            self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
+            self.stored = Some(position);
+        }
+        Ok(())
+    }
+
     /// The messages are folded.
     fn taken(&mut self, counts: &BTreeMap<ShardId, usize>) {
         self.inbox.stuck_since = None;
@@ -233,12 +244,7 @@ impl Database {
             }
             return Ok(false);
         }
-        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
-            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
-            let position = self.attached.follower.position();
-            self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
-            self.stored = Some(position);
-        }
+        self.commit_folded()?;
         self.taken(counts);
         self.reporter.count(&report.counts);
         Ok(true)

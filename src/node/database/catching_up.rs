@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Database;
-use crate::apply::{ApplyError, FrozenState, Outcome, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
+use crate::apply::{ApplyError, FrozenState, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
 use crate::log::{LogError, Origin, ShardId, StreamSeq};
 use crate::node::NodeError;
 use crate::node::snapshot::{Ask, Fetched, Moment, Need};
-use crate::node::start::position_bytes;
 use crate::node::waiting::FoldedOf;
 
 /// How far this node is behind, and what comes to help it.
@@ -161,16 +159,12 @@ impl Database {
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.table(name).cloned();
         let counts = self.replica.catch_up(&self.attached.connection, &tables, &fetched.manifest.stand, &route)?;
-        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
-            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
-            let position = self.attached.follower.position();
-            self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
-            self.stored = Some(position);
-        }
+        let no = fetched.info.no;
+        self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
         tracing::info!(
             "caught up from snapshot {}: {rows} rows were written, others could not write for {:.1?}",
-            fetched.info.no,
+            no,
             began.elapsed()
         );
         self.reporter.count(&counts);

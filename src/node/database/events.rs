@@ -60,6 +60,7 @@ impl Database {
                 if message.header.origin == self.replica.state().origin() {
                     // Seen on the log is acknowledged, whatever became of the server's answer.
                     let batch_no = message.header.batch_no;
+                    self.judge_own(shard, message.seq, batch_no)?;
                     self.replica.acknowledged(shard, batch_no)?;
                     // One that a killed node had sent can arrive before it is sent again.
                     self.to_send.retain(|waiting| (waiting.shard, waiting.batch_no) != (shard, batch_no));

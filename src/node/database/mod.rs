@@ -7,6 +7,7 @@ mod events;
 mod publishing;
 mod reporting;
 mod successor;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::attached::Attached;
+use super::boot::DurableNote;
 use super::config::RunConfig;
 use super::error::NodeError;
 use super::inbox::Inbox;
@@ -191,7 +193,14 @@ impl Database {
         }
         self.report_now();
         match (worked, self.attached.detach()) {
-            (Ok(()), detached) => Ok(detached?),
+            (Ok(()), detached) => {
+                detached?;
+                DurableNote::forget(&self.config.state_dir).map_err(|source| NodeError::StateDirectory {
+                    path: self.config.state_dir.clone(),
+                    what: "cannot note that everything is on disk",
+                    source,
+                })
+            }
             (worked, _) => worked,
         }
     }
@@ -229,7 +238,7 @@ impl Database {
             }
             self.take_events()?;
             self.retry_lock = false;
-            let applied = self.catch_up_if_fetched()? || self.apply()?;
+            let applied = self.catch_up_if_fetched()? || self.apply()? || self.clear_suspects()?;
             self.publish()?;
             self.tell_published()?;
             self.report_when_due()?;
@@ -287,6 +296,9 @@ impl Database {
 
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
     pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
+        if self.attached.is_rebooted && self.may_suspect() {
+            self.replica.suspect()?;
+        }
         patiently(&self.links.stop.clone(), || {
             self.catch_up()?;
             while self.capture()? {}
@@ -294,6 +306,9 @@ impl Database {
         })?;
         if let Some(recovered) = self.replica.abandon_intent()? {
             tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
+        }
+        if self.replica.state().is_suspecting() {
+            self.replica.suspect_waiting()?;
         }
         Ok(())
     }

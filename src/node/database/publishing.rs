@@ -36,7 +36,7 @@ impl Database {
 
     /// Seals the next round if none is under way, and hands out as much of it as the network takes.
     pub(super) fn publish(&mut self) -> Result<(), NodeError> {
-        if !self.config.publish || !self.log.open {
+        if !self.config.publish || !self.log.open || self.replica.state().is_suspecting() {
             return Ok(());
         }
         if self.round.is_none() {
