@@ -32,8 +32,7 @@ impl Field {
         let first = dir.path().join("first.db");
         Connection::open(&first).unwrap().execute_batch(&format!("PRAGMA journal_mode = WAL; {SCHEMA}")).unwrap();
         let (urls, shards) = (servers.urls().join(","), SHARDS.to_string());
-        let args =
-            ["--nats-url", &urls, "--shards", &shards, "--log-replicas", "3", "--max-log-entries", "100000"];
+        let args = ["--nats-url", &urls, "--shards", &shards, "--log-replicas", "3", "--max-log-entries", "100000"];
         let mut nodes: Vec<Node> = (1..=3)
             .map(|id| {
                 let db = dir.path().join(format!("node-{id}")).join("app.db");
@@ -117,6 +116,10 @@ impl Field {
         }
         let pids: Vec<u32> = self.nodes.iter().map(Node::pid).collect();
         assert_eq!(pids, self.pids, "no daemon was started again");
+        for node in &self.nodes {
+            println!("--- node {}\n{}", node.id, node.log());
+            assert!(!node.log().contains("incomplete"), "node {} tore a transaction:\n{}", node.id, node.log());
+        }
         self.nodes.iter_mut().for_each(Node::stop);
     }
 }
@@ -201,4 +204,3 @@ fn a_cluster_without_a_majority_is_waited_for() {
     field.heals(1);
     field.end();
 }
-
