@@ -7,6 +7,7 @@ mod flow;
 mod large;
 mod locked;
 mod managed;
+mod nats_cluster;
 mod power;
 mod replaced;
 mod short_log;

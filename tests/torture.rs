@@ -1,5 +1,5 @@
 //! Daemons, writers and servers that die at every boundary and at any moment: nothing is lost, nothing doubled, and no application notices.
 
-mod ledger;
+pub mod ledger;
 mod points;
 mod storms;

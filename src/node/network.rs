@@ -174,7 +174,9 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
         let waits = Arc::clone(&waits);
         tasks.spawn(async move { waits.answer_nodes().await });
     }
-    tasks.spawn(answer_questions(config.state_dir.clone(), waits));
+    tasks.spawn(answer_questions(config.state_dir.clone(), Arc::clone(&waits)));
+    let served = log.clone();
+    tasks.spawn(async move { served.stay_served().await });
     let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks).run(behind_end));
     let mut catch_ups = AbortOnDrop(catch_ups);
     let log: Arc<dyn Log> = Arc::new(log);
@@ -219,6 +221,13 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
                 }
                 Some(Need::Read { shard, from }) => {
                     tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
+                }
+                Some(Need::Rest { nodes, answer }) => {
+                    let waits = Arc::clone(&waits);
+                    tasks.spawn(async move {
+                        // Whoever asked may have got what it waited for.
+                        let _ = answer.send(waits.may_come(nodes).await);
+                    });
                 }
                 None => break,
             },

@@ -35,8 +35,8 @@ pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
     let (asks, asks_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
-    // Each shard can need one thing at a time.
-    let (needs, needs_end) = mpsc::channel(usize::from(config.log.shards).max(1) * 2);
+    // Each shard can need one thing at a time, and all together whether an origin lives.
+    let (needs, needs_end) = mpsc::channel(usize::from(config.log.shards).max(1) * 2 + 1);
     let (applied, applied_end) = watch::channel(BTreeMap::new());
     let wake = Arc::new(Notify::new());
     let (halt, halting) = watch::channel(Stop::No);

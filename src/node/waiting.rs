@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::control::ControlAnswer;
 use super::snapshot::Ask;
-use crate::log::{JetStreamLog, Origin, ShardId};
+use crate::log::{JetStreamLog, Log, Origin, ShardId};
 
 /// The kind of question by which nodes ask each other how far they are.
 const QUESTION: &str = "folded";
@@ -19,6 +19,9 @@ const QUESTION: &str = "folded";
 const ROUND: Duration = Duration::from_millis(100);
 /// How long nodes have to say that they are there.
 const PRESENT_WITHIN: Duration = Duration::from_millis(300);
+
+/// How long nodes have to say that they live, however busy they are.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The last message of an origin that a node has folded, by shard.
 pub(super) type FoldedOf = BTreeMap<ShardId, u64>;
@@ -63,6 +66,24 @@ impl Waits {
             let answer = Answer { node_id: self.origin.node_id, batch_no };
             question.answer(Bytes::from(serde_json::to_vec(&answer).unwrap_or_default())).await;
         }
+    }
+
+    /// Whether something may still come from these nodes, as far as is known here: they answer, or the log does not.
+    pub(super) async fn may_come(&self, mut nodes: BTreeSet<u64>) -> bool {
+        let looks = (1..=self.log.shard_count()).map(|shard| self.log.bounds(ShardId(shard)));
+        // Who hears nothing of the log hears nothing of nodes: their silence is ours.
+        if futures_util::future::try_join_all(looks).await.is_err() {
+            return true;
+        }
+        let question = Question { node_id: self.origin.node_id, epoch: self.origin.epoch };
+        let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
+        let mut hear = |bytes: &Bytes| {
+            if let Ok(answer) = serde_json::from_slice::<Answer>(bytes) {
+                nodes.remove(&answer.node_id);
+            }
+            nodes.is_empty()
+        };
+        self.log.ask_all(QUESTION, question, ALIVE_WITHIN, &mut hear).await.is_ok() && nodes.is_empty()
     }
 
     /// Waits until what is committed now is applied on a node, or on all that are connected.

@@ -363,49 +363,53 @@ impl Cluster {
         self.nodes.iter_mut().for_each(Node::wait_until_ready);
     }
 
-    /// Waits until nobody has anything to say any more and all databases are equal, and returns what they hold. To be called when the
-    /// applications have ended.
+    /// As the function of this name, for all nodes.
     pub fn settle(&self) -> Tables {
-        let tables = self.settle_or_differ();
-        for node in &self.nodes {
-            assert_eq!(node.value("SELECT integrity_check FROM pragma_integrity_check"), "'ok'", "node {}", node.id);
-        }
-        tables
-    }
-
-    fn settle_or_differ(&self) -> Tables {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let asked_at_ms = now.as_millis() as u64;
-        wait_for("quiet and equal nodes", || {
-            let mut positions = None;
-            for node in &self.nodes {
-                let status = node.status()?;
-                let applied: BTreeMap<u16, u64> =
-                    status.shards.iter().map(|(no, shard)| (*no, shard.applied)).collect();
-                let is_quiet = status.written_at_ms > asked_at_ms
-                    && status.outbox_units == 0
-                    && status.inbox_messages == 0
-                    && status.shards.values().all(|shard| shard.applied == shard.last)
-                    && *positions.get_or_insert(applied.clone()) == applied;
-                if !is_quiet {
-                    return Err(format!("node {} is not quiet: {status:?}", node.id));
-                }
-            }
-            let mut all = self.nodes.iter().map(Node::tables);
-            let first = all.next().unwrap_or_default();
-            for (other, node) in all.zip(self.nodes.iter().skip(1)) {
-                if let Some(difference) = difference(&first, &other) {
-                    return Err(format!("node {} differs from the first: {difference}", node.id));
-                }
-            }
-            Ok(first)
-        })
+        settle(&self.nodes)
     }
 
     /// Ends all nodes as an operator does.
     pub fn stop(&mut self) {
         self.nodes.iter_mut().for_each(Node::stop);
     }
+}
+
+/// Waits until nobody has anything to say any more and all databases are equal, and returns what they hold. To be called when the
+/// applications have ended.
+pub fn settle(nodes: &[Node]) -> Tables {
+    let tables = settle_or_differ(nodes);
+    for node in nodes {
+        assert_eq!(node.value("SELECT integrity_check FROM pragma_integrity_check"), "'ok'", "node {}", node.id);
+    }
+    tables
+}
+
+fn settle_or_differ(nodes: &[Node]) -> Tables {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let asked_at_ms = now.as_millis() as u64;
+    wait_for("quiet and equal nodes", || {
+        let mut positions = None;
+        for node in nodes {
+            let status = node.status()?;
+            let applied: BTreeMap<u16, u64> = status.shards.iter().map(|(no, shard)| (*no, shard.applied)).collect();
+            let is_quiet = status.written_at_ms > asked_at_ms
+                && status.outbox_units == 0
+                && status.inbox_messages == 0
+                && status.shards.values().all(|shard| shard.applied == shard.last)
+                && *positions.get_or_insert(applied.clone()) == applied;
+            if !is_quiet {
+                return Err(format!("node {} is not quiet: {status:?}", node.id));
+            }
+        }
+        let mut all = nodes.iter().map(Node::tables);
+        let first = all.next().unwrap_or_default();
+        for (other, node) in all.zip(nodes.iter().skip(1)) {
+            if let Some(difference) = difference(&first, &other) {
+                return Err(format!("node {} differs from the first: {difference}", node.id));
+            }
+        }
+        Ok(first)
+    })
 }
 
 /// Prints the seed when the test that made it fails.

@@ -1,6 +1,7 @@
 //! What several tests need.
 
 pub mod cluster;
+pub mod gate;
 pub mod model;
 pub mod nats;
 pub mod oracle;

@@ -1,6 +1,6 @@
 //! A real nats-server with JetStream, alone or three of them, that can be killed and started again on its port and its data.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use super::gate::Gate;
 
 /// How long a server may take until it answers. Builds that run beside the tests make it slow.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -59,6 +61,14 @@ impl NatsServer {
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("nats-server is killed");
+            child.wait().expect("nats-server ends");
+        }
+    }
+
+    /// Ends the server as an operator does, and waits for its end.
+    pub fn end(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        if let Some(mut child) = self.child.take() {
             child.wait().expect("nats-server ends");
         }
     }
@@ -135,33 +145,85 @@ impl Drop for NatsServer {
     }
 }
 
-/// Three servers that form a cluster.
+/// Three servers that form a cluster. Every route between two of them has a gate.
 pub struct NatsCluster {
-    /// The servers.
+    /// The servers, named n0, n1 and n2.
     pub servers: Vec<NatsServer>,
+    monitors: Vec<u16>,
+    /// From which server, to which.
+    gates: Vec<((usize, usize), Gate)>,
 }
 
 impl NatsCluster {
     /// Starts them and waits until each answers. They elect a leader after that: the first requests may have to be repeated.
     pub fn start() -> NatsCluster {
+        NatsCluster::start_with("")
+    }
+
+    /// As [`NatsCluster::start`], with more lines in the configuration of each.
+    pub fn start_with(config: &str) -> NatsCluster {
         let routes: Vec<u16> = (0..3).map(|_| free_port()).collect();
-        let list: Vec<String> = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+        let monitors: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let pairs = (0..3).flat_map(|from| (0..3).map(move |to| (from, to))).filter(|(from, to)| from != to);
+        let gates: Vec<((usize, usize), Gate)> = pairs.map(|(from, to)| ((from, to), Gate::new(routes[to]))).collect();
         let mut servers: Vec<NatsServer> = (0..3)
-            .zip(&routes)
-            .map(|(index, route)| {
-                let cluster =
-                    format!("cluster {{ name: test, listen: \"127.0.0.1:{route}\", routes: [{}] }}", list.join(", "));
+            .map(|index| {
+                let others = gates.iter().filter(|((from, _), _)| *from == index);
+                let list: Vec<String> =
+                    others.map(|(_, gate)| format!("\"nats://127.0.0.1:{}\"", gate.port())).collect();
+                // What servers tell each other about a third one leads nowhere: all their ways go through the gates.
+                let cluster = format!(
+                    "cluster {{ name: test, listen: \"127.0.0.1:{}\", advertise: \"127.0.0.1:1\", routes: [{}] }}\nhttp: \"127.0.0.1:{}\"\n{config}",
+                    routes[index],
+                    list.join(", "),
+                    monitors[index],
+                );
                 NatsServer::prepare(free_port(), &format!("n{index}"), "", &cluster)
             })
             .collect();
         servers.iter_mut().for_each(NatsServer::spawn);
         servers.iter_mut().for_each(NatsServer::wait_until_it_answers);
-        NatsCluster { servers }
+        NatsCluster { servers, monitors, gates }
     }
 
     /// The addresses for clients.
     pub fn urls(&self) -> Vec<String> {
         self.servers.iter().map(NatsServer::url).collect()
+    }
+
+    /// Cuts the network between a server and the two others, or joins it again. Clients reach all three.
+    pub fn cut_off(&self, server: usize, cut: bool) {
+        let of_server = self.gates.iter().filter(|((from, to), _)| *from == server || *to == server);
+        of_server.for_each(|(_, gate)| gate.set_open(!cut));
+    }
+
+    /// What a server says of itself under a path of its monitor; nothing while it does not answer, or says that it is not well.
+    pub fn look(&self, server: usize, path: &str) -> Option<serde_json::Value> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.monitors[server])).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: nats\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let is_well = head.lines().next()?.contains(" 200 ");
+        is_well.then(|| serde_json::from_str(body).ok())?
+    }
+
+    /// The server that leads a stream, as server `asked` has it.
+    pub fn leader(&self, asked: usize, stream: &str) -> Option<usize> {
+        let found = self.look(asked, "/jsz?accounts=true&streams=true")?;
+        let streams = found["account_details"].as_array()?.iter().filter_map(|of| of["stream_detail"].as_array());
+        let stream = streams.flatten().find(|of| of["name"] == stream)?;
+        stream["cluster"]["leader"].as_str()?.strip_prefix('n')?.parse().ok()
+    }
+
+    /// The server to which a client is connected.
+    pub fn server_of(&self, client: &str) -> Option<usize> {
+        (0..3).find(|server| {
+            let found = self.look(*server, "/connz");
+            let found = found.as_ref().and_then(|found| found["connections"].as_array());
+            found.is_some_and(|all| all.iter().any(|connection| connection["name"] == client))
+        })
     }
 }
 

@@ -25,6 +25,17 @@ pub const SCHEMA: &str = "
 /// Rows of `recent` that a writer leaves.
 const RECENT: i64 = 20;
 
+/// How a writer goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// One transaction after another.
+    Plain,
+    /// Also checkpoints in all modes, closes and opens the database, vacuums it.
+    Wild,
+    /// About 30 transactions a second.
+    Paced,
+}
+
 /// One writer: it can be started again and again and goes on where its database says.
 pub struct Writer {
     pub id: i64,
@@ -41,14 +52,18 @@ impl Writer {
     }
 
     /// Starts it for `count` transactions; 0: until told to stop.
-    pub fn start(&mut self, seed: u64, count: u64, wild: bool) {
+    pub fn start(&mut self, seed: u64, count: u64, manner: Manner) {
         assert!(self.child.is_none(), "writer {} runs already", self.id);
         let errors = std::fs::File::options().create(true).append(true).open(&self.errors).unwrap();
         let child = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torture/writer.py"))
             .args([&self.db, &self.ledger])
             .args([self.id.to_string(), seed.to_string(), count.to_string()])
-            .args(wild.then_some("wild"))
+            .args(match manner {
+                Manner::Plain => None,
+                Manner::Wild => Some("wild"),
+                Manner::Paced => Some("paced"),
+            })
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(errors)

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use rusqlite::Connection;
 use woodchuck::fault::{Point, VARIABLE};
 
-use super::ledger::{SCHEMA, Writer};
+use super::ledger::{Manner, SCHEMA, Writer};
 use crate::support::cluster::{Cluster, Node, wait_for, woodchuck};
 use crate::support::nats::NatsServer;
 
@@ -72,7 +72,7 @@ fn entries_on_log(cluster: &Cluster) -> BTreeMap<(i64, i64), u32> {
 fn write_until_death(cluster: &mut Cluster, writers: &mut [Writer], when_quiet: bool) -> ExitStatus {
     const WHO: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
     for (burst, who) in (0..BURSTS_MAX as u64).zip(WHO.iter().cycle()) {
-        who.iter().for_each(|index| writers[*index].start(burst, BURST, false));
+        who.iter().for_each(|index| writers[*index].start(burst, BURST, Manner::Plain));
         who.iter().for_each(|index| writers[*index].end());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let written_at_ms = now.as_millis() as u64;
@@ -127,7 +127,7 @@ fn die_at(point: Point, nth: u32) {
     assert_eq!(died.signal(), Some(9), "{wish}: ended with {died}\n{log}");
     assert!(log.contains(&format!("dying at fault point {}", point.name())), "{wish}: died elsewhere\n{log}");
     cluster.nodes[0].start();
-    writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), BURST, false));
+    writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), BURST, Manner::Plain));
     writers.iter_mut().for_each(Writer::end);
     drop(reader);
     let tables = cluster.settle();

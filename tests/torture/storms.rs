@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 use woodchuck::fault::{Point, VARIABLE};
 
-use super::ledger::{SCHEMA, Writer};
+use super::ledger::{Manner, SCHEMA, Writer};
 use crate::support::cluster::{Cluster, Node, Seed};
 use crate::support::nats::NatsServer;
 use crate::support::random::Random;
@@ -58,7 +58,7 @@ impl Storm {
 
     fn start_writers(&mut self, index: usize) {
         for writer in self.writers[index].iter_mut().filter(|writer| !writer.runs()) {
-            writer.start(self.random.next(), 0, true);
+            writer.start(self.random.next(), 0, Manner::Wild);
         }
     }
 

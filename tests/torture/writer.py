@@ -1,6 +1,6 @@
 """An application that keeps its own ledger and knows nothing of anybody.
 
-usage: writer.py DATABASE LEDGER WRITER SEED COUNT [WILD]
+usage: writer.py DATABASE LEDGER WRITER SEED COUNT [wild|paced]
 
 Commits transactions of one writer, COUNT of them or (0) until its standard input is closed, and appends the number of each to LEDGER once its commit has
 returned. Every transaction has a part in every table, so that it can be told whether it is there whole and once:
@@ -10,8 +10,8 @@ returned. Every transaction has a part in every table, so that it can be told wh
     total                          the writer's row: n counts its transactions, sum adds up their numbers, big is replaced
     shared, names                  rows that all writers of all nodes fight about; names has a UNIQUE beyond its key
 
-WILD also checkpoints in all modes, closes and opens the database, vacuums it. SQLITE_BUSY behind the timeout of 5 s is met by trying
-again; any other error ends it.
+A wild one also checkpoints in all modes, closes and opens the database, vacuums it; a paced one writes about 30 times
+a second. SQLITE_BUSY behind the timeout of 5 s is met by trying again; any other error ends it.
 """
 import os
 import random
@@ -21,7 +21,7 @@ import sys
 import time
 
 path, ledger_path, writer, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-wild = len(sys.argv) > 6
+wild, paced = (sys.argv[6:] == [manner] for manner in ("wild", "paced"))
 rnd = random.Random(seed)
 ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -88,6 +88,8 @@ while count == 0 and not select.select([0], [], [], 0)[0] or done < count:
         if wild:
             db = wildness(db)
             time.sleep(rnd.random() * rnd.choice([0.001, 0.01, 0.05]))
+        if paced:
+            time.sleep(0.03)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xff != sqlite3.SQLITE_BUSY:
             raise

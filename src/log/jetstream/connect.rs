@@ -1,5 +1,6 @@
 //! Makes the connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use super::super::error::ConnectError;
 use super::Link;
 use super::options::NatsOptions;
+use super::service::Service;
 
 /// The longest wait between two tries to reconnect: short, because one packet is all that a try costs.
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
@@ -18,7 +20,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one address may take.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn connect(options: &NatsOptions) -> Result<(Client, watch::Receiver<Link>), ConnectError> {
+pub(super) async fn connect(
+    options: &NatsOptions,
+    service: &Arc<Service>,
+) -> Result<(Client, watch::Receiver<Link>), ConnectError> {
     let urls = options.urls.join(",");
     let (changed, link) = watch::channel(Link::default());
     let mut connect = ConnectOptions::new()
@@ -36,6 +41,11 @@ pub(super) async fn connect(options: &NatsOptions) -> Result<(Client, watch::Rec
                 async {}
             }
         });
+    let service = Arc::clone(service);
+    connect = connect.reconnect_to_server_callback(move |servers, _| {
+        let chosen = service.choose(&servers);
+        async { chosen }
+    });
     if let Some(ca) = &options.tls_ca {
         connect = connect.add_root_certificates(ca.clone()).require_tls(true);
     }

@@ -5,9 +5,10 @@ mod connect;
 mod ensure;
 mod options;
 mod read;
+mod service;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishErrorKind};
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 pub use self::ask::{Question, Questions};
 pub use self::options::{NatsOptions, StreamOptions};
 
+use self::service::{Asked, Service};
 use super::contract::{Bounds, Entry, Log};
 use super::error::{ConnectError, LogError, PublishError};
 use super::message::{ShardId, StreamSeq};
@@ -60,6 +62,7 @@ pub struct JetStreamLog {
     requests: Context,
     options: Arc<StreamOptions>,
     link: watch::Receiver<Link>,
+    service: Arc<Service>,
 }
 
 impl JetStreamLog {
@@ -70,12 +73,13 @@ impl JetStreamLog {
     /// [`ConnectError`]: an option makes no sense, nobody answers, or the server refuses. The second is worth another try.
     pub async fn connect(nats: &NatsOptions, streams: StreamOptions) -> Result<JetStreamLog, ConnectError> {
         streams.check()?;
-        let (client, link) = connect::connect(nats).await?;
+        let service = Arc::new(Service::default());
+        let (client, link) = connect::connect(nats, &service).await?;
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);
         requests.set_timeout(REQUEST_TIMEOUT);
-        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link })
+        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service })
     }
 
     /// The connection's JetStream, for what else is kept there.
@@ -110,10 +114,14 @@ impl JetStreamLog {
 
     async fn info(&self, shard: ShardId) -> Result<Info, LogError> {
         let stream = self.stream_name(shard);
-        match self.requests.get_stream(&stream).await {
-            Ok(found) => Ok(found.cached_info().clone()),
-            Err(error) => Err(stream_error(stream, &error)),
+        let asked_at = Instant::now();
+        let found = self.requests.get_stream(&stream).await;
+        let found = found.map(|found| found.cached_info().clone()).map_err(|error| stream_error(stream, &error));
+        match &found {
+            Err(error) if error.is_transient() => self.service.unanswered(Asked::Look, asked_at),
+            Ok(_) | Err(_) => self.service.answered(Asked::Look),
         }
+        found
     }
 
     async fn connected(&self) -> Result<(), PublishError> {
@@ -136,6 +144,7 @@ impl JetStreamLog {
         let message = PublishMessage::build().payload(payload).message_id(id).expected_stream(self.stream_name(shard));
         let mut link = self.link.clone();
         let change_count = link.borrow().change_count;
+        let asked_at = Instant::now();
         let acknowledged = async {
             let ack = self.context.send_publish(subject.clone(), message).await?;
             ack.await
@@ -145,6 +154,14 @@ impl JetStreamLog {
             // An acknowledgement does not come over another connection than its message went.
             _ = link.wait_for(|link| !link.connected && link.change_count > change_count) => return Err(PublishError::Disconnected),
         };
+        match result.as_ref().map_err(|error| error.kind()) {
+            Err(PublishErrorKind::TimedOut | PublishErrorKind::StreamNotFound) => {
+                self.service.unanswered(Asked::Append, asked_at);
+            }
+            Ok(_) => self.service.answered(Asked::Append),
+            // Without its cluster a server refuses as well, in many ways.
+            Err(_) => {}
+        }
         result.map(|ack| StreamSeq(ack.sequence)).map_err(|error| match error.kind() {
             PublishErrorKind::StreamNotFound => PublishError::NoStream { subject: self.subject(shard) },
             PublishErrorKind::TimedOut => PublishError::TimedOut,
@@ -213,10 +230,11 @@ fn stream_error(stream: String, error: &GetStreamError) -> LogError {
 fn jetstream_error(stream: String, error: &async_nats::jetstream::Error) -> LogError {
     match error.error_code() {
         ErrorCode::STREAM_NOT_FOUND => LogError::StreamMissing { stream },
-        // The cluster elects, recovers, or has too few servers at the moment.
-        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::STREAM_OFFLINE | ErrorCode::STREAM_OFFLINE_REASON => {
-            LogError::Unreachable(error.to_string())
-        }
+        // The cluster elects, recovers, or has too few servers at the moment: a node may start before they do.
+        ErrorCode::CLUSTER_NOT_AVAILABLE
+        | ErrorCode::CLUSTER_NO_PEERS
+        | ErrorCode::STREAM_OFFLINE
+        | ErrorCode::STREAM_OFFLINE_REASON => LogError::Unreachable(error.to_string()),
         _ => LogError::Refused { stream, what: error.to_string() },
     }
 }

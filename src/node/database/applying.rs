@@ -98,13 +98,8 @@ impl Database {
             }
             bytes = bytes.saturating_mul(4);
         }
-        // An origin that died between two messages of a round must not stop the others for ever. A shard that stopped here, or that we
-        // cannot read now, is no such case.
-        if !self.behind.is_reading() || !*self.links.connected.borrow() {
-            self.inbox.stuck_since = None;
-        }
-        let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());
-        if self.blocked.is_empty() && waited >= self.config.apply.cut_wait {
+        if self.has_waited_enough()? {
+            let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());
             tracing::warn!("a transaction is still incomplete after {waited:?}: applying what is there of it");
             self.reporter.cuts_broken += 1;
             let all = self.shards.iter().map(|shard| (*shard, self.inbox.count_within(*shard, None, FOLD_BYTES_MAX)));

@@ -104,7 +104,7 @@ impl Database {
         self.need(Need::Snapshot { shard, at_least: StreamSeq(at_least) })
     }
 
-    fn need(&self, need: Need) -> Result<(), NodeError> {
+    pub(super) fn need(&self, need: Need) -> Result<(), NodeError> {
         // Each shard has one at a time, and the queue has room for all. A network side that is gone has its own word to say.
         match self.links.needs.try_send(need) {
             Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),

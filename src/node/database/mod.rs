@@ -4,6 +4,7 @@
 mod applying;
 mod catching_up;
 mod events;
+mod incomplete;
 mod publishing;
 mod reporting;
 mod successor;
@@ -116,6 +117,7 @@ pub(super) struct Database {
     links: Links,
     log: LogState,
     behind: catching_up::Behind,
+    incomplete: incomplete::Incomplete,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
     to_send: VecDeque<InFlight>,
@@ -158,6 +160,7 @@ impl Database {
             links,
             log: LogState::default(),
             behind: catching_up::Behind::default(),
+            incomplete: incomplete::Incomplete::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),
             round: None,

@@ -1,12 +1,12 @@
 //! Fetching the newest snapshot that will do, and asking for one where there is none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::keeper::QUESTION;
 use super::{Ask, set_wal, tables_text, work_directory};
@@ -55,6 +55,13 @@ pub(in crate::node) enum Need {
         shard: ShardId,
         /// The next message.
         from: StreamSeq,
+    },
+    /// A round stays incomplete: whether these nodes may still bring the rest.
+    Rest {
+        /// Their ids.
+        nodes: BTreeSet<u64>,
+        /// Where to say it.
+        answer: oneshot::Sender<bool>,
     },
 }
 
