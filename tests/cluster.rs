@@ -6,6 +6,7 @@ mod faults;
 mod flow;
 mod large;
 mod locked;
+mod lost_tail;
 mod managed;
 mod nats_cluster;
 mod power;

@@ -10,7 +10,7 @@ use super::args::CleanupArgs;
 use super::exit::Failure;
 
 /// Everything that a state directory can hold. A directory with anything else in it is not only ours.
-const OURS: [&str; 18] = [
+const OURS: [&str; 20] = [
     "control",
     "durable",
     "inbox",
@@ -19,6 +19,8 @@ const OURS: [&str; 18] = [
     "position",
     "position.new",
     "restoring",
+    "sent",
+    "sent.old",
     "shadow.db",
     "shadow.db.tmp",
     "shadow.journal",

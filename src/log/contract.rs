@@ -62,6 +62,23 @@ pub trait Log: Send + Sync {
         payload: Bytes,
     ) -> BoxFuture<'a, Result<StreamSeq, PublishError>>;
 
+    /// Appends a message as number `seq` and as no other: it is put back where it was lost. As [`Log::publish`], but a message that was
+    /// seen lately is appended all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError`]; [`PublishError::Refused`] when the next number is another one.
+    fn publish_at<'a>(
+        &'a self,
+        shard: ShardId,
+        seq: StreamSeq,
+        payload: Bytes,
+    ) -> BoxFuture<'a, Result<StreamSeq, PublishError>>;
+
+    /// Tells that the shard is known to hold message `seq`. A server that has less than that has lost messages: reading says so, and
+    /// nothing is appended in their places.
+    fn raise_floor(&self, shard: ShardId, seq: StreamSeq);
+
     /// What the shard's stream holds at the moment.
     ///
     /// # Errors

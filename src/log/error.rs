@@ -167,6 +167,16 @@ pub enum PublishError {
         /// Its size.
         bytes: usize,
     },
+    /// The stream has less than is known to have been in it. What was lost must come back to its place first.
+    #[error("stream {stream} ends at {}, but {} was in it: the server lost acknowledged messages", last.0, known.0)]
+    LostTail {
+        /// The stream.
+        stream: String,
+        /// The last message that is there.
+        last: StreamSeq,
+        /// The last one that was.
+        known: StreamSeq,
+    },
     /// The server answers that it does not store the message.
     #[error("the server refuses the message: {0}")]
     Refused(String),

@@ -308,6 +308,23 @@ impl Log for MemoryLog {
         Box::pin(async move { self.append(shard, message_id, payload) })
     }
 
+    fn publish_at<'a>(
+        &'a self,
+        shard: ShardId,
+        seq: StreamSeq,
+        payload: Bytes,
+    ) -> BoxFuture<'a, Result<StreamSeq, PublishError>> {
+        Box::pin(async move {
+            if self.bounds_now(shard).map_or(0, |bounds| bounds.last.0) + 1 != seq.0 {
+                return Err(PublishError::Refused(format!("the next message is not {}", seq.0)));
+            }
+            self.append(shard, &format!("put back {}", seq.0), payload)
+        })
+    }
+
+    /// It loses nothing but what it is told to lose.
+    fn raise_floor(&self, _: ShardId, _: StreamSeq) {}
+
     fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>> {
         Box::pin(async move { self.bounds_now(shard) })
     }

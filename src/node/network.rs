@@ -12,6 +12,8 @@ use super::config::{NatsConfig, RunConfig};
 use super::control::answer_questions;
 use super::database::LogReady;
 use super::error::NodeError;
+use super::put_back::put_back;
+use super::sent::Sent;
 use super::server::{DEFAULT_URL, stopped};
 use super::snapshot::{Ask, CatchUps, Keeper, Need, refuse_other_content};
 use super::start::Known;
@@ -104,7 +106,7 @@ async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogRe
         }
     };
     loop {
-        match look(&log, known).await {
+        match look(&log, known, config).await {
             Ok(last) => {
                 let message_bytes_max = log.message_bytes_max();
                 return Ok((log, LogReady { last, message_bytes_max }));
@@ -120,13 +122,19 @@ fn is_transient(error: &ConnectError) -> bool {
 }
 
 /// Makes or checks the streams and compares them with what was applied here.
-async fn look(log: &JetStreamLog, known: &Known) -> Result<BTreeMap<ShardId, StreamSeq>, NodeError> {
+async fn look(
+    log: &JetStreamLog,
+    known: &Known,
+    config: &RunConfig,
+) -> Result<BTreeMap<ShardId, StreamSeq>, NodeError> {
     log.ensure().await?;
     let mut last = BTreeMap::new();
     for (shard, applied) in &known.applied {
         let bounds = log.bounds(*shard).await?;
         let stream = log.stream_name(*shard);
-        if bounds.last < *applied {
+        // What this node has sent of what is lost it puts back as soon as it reads.
+        if bounds.last < *applied && sent(config, |directory| Sent::behind(directory, *shard, bounds.last))?.is_empty()
+        {
             return Err(NodeError::LogShorter { stream, last: bounds.last.0, applied: applied.0 });
         }
         // A node that belongs to the log catches up when it reads.
@@ -136,6 +144,11 @@ async fn look(log: &JetStreamLog, known: &Known) -> Result<BTreeMap<ShardId, Str
         last.insert(*shard, bounds.last);
     }
     Ok(last)
+}
+
+fn sent<T>(config: &RunConfig, read: impl FnOnce(&Path) -> std::io::Result<T>) -> Result<T, NodeError> {
+    let what = "cannot read what was sent";
+    read(&config.state_dir).map_err(|source| NodeError::StateDirectory { path: config.state_dir.clone(), what, source })
 }
 
 /// Serves the database thread until `stop`.
@@ -177,10 +190,12 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
     tasks.spawn(answer_questions(config.state_dir.clone(), Arc::clone(&waits)));
     let served = log.clone();
     tasks.spawn(async move { served.stay_served().await });
-    let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks).run(behind_end));
+    let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks.clone()).run(behind_end));
     let mut catch_ups = AbortOnDrop(catch_ups);
     let log: Arc<dyn Log> = Arc::new(log);
+    let places = sent(&config, Sent::last_places)?;
     for (shard, applied) in known.applied {
+        log.raise_floor(shard, applied.max(places.get(&shard).copied().unwrap_or_default()));
         let from = StreamSeq(applied.0 + 1);
         tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
     }
@@ -218,6 +233,14 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
             need = needs.recv() => match need {
                 Some(Need::Snapshot { shard, at_least }) => {
                     let _ = behind.send((shard, at_least)).await;
+                }
+                Some(Need::PutBack { shard, known, ours }) => {
+                    let (log, asks) = (Arc::clone(&log), asks.clone());
+                    tasks.spawn(async move {
+                        put_back(log.as_ref(), shard, known, &ours).await;
+                        // With the database thread gone there is nothing to go on with.
+                        let _ = asks.send(Ask::IsWhole(shard)).await;
+                    });
                 }
                 Some(Need::Read { shard, from }) => {
                     tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));

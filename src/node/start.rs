@@ -7,6 +7,7 @@ use super::config::{Conflict, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
 use super::patience::patiently;
+use super::sent::Sent;
 use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
 use crate::apply::{Merge, Replica, State, route_by_hash};
@@ -120,5 +121,10 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     replica.set_send_before(config.log.before_images);
     replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
-    Ok((Database::new(config, directory, attached, replica, shards, links), known))
+    let sent = Sent::open(&config.state_dir).map_err(|source| NodeError::StateDirectory {
+        path: config.state_dir.clone(),
+        what: "cannot open what was sent",
+        source,
+    })?;
+    Ok((Database::new(config, directory, attached, replica, shards, links, sent), known))
 }

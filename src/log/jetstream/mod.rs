@@ -3,6 +3,7 @@
 mod ask;
 mod connect;
 mod ensure;
+mod floor;
 mod options;
 mod read;
 mod service;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 pub use self::ask::{Question, Questions};
 pub use self::options::{NatsOptions, StreamOptions};
 
+use self::floor::Floors;
 use self::service::{Asked, Service};
 use super::contract::{Bounds, Entry, Log};
 use super::error::{ConnectError, LogError, PublishError};
@@ -63,6 +65,7 @@ pub struct JetStreamLog {
     options: Arc<StreamOptions>,
     link: watch::Receiver<Link>,
     service: Arc<Service>,
+    floors: Arc<Floors>,
 }
 
 impl JetStreamLog {
@@ -79,7 +82,8 @@ impl JetStreamLog {
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);
         requests.set_timeout(REQUEST_TIMEOUT);
-        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service })
+        let floors = Arc::new(Floors::new(streams.shard_count));
+        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service, floors })
     }
 
     /// The connection's JetStream, for what else is kept there.
@@ -137,11 +141,37 @@ impl JetStreamLog {
         }
     }
 
+    /// Looks once per connection whether the stream still has what it had.
+    async fn refuse_lost_tail(&self, shard: ShardId) -> Result<(), PublishError> {
+        let change_count = self.link.borrow().change_count;
+        if self.floors.is_checked(shard, change_count) {
+            return Ok(());
+        }
+        let known = self.floors.get(shard);
+        let last = match self.info(shard).await {
+            Ok(info) => bounds_of(&info).last,
+            Err(LogError::Unreachable(_)) => return Err(PublishError::TimedOut),
+            Err(LogError::StreamMissing { .. }) => return Err(PublishError::NoStream { subject: self.subject(shard) }),
+            Err(error) => return Err(PublishError::Refused(error.to_string())),
+        };
+        if last < known {
+            return Err(PublishError::LostTail { stream: self.stream_name(shard), last, known });
+        }
+        self.floors.set_checked(shard, change_count);
+        Ok(())
+    }
+
     async fn publish_message(&self, shard: ShardId, id: &str, payload: Bytes) -> Result<StreamSeq, PublishError> {
         self.connected().await?;
-        let (subject, bytes) = (self.subject(shard), payload.len());
+        self.refuse_lost_tail(shard).await?;
+        let bytes = payload.len();
+        self.append(shard, PublishMessage::build().payload(payload).message_id(id), bytes).await
+    }
+
+    async fn append(&self, shard: ShardId, message: PublishMessage, bytes: usize) -> Result<StreamSeq, PublishError> {
+        let subject = self.subject(shard);
         // The stream's name is expected too: another stream that takes the same subject must not swallow our messages.
-        let message = PublishMessage::build().payload(payload).message_id(id).expected_stream(self.stream_name(shard));
+        let message = message.expected_stream(self.stream_name(shard));
         let mut link = self.link.clone();
         let change_count = link.borrow().change_count;
         let asked_at = Instant::now();
@@ -161,6 +191,9 @@ impl JetStreamLog {
             Ok(_) => self.service.answered(Asked::Append),
             // Without its cluster a server refuses as well, in many ways.
             Err(_) => {}
+        }
+        if let Ok(ack) = &result {
+            self.floors.raise(shard, StreamSeq(ack.sequence));
         }
         result.map(|ack| StreamSeq(ack.sequence)).map_err(|error| match error.kind() {
             PublishErrorKind::StreamNotFound => PublishError::NoStream { subject: self.subject(shard) },
@@ -199,6 +232,24 @@ impl Log for JetStreamLog {
         payload: Bytes,
     ) -> BoxFuture<'a, Result<StreamSeq, PublishError>> {
         Box::pin(self.publish_message(shard, message_id, payload))
+    }
+
+    fn publish_at<'a>(
+        &'a self,
+        shard: ShardId,
+        seq: StreamSeq,
+        payload: Bytes,
+    ) -> BoxFuture<'a, Result<StreamSeq, PublishError>> {
+        Box::pin(async move {
+            self.connected().await?;
+            let bytes = payload.len();
+            let message = PublishMessage::build().payload(payload).expected_last_sequence(seq.0.saturating_sub(1));
+            self.append(shard, message, bytes).await
+        })
+    }
+
+    fn raise_floor(&self, shard: ShardId, seq: StreamSeq) {
+        self.floors.raise(shard, seq);
     }
 
     fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>> {

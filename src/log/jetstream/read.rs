@@ -3,7 +3,7 @@
 //! A consumer on the server is only a means to get messages: whenever it is gone, silent or out of step it is replaced by one that begins at
 //! the next message. What the stream itself says decides whether there is anything to go on with.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{ConsumerErrorKind, RawMessageErrorKind};
@@ -79,8 +79,8 @@ struct Reader {
     shard: ShardId,
     next: StreamSeq,
     created_ns: Option<i128>,
-    /// Number and time of the message before `next`, once one was read.
-    last_read: Option<(StreamSeq, SystemTime)>,
+    /// Number and content of the message before `next`, once one was read.
+    last_read: Option<(StreamSeq, blake3::Hash)>,
     messages: Option<Box<pull::Stream>>,
     link: watch::Receiver<Link>,
     /// As it was when the consumer was made.
@@ -152,7 +152,8 @@ impl Reader {
             self.skips = 0;
             self.backoff.reset();
             let entry = Entry { seq: StreamSeq(seq), time: published.into(), payload };
-            self.last_read = Some((entry.seq, entry.time));
+            self.last_read = Some((entry.seq, blake3::hash(&entry.payload)));
+            self.log.floors.raise(self.shard, entry.seq);
             return Ok(entry);
         }
     }
@@ -166,8 +167,10 @@ impl Reader {
         if *self.created_ns.get_or_insert(bounds.created_ns) != bounds.created_ns {
             return Err(LogError::StreamRecreated { stream });
         }
-        if bounds.last.0 + 1 < self.next.0 {
-            return Err(LogError::LostTail { stream, wanted: self.next, last: bounds.last });
+        // What was acknowledged may not have been read yet.
+        let wanted = self.next.max(StreamSeq(self.log.floors.get(self.shard).0 + 1));
+        if bounds.last.0 + 1 < wanted.0 {
+            return Err(LogError::LostTail { stream, wanted, last: bounds.last });
         }
         if bounds.first > self.next {
             return Err(LogError::FellBehind { stream, wanted: self.next, first: bounds.first });
@@ -206,12 +209,12 @@ impl Reader {
     /// Checks that the message before the next one is still the one that was read. A server that lost its tail and took new messages
     /// since has enough of them, and some of those have numbers that we would not read again.
     async fn check_last_read(&self, stream: &str, first: StreamSeq) -> Result<(), LogError> {
-        let Some((seq, time)) = self.last_read.filter(|(seq, _)| *seq >= first) else { return Ok(()) };
+        let Some((seq, content)) = self.last_read.filter(|(seq, _)| *seq >= first) else { return Ok(()) };
         let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
         let handle = self.log.requests.get_stream_no_info(stream).await.map_err(|error| unreachable(&error))?;
         match handle.get_raw_message(seq.0).await {
-            // The server stamps each message with its time in nanoseconds.
-            Ok(message) if SystemTime::from(message.time) == time => Ok(()),
+            // (Its time is another one where it was put back.)
+            Ok(message) if blake3::hash(&message.payload) == content => Ok(()),
             Ok(_) => Err(LogError::Rewritten { stream: stream.to_owned(), seq }),
             // Trimmed since we asked for the bounds.
             Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => Ok(()),

@@ -1,6 +1,6 @@
 //! The database thread's part: giving a moment, and catching up while the application goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use super::Database;
 use crate::apply::{ApplyError, FrozenState, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
 use crate::log::{LogError, Origin, ShardId, StreamSeq};
 use crate::node::NodeError;
+use crate::node::sent::Sent;
 use crate::node::snapshot::{Ask, Fetched, Moment, Need};
 use crate::node::waiting::FoldedOf;
 
@@ -16,6 +17,8 @@ use crate::node::waiting::FoldedOf;
 pub(super) struct Behind {
     /// The shards that cannot be read on, with the last message that is missing.
     shards: BTreeMap<ShardId, StreamSeq>,
+    /// The shards that the server has lost messages of.
+    lost: BTreeSet<ShardId>,
     /// The snapshot to catch up from.
     fetched: Option<Box<Fetched>>,
 }
@@ -23,7 +26,7 @@ pub(super) struct Behind {
 impl Behind {
     /// Whether all shards are being read.
     pub(super) fn is_reading(&self) -> bool {
-        self.shards.is_empty()
+        self.shards.is_empty() && self.lost.is_empty()
     }
 }
 
@@ -35,6 +38,7 @@ impl Database {
             Ask::CatchUp(_) if self.behind.shards.is_empty() => {}
             // One that is attached already is taken first: what it leaves to do is asked for again.
             Ask::CatchUp(_) if self.behind.fetched.is_some() => {}
+            Ask::IsWhole(shard) => self.is_whole(shard)?,
             Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
             Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
             Ask::Published(answer) => {
@@ -93,6 +97,7 @@ impl Database {
         let at_least = match &error {
             LogError::FellBehind { first, .. } => first.0.saturating_sub(1),
             LogError::Hole { found, .. } => found.0.saturating_sub(1),
+            LogError::LostTail { wanted, last, .. } => return self.put_back_lost_tail(shard, *wanted, *last, error),
             _ => return Err(error.into()),
         };
         // Who does not apply must see its own messages come back, one by one.
@@ -102,6 +107,44 @@ impl Database {
         tracing::warn!("{error}: catching up from a snapshot");
         self.behind.shards.insert(shard, StreamSeq(at_least));
         self.need(Need::Snapshot { shard, at_least: StreamSeq(at_least) })
+    }
+
+    /// The server has lost what it acknowledged. What this node has sent of it goes back to its place.
+    fn put_back_lost_tail(
+        &mut self,
+        shard: ShardId,
+        wanted: StreamSeq,
+        last: StreamSeq,
+        error: LogError,
+    ) -> Result<(), NodeError> {
+        let ours = Sent::behind(&self.config.state_dir, shard, last).map_err(|source| NodeError::StateDirectory {
+            path: self.config.state_dir.clone(),
+            what: "cannot read what was sent",
+            source,
+        })?;
+        let Some(ours_last) = ours.keys().next_back() else { return Err(error.into()) };
+        let known = StreamSeq(wanted.0.saturating_sub(1)).max(*ours_last);
+        let text = format!(
+            "{error}: messages {} to {} of shard {} are gone; {} of these {} are this node's and are sent again, each in its place",
+            last.0 + 1,
+            known.0,
+            shard.0,
+            ours.len(),
+            known.0 - last.0
+        );
+        tracing::error!("{text}");
+        self.reporter.trouble(text);
+        self.behind.lost.insert(shard);
+        self.need(Need::PutBack { shard, known, ours })
+    }
+
+    fn is_whole(&mut self, shard: ShardId) -> Result<(), NodeError> {
+        self.behind.lost.remove(&shard);
+        if self.behind.lost.is_empty() {
+            self.reporter.trouble(String::new());
+        }
+        let seen = self.log.seen.get(&shard).copied().unwrap_or_default();
+        self.need(Need::Read { shard, from: StreamSeq(seen.0 + 1) })
     }
 
     pub(super) fn need(&self, need: Need) -> Result<(), NodeError> {

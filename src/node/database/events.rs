@@ -48,6 +48,7 @@ impl Database {
             Event::Published(Published::Message { shard, batch_no, seq }) => {
                 let published = self.log.published.entry(shard).or_default();
                 *published = seq.max(*published);
+                self.keep_place(shard, batch_no, seq)?;
                 self.replica.acknowledged(shard, batch_no)?;
             }
             Event::Published(Published::Round { .. }) => self.round = None,
@@ -61,6 +62,9 @@ impl Database {
                     // Seen on the log is acknowledged, whatever became of the server's answer.
                     let batch_no = message.header.batch_no;
                     self.judge_own(shard, message.seq, batch_no)?;
+                    if self.log.published.get(&shard) < Some(&message.seq) {
+                        self.keep_place(shard, batch_no, message.seq)?;
+                    }
                     self.replica.acknowledged(shard, batch_no)?;
                     // One that a killed node had sent can arrive before it is sent again.
                     self.to_send.retain(|waiting| (waiting.shard, waiting.batch_no) != (shard, batch_no));
@@ -75,6 +79,14 @@ impl Database {
             }
         }
         Ok(())
+    }
+
+    fn keep_place(&mut self, shard: ShardId, batch_no: u64, seq: StreamSeq) -> Result<(), NodeError> {
+        self.sent.place(shard, batch_no, seq).map_err(|source| NodeError::StateDirectory {
+            path: self.config.state_dir.clone(),
+            what: "cannot keep where messages are on the log",
+            source,
+        })
     }
 
     /// Epochs tell nodes with one number apart, so no row suffers, but people and tools mean one node by it. A node that was made anew

@@ -24,6 +24,7 @@ use super::error::NodeError;
 use super::inbox::Inbox;
 use super::patience::{patiently, refuse_stopped};
 use super::report::{Reporter, Told};
+use super::sent::Sent;
 use super::snapshot::{Ask, Need};
 use super::start::position_bytes;
 use super::state_dir::StateDirectory;
@@ -111,6 +112,7 @@ pub(super) struct Database {
     pub(super) attached: Attached,
     pub(super) replica: Replica,
     pub(super) inbox: Inbox,
+    sent: Sent,
     pub(super) blocked: BTreeMap<ShardId, (Blocked, Instant)>,
     pub(super) shards: Vec<ShardId>,
     pub(super) reporter: Reporter,
@@ -146,10 +148,12 @@ impl Database {
         replica: Replica,
         shards: Vec<ShardId>,
         links: Links,
+        sent: Sent,
     ) -> Database {
         let reporter = Reporter::new(replica.state().origin().node_id);
         Database {
             inbox: Inbox::new(shards.iter().copied()),
+            sent,
             config,
             directory,
             attached,

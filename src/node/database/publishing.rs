@@ -64,6 +64,13 @@ impl Database {
             let Ok(permit) = self.links.outgoing.try_reserve() else { return Ok(()) };
             let message = self.replica.sealed_message(*next, self.config.log.compress)?;
             round.round_no = message.header.round_no;
+            self.sent.message(message.shard, message.header.batch_no, &message.payload).map_err(|source| {
+                NodeError::StateDirectory {
+                    path: self.config.state_dir.clone(),
+                    what: "cannot keep what is sent",
+                    source,
+                }
+            })?;
             permit.send(Outgoing::Message(message));
             self.to_send.pop_front();
         }

@@ -49,6 +49,15 @@ pub(in crate::node) enum Need {
         /// The message.
         at_least: StreamSeq,
     },
+    /// To put back what the server has lost of a shard.
+    PutBack {
+        /// The shard.
+        shard: ShardId,
+        /// The last message that is known to have been there.
+        known: StreamSeq,
+        /// What this node has sent of what is lost.
+        ours: BTreeMap<StreamSeq, Bytes>,
+    },
     /// The shard can be read again, from here on.
     Read {
         /// The shard.

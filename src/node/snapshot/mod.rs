@@ -27,7 +27,7 @@ use super::config::NatsConfig;
 use super::error::NodeError;
 use super::network::connect_log;
 use super::waiting::FoldedOf;
-use crate::log::{Origin, SnapshotInfo, SnapshotStore, StreamOptions};
+use crate::log::{Origin, ShardId, SnapshotInfo, SnapshotStore, StreamOptions};
 
 /// The snapshots of a log, newest first.
 ///
@@ -62,6 +62,8 @@ pub(super) enum Ask {
         /// Whether they will do although this node has not read the log to its end.
         early: bool,
     },
+    /// A shard that the server had lost messages of has them again.
+    IsWhole(ShardId),
     /// To catch up.
     CatchUp(Box<Fetched>),
     /// How far an origin's messages are folded here.

@@ -29,7 +29,7 @@ const MARK: &str = "restoring";
 /// What the file is called beside the database until it is complete.
 const PART_SUFFIX: &str = "-woodchuck-part";
 /// What a former state consists of.
-const STATE_FILES: [&str; 9] = [
+const STATE_FILES: [&str; 11] = [
     "state.db",
     "state.db-wal",
     "state.db-shm",
@@ -38,6 +38,8 @@ const STATE_FILES: [&str; 9] = [
     "shadow.db.tmp",
     "shadow.journal",
     "durable",
+    "sent",
+    "sent.old",
     "status.json",
 ];
 

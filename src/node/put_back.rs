@@ -1,0 +1,52 @@
+//! A server that lost messages which it had acknowledged gets them again, each in its place: then the log is what it was, and nobody who
+//! has read it needs to know.
+//!
+//! Every node has its own. The stream takes a message only where it stood, so nodes take turns without knowing of each other; one that is
+//! gone, or keeps nothing that is so old, leaves a gap that nobody else may close.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::log::{Log, ShardId, StreamSeq};
+
+/// How often the stream is looked at while it is another node's turn.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long another node may take before it is said that it is waited for, and how often from then on.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+const TELL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Puts `ours` back until the stream ends at `known`, and waits for what others put back in between.
+pub(super) async fn put_back(log: &dyn Log, shard: ShardId, known: StreamSeq, ours: &BTreeMap<StreamSeq, Bytes>) {
+    // What is waited for, and when that is to be said.
+    let mut waiting = (StreamSeq(0), Instant::now());
+    loop {
+        // Servers that do not answer are asked again; they may be what this is about.
+        if let Ok(bounds) = log.bounds(shard).await {
+            if bounds.last >= known {
+                tracing::info!("stream {} has its {} messages again", log.stream_name(shard), known.0);
+                return;
+            }
+            let next = StreamSeq(bounds.last.0 + 1);
+            match ours.get(&next) {
+                Some(payload) => match log.publish_at(shard, next, payload.clone()).await {
+                    Ok(_) => continue,
+                    Err(error) => tracing::debug!("cannot put message {} back: {error}", next.0),
+                },
+                None if waiting.0 != next => waiting = (next, Instant::now() + TELL_AFTER),
+                None if Instant::now() < waiting.1 => {}
+                None => {
+                    tracing::error!(
+                        "stream {}: message {} of {} is not this node's to send again; the node that sent it must run, or the log cannot be made whole",
+                        log.stream_name(shard),
+                        next.0,
+                        known.0
+                    );
+                    waiting.1 = Instant::now() + TELL_INTERVAL;
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
