@@ -13,4 +13,5 @@ mod replaced;
 mod short_log;
 mod snapshots;
 mod usage;
+mod verify;
 mod went_back;

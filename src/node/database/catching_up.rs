@@ -37,6 +37,7 @@ impl Database {
             Ask::CatchUp(_) if self.behind.fetched.is_some() => {}
             Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
             Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
+            Ask::Verify(ask) => self.asked_to_verify(ask)?,
             Ask::Published(answer) => {
                 // One look reads everything that is committed by now.
                 self.capture()?;
