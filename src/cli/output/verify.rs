@@ -1,7 +1,10 @@
 //! What came of comparing nodes.
 
+use std::collections::BTreeMap;
+
 use super::json::{members, put, string};
 use super::pretty::{Style, bytes_text, value_text};
+use crate::apply::decode_fold_row;
 use crate::change::RowKey;
 use crate::format::{Row, Value};
 use crate::node::{DifferingRow, RowThere, TableReport, TableVerdict, VerifyReport};
@@ -59,7 +62,7 @@ fn table_json(out: &mut Vec<u8>, table: &TableReport) {
 }
 
 fn row_json(out: &mut Vec<u8>, row: &DifferingRow, columns: &[String], key: &[u16]) {
-    let Some((row_key, rows)) = row.decode() else { return put(out, format_args!("null")) };
+    let Some((row_key, rows)) = decode(row) else { return put(out, format_args!("null")) };
     put(out, format_args!("{{\"key\":{{"));
     let values = key_values(&row_key);
     members(out, key_names(&row_key, columns, key).into_iter().zip(&values));
@@ -67,9 +70,9 @@ fn row_json(out: &mut Vec<u8>, row: &DifferingRow, columns: &[String], key: &[u1
     list(out, &rows, |out, (node, row)| {
         put(out, format_args!("\"{node}\":"));
         match row {
-            RowThere::None => put(out, format_args!("null")),
-            RowThere::Large => put(out, format_args!("\"too large to be shown\"")),
-            RowThere::Row(row) => {
+            Shown::None => put(out, format_args!("null")),
+            Shown::Large => put(out, format_args!("\"too large to be shown\"")),
+            Shown::Row(row) => {
                 put(out, format_args!("{{"));
                 members(out, columns.iter().map(String::as_str).zip(row));
                 put(out, format_args!("}}"));
@@ -77,6 +80,28 @@ fn row_json(out: &mut Vec<u8>, row: &DifferingRow, columns: &[String], key: &[u1
         }
     });
     put(out, format_args!("}}}}"));
+}
+
+/// What one node has of a row.
+enum Shown {
+    None,
+    Large,
+    Row(Row),
+}
+
+/// Key and rows. `None` when a node sent what is no row.
+fn decode(row: &DifferingRow) -> Option<(RowKey, BTreeMap<u64, Shown>)> {
+    let (key, _) = decode_fold_row(&row.key()?).ok()?;
+    let mut rows = BTreeMap::new();
+    for (node, there) in row.rows()? {
+        let shown = match there {
+            RowThere::None => Shown::None,
+            RowThere::Large => Shown::Large,
+            RowThere::Row(row) => Shown::Row(decode_fold_row(&row).ok()?.1),
+        };
+        rows.insert(node, shown);
+    }
+    Some((key, rows))
 }
 
 fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut each: impl FnMut(&mut Vec<u8>, T)) {
@@ -151,16 +176,16 @@ pub fn verify_pretty(out: &mut Vec<u8>, report: &VerifyReport, style: Style) {
 }
 
 fn row_pretty(out: &mut Vec<u8>, row: &DifferingRow, columns: &[String], key: &[u16]) {
-    let Some((row_key, rows)) = row.decode() else { return };
+    let Some((row_key, rows)) = decode(row) else { return };
     let values = key_values(&row_key);
     let named = key_names(&row_key, columns, key).into_iter().zip(&values);
     let named: Vec<String> = named.map(|(name, value)| format!("{name}={}", value_text(value))).collect();
     put(out, format_args!("  {}\n", named.join(" ")));
     for (node, row) in &rows {
         let text = match row {
-            RowThere::None => "no such row".to_owned(),
-            RowThere::Large => "too large to be shown".to_owned(),
-            RowThere::Row(row) => {
+            Shown::None => "no such row".to_owned(),
+            Shown::Large => "too large to be shown".to_owned(),
+            Shown::Row(row) => {
                 let pairs = columns.iter().zip(row).map(|(name, value)| format!("{name}={}", value_text(value)));
                 pairs.collect::<Vec<_>>().join(" ")
             }

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::wire::unhex;
-use crate::apply::{FoldRow, decode_fold_row};
-use crate::change::RowKey;
-use crate::format::Row;
+use crate::apply::FoldRow;
 
 /// What came of comparing the nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,33 +73,34 @@ pub struct DifferingRow {
 }
 
 /// What one node has of a row.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowThere {
     /// No such row.
     None,
     /// One that is too large to be shown.
     Large,
     /// This.
-    Row(Row),
+    Row(FoldRow),
 }
 
 impl DifferingRow {
-    /// The key, and what each node has. `None` when a node sent what is no row.
+    /// What each node has; at least one has the row. `None` when a node sent what is no row.
     #[must_use]
-    pub fn decode(&self) -> Option<(RowKey, BTreeMap<u64, RowThere>)> {
+    pub fn rows(&self) -> Option<BTreeMap<u64, RowThere>> {
         let key = unhex(&self.key)?;
-        let decode = |row: Vec<u8>| decode_fold_row(&FoldRow { key: key.clone(), row }).ok();
-        let (row_key, _) = decode(vec![0])?;
-        let mut rows = BTreeMap::new();
-        for (node, row) in &self.rows {
-            let row = match row {
-                None => RowThere::None,
-                Some(row) if row.is_empty() => RowThere::Large,
-                Some(row) => RowThere::Row(decode(unhex(row)?)?.1),
-            };
-            rows.insert(*node, row);
-        }
-        Some((row_key, rows))
+        let row_there = |row: &Option<String>| match row {
+            None => Some(RowThere::None),
+            Some(row) if row.is_empty() => Some(RowThere::Large),
+            Some(row) => Some(RowThere::Row(FoldRow { key: key.clone(), row: unhex(row)? })),
+        };
+        self.rows.iter().map(|(node, row)| Some((*node, row_there(row)?))).collect()
+    }
+
+    /// Its key, as the key of a row without columns.
+    #[must_use]
+    pub fn key(&self) -> Option<FoldRow> {
+        const NO_COLUMNS: u8 = 0;
+        Some(FoldRow { key: unhex(&self.key)?, row: vec![NO_COLUMNS] })
     }
 }
 
