@@ -14,4 +14,5 @@ mod replaced;
 mod short_log;
 mod snapshots;
 mod usage;
+mod verify;
 mod went_back;

@@ -11,6 +11,7 @@ mod cluster;
 mod diff;
 mod fixtures;
 mod fold_model;
+mod fold_reader;
 mod inspect;
 mod layers;
 mod locks;

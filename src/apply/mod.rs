@@ -16,6 +16,7 @@ mod connection;
 mod digest;
 mod error;
 mod fold;
+mod fold_reader;
 mod intent;
 mod local;
 mod lost;
@@ -41,6 +42,9 @@ pub use connection::{open_applying_connection, prepare_applying_connection};
 pub use digest::table_digests;
 pub use error::{ApplyError, Cannot};
 pub use fold::FoldCounts;
+pub use fold_reader::{
+    FOLD_BUCKETS, FoldBounds, FoldDigest, FoldReader, FoldRow, FoldTable, decode_fold_row, is_out_of_bounds,
+};
 pub use local::{LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;

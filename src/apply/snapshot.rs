@@ -9,7 +9,8 @@ use super::error::ApplyError;
 use super::shape::{LocalTable, Tables, shape_of};
 use super::state::{State, names_bytes};
 use super::statements::{Rows, Written};
-use crate::format::PageNo;
+use crate::change::RowKey;
+use crate::format::{PageNo, Row};
 use crate::log::{Origin, ShardId, ShardStand, Stand};
 use crate::schema::{Catalogue, CatalogueError, SchemaRow, Table, TableFilter};
 
@@ -84,6 +85,36 @@ impl FrozenState {
             copy.execute_batch("COMMIT").map_err(doing)?;
         }
         Ok(count)
+    }
+
+    /// A table as the state knows it.
+    pub(super) fn table_of(&self, table: &Arc<Table>) -> Result<LocalTable, ApplyError> {
+        /// No table has this number: nothing is known of it.
+        const NO_TABLE: i64 = -1;
+        let known = self.0.tables.get(&table.name.to_ascii_lowercase());
+        self.table(table, known.map_or(NO_TABLE, |known| known.id))
+    }
+
+    /// Whether a row shows something else than the fold has.
+    pub(super) fn base_has(&self, table: &LocalTable, key: &[u8]) -> Result<bool, ApplyError> {
+        self.0.base_has(table, key)
+    }
+
+    /// Hands out what the fold has of such rows, where it has any.
+    pub(super) fn each_base(
+        &self,
+        table: &LocalTable,
+        mut each: impl FnMut(&[u8], &RowKey, &Row),
+    ) -> Result<(), ApplyError> {
+        if self.0.base_rows(table) == 0 {
+            return Ok(());
+        }
+        self.0.each_base(table, |canonical, base| {
+            if let Some(row) = &base.row {
+                each(canonical, &base.key, row);
+            }
+            Ok(())
+        })
     }
 
     fn table(&self, table: &Arc<Table>, id: i64) -> Result<LocalTable, ApplyError> {

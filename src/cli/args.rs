@@ -58,6 +58,8 @@ pub enum Command {
     Restore(Box<RestoreArgs>),
     /// Wait until everything committed here so far is applied on other nodes
     Wait(WaitArgs),
+    /// Compare the databases of all nodes at one position of the log, and name what differs
+    Verify(VerifyArgs),
     /// Remove a node's state directory, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -370,4 +372,27 @@ pub struct WaitArgs {
     /// How long to wait, such as 300ms, 5s or 2m
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = super::wait::duration)]
     pub timeout: std::time::Duration,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The node that asks; it compares itself as well.
+    #[command(flatten)]
+    pub which: NodeArgs,
+    /// Compare only tables that match (*, ?, [a-z]; without case); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub tables: Vec<String>,
+    /// Leave these tables out; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude_tables: Vec<String>,
+    /// Compare these nodes [default: all that are connected, and those miss that have ever written and are not]
+    #[arg(long, value_name = "ID,ID…", value_delimiter = ',')]
+    pub nodes: Vec<u64>,
+    /// How long each node may read, and keep its application's WAL from beginning anew
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::wait::duration)]
+    pub within: std::time::Duration,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = ReportFormat::Pretty)]
+    pub format: ReportFormat,
 }

@@ -33,6 +33,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Snapshot { command } => super::snapshot::snapshot(command, &variable),
         Command::Restore(args) => super::snapshot::restore(*args, cli.verbose.unwrap_or(false), &variable),
+        Command::Verify(args) => super::verify::verify(&args),
         Command::Wait(args) => super::wait::wait(&args),
         Command::Tail(args) => super::tail::tail(&args),
         Command::Status(args) => super::status::status(&args),

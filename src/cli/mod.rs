@@ -16,6 +16,7 @@ mod status;
 mod subscribe;
 mod tail;
 mod tail_once;
+mod verify;
 mod wait;
 
 pub use argv::parse;

@@ -29,6 +29,7 @@ pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
                 .hint("look at woodchuck status there, or give a longer --timeout"))
         }
         ControlAnswer::Failed { what } => Err(Failure::failed(what)),
+        ControlAnswer::Verified(_) => Err(Failure::failed("the node answers another question")),
     }
 }
 

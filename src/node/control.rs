@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::error::NodeError;
+use super::verify::{Verifier, VerifyOptions, VerifyReport};
 use super::waiting::Waits;
 
 /// The name of the socket.
@@ -32,11 +33,13 @@ pub enum ControlQuestion {
         /// How long to wait.
         timeout_ms: u64,
     },
+    /// To compare the databases of all nodes.
+    Verify(VerifyOptions),
 }
 
 /// What comes back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "answer", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum ControlAnswer {
     /// It is applied on these nodes.
     Applied {
@@ -48,6 +51,8 @@ pub enum ControlAnswer {
         /// What was being waited for.
         what: String,
     },
+    /// What came of comparing.
+    Verified(VerifyReport),
     /// It cannot be done.
     Failed {
         /// Why.
@@ -61,7 +66,7 @@ fn short(directory: &std::fs::File) -> PathBuf {
 }
 
 /// Answers questions until it is dropped. What fails is told and does without: the node's work does not depend on it.
-pub(super) async fn answer_questions(state_dir: PathBuf, waits: Arc<Waits>) {
+pub(super) async fn answer_questions(state_dir: PathBuf, waits: Arc<Waits>, verifier: Arc<Verifier>) {
     let listener = std::fs::File::open(&state_dir).and_then(|directory| {
         // Whoever holds the directory's lock owns the name.
         let _ = std::fs::remove_file(state_dir.join(SOCKET));
@@ -78,7 +83,7 @@ pub(super) async fn answer_questions(state_dir: PathBuf, waits: Arc<Waits>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tasks.spawn(answer(stream, Arc::clone(&waits)))),
+                Ok((stream, _)) => drop(tasks.spawn(answer(stream, Arc::clone(&waits), Arc::clone(&verifier)))),
                 Err(error) => tracing::debug!("a question could not be taken: {error}"),
             },
             _ = tasks.join_next(), if !tasks.is_empty() => {}
@@ -86,7 +91,7 @@ pub(super) async fn answer_questions(state_dir: PathBuf, waits: Arc<Waits>) {
     }
 }
 
-async fn answer(stream: UnixStream, waits: Arc<Waits>) {
+async fn answer(stream: UnixStream, waits: Arc<Waits>, verifier: Arc<Verifier>) {
     let (from, mut to) = stream.into_split();
     let mut line = String::new();
     let mut from = tokio::io::BufReader::new(from.take(QUESTION_BYTES_MAX));
@@ -95,6 +100,10 @@ async fn answer(stream: UnixStream, waits: Arc<Waits>) {
     }
     let answer = match serde_json::from_str(&line) {
         Ok(ControlQuestion::Wait { node, timeout_ms }) => waits.wait(node, Duration::from_millis(timeout_ms)).await,
+        Ok(ControlQuestion::Verify(options)) => match verifier.verify(options).await {
+            Ok(report) => ControlAnswer::Verified(report),
+            Err(what) => ControlAnswer::Failed { what },
+        },
         Err(error) => ControlAnswer::Failed { what: format!("the node does not understand the question: {error}") },
     };
     let mut text = serde_json::to_vec(&answer).unwrap_or_default();

@@ -24,6 +24,7 @@ mod snapshot;
 mod start;
 mod state_dir;
 mod status;
+mod verify;
 mod waiting;
 
 pub use config::{ApplyConfig, CaptureConfig, Conflict, Durability, LogConfig, NatsConfig, RunConfig, Secret};
@@ -37,3 +38,4 @@ pub use server::DEFAULT_URL;
 pub use snapshot::{Restore, ask_for_snapshot, list_snapshots, restore};
 pub use state_dir::is_running;
 pub use status::{STATUS_FILE, ShardStatus, Status, read_status};
+pub use verify::{DifferingRow, RowThere, TableReport, TableVerdict, VerifyOptions, VerifyReport};

@@ -17,6 +17,7 @@ use super::sent::Sent;
 use super::server::{DEFAULT_URL, stopped};
 use super::snapshot::{Ask, CatchUps, Keeper, Need, refuse_other_content};
 use super::start::Known;
+use super::verify::Verifier;
 use super::waiting::Waits;
 use crate::log::{
     Announced, ConnectError, Delivery, JetStreamLog, Log, NatsOptions, Outgoing, PublishState, Published, ShardId,
@@ -187,7 +188,11 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
         let waits = Arc::clone(&waits);
         tasks.spawn(async move { waits.answer_nodes().await });
     }
-    tasks.spawn(answer_questions(config.state_dir.clone(), Arc::clone(&waits)));
+    let verifier = Arc::new(Verifier::new(&log, &config, known.origin.node_id, asks.clone()));
+    if config.apply_changes {
+        tasks.spawn(Arc::clone(&verifier).answer_nodes());
+    }
+    tasks.spawn(answer_questions(config.state_dir.clone(), Arc::clone(&waits), verifier));
     let served = log.clone();
     tasks.spawn(async move { served.stay_served().await });
     let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks.clone()).run(behind_end));

@@ -8,6 +8,7 @@ modes: sql SCRIPT                 runs a script
        watch-sum TABLE FILE       until FILE exists: prints how often sum(balance) was read, fails when it changes
        insert FIRST COUNT         COUNT rows in t, one transaction each
        bulk COUNT                 COUNT rows in one transaction
+       bulk-into-big COUNT        the same in a table big that it makes
 """
 import os
 import random
@@ -140,6 +141,11 @@ elif mode == "watch-sum":
 elif mode == "insert":
     for number in range(int(args[0]), int(args[0]) + int(args[1])):
         db.execute("INSERT INTO t VALUES (?, ?, 1)", (number, "value %d" % number))
+elif mode == "bulk-into-big":
+    db.execute("CREATE TABLE big(id INTEGER PRIMARY KEY, v TEXT, n REAL, w TEXT)")
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany("INSERT INTO big VALUES (?, ?, ?, ?)", ((number, "value %d of a column" % number, number * 0.5, "w" * 60) for number in range(int(args[0]))))
+    db.execute("COMMIT")
 elif mode == "bulk":
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO t VALUES (?, ?, ?)", ((number, "value %d of the bulk" % number, number * 0.5) for number in range(int(args[0]))))

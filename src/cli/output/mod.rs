@@ -7,6 +7,7 @@ mod pretty;
 mod spill;
 mod sql;
 mod unit;
+mod verify;
 
 pub use conflict::{conflict_json, conflict_pretty};
 pub use filter::{Filtered, RowWriter};
@@ -14,3 +15,4 @@ pub use json::JsonLines;
 pub use pretty::{Pretty, Style, bytes_text};
 pub use sql::{SchemaObject, SqlScript};
 pub use unit::{UnitPlace, unit_json, unit_pretty};
+pub use verify::{verify_json, verify_pretty};

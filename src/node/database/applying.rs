@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Database;
 use crate::apply::{ApplyError, Arrived, Outcome};
 use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
-use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, consistent_cut, decode};
+use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, consistent_cut, decode};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
 
@@ -26,15 +26,23 @@ const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
     pub(super) fn apply(&mut self) -> Result<bool, NodeError> {
+        if self.is_held() {
+            return Ok(false);
+        }
         if self.inbox.is_empty() {
             self.inbox.stuck_since = None;
+            self.take_if_there()?;
             return Ok(false);
         }
         let now = Instant::now();
         self.blocked.retain(|_, (_, retry_at)| *retry_at > now);
         let counts = self.cut()?;
         if counts.values().all(|count| *count == 0) {
-            self.inbox.stuck_since.get_or_insert(now);
+            if self.is_stopping_to_verify() {
+                self.take_if_there()?;
+            } else {
+                self.inbox.stuck_since.get_or_insert(now);
+            }
             return Ok(false);
         }
         if self.fold_own(&counts)? {
@@ -66,7 +74,11 @@ impl Database {
         for shard in &self.shards {
             folded.push(self.replica.state().folded_all(*shard)?.into_iter().collect());
         }
-        let end = |shard: &ShardId| self.blocked.get(shard).map(|(blocked, _)| blocked.seq);
+        let end = |shard: &ShardId| {
+            let verified = self.verify_last(*shard).map(|last| StreamSeq(last.0 + 1));
+            let blocked = self.blocked.get(shard).map(|(blocked, _)| blocked.seq);
+            verified.into_iter().chain(blocked).min()
+        };
         let own = self.replica.state().origin();
         let is_own = |shard: &ShardId| self.inbox.headers(*shard, 1).iter().take(1).all(|header| header.origin == own);
         // Own messages keep nobody from writing, and come while there is much to capture: a little at a time.
@@ -97,6 +109,9 @@ impl Database {
                 break;
             }
             bytes = bytes.saturating_mul(4);
+        }
+        if self.is_stopping_to_verify() {
+            return Ok(BTreeMap::new());
         }
         if self.has_waited_enough()? {
             let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());

@@ -41,6 +41,7 @@ impl Database {
             Ask::IsWhole(shard) => self.is_whole(shard)?,
             Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
             Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
+            Ask::Verify(ask) => self.asked_to_verify(ask)?,
             Ask::Published(answer) => {
                 // One look reads everything that is committed by now.
                 self.capture()?;

@@ -9,6 +9,7 @@ mod publishing;
 mod reporting;
 mod successor;
 mod suspects;
+mod verifying;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -120,6 +121,7 @@ pub(super) struct Database {
     log: LogState,
     behind: catching_up::Behind,
     incomplete: incomplete::Incomplete,
+    verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
     to_send: VecDeque<InFlight>,
@@ -165,6 +167,7 @@ impl Database {
             log: LogState::default(),
             behind: catching_up::Behind::default(),
             incomplete: incomplete::Incomplete::default(),
+            verifying: verifying::Verifying::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),
             round: None,

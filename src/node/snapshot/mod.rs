@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::config::NatsConfig;
 use super::error::NodeError;
 use super::network::connect_log;
+use super::verify::VerifyAsk;
 use super::waiting::FoldedOf;
 use crate::log::{Origin, ShardId, SnapshotInfo, SnapshotStore, StreamOptions};
 
@@ -68,6 +69,8 @@ pub(super) enum Ask {
     CatchUp(Box<Fetched>),
     /// How far an origin's messages are folded here.
     Folded(Origin, oneshot::Sender<FoldedOf>),
+    /// To take part in a comparison of nodes.
+    Verify(VerifyAsk),
     /// To say so when everything that is committed now is on the log and was seen there, with our last message in each shard.
     Published(oneshot::Sender<FoldedOf>),
 }
