@@ -507,7 +507,7 @@ fn a_damaged_shadow_is_one_typed_error() {
         Ok(_) => panic!("a damaged shadow was taken"),
     };
     let mut bad = good.clone();
-    bad[1024 + 600] ^= 1;
+    bad[1024 + 80] ^= 1;
     std::fs::write(&journal, &bad).unwrap();
     assert!(matches!(attach(&mut node), ShadowError::NotAtPosition { .. }));
     std::fs::write(&journal, &good[..good.len() - 1]).unwrap();
@@ -538,7 +538,7 @@ fn an_interrupted_merge_is_done_again() {
     follower.merge().unwrap();
     drop(follower);
     let merged = std::fs::read(scene.shadow.join("shadow.db")).unwrap();
-    assert!(merged.len() > image.len());
+    assert_ne!(merged, image);
     // At every stage of the merge: some pages written, and the journal still as it was.
     for part in [0, 1, 3, 10] {
         let mut half = image.clone();
