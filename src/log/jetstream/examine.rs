@@ -1,5 +1,6 @@
 //! What a server tells of itself before anything is made there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::ServerAddr;
@@ -8,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::connect::connect;
 use super::options::NatsOptions;
+use super::service::Service;
 use crate::log::error::ConnectError;
 
 /// How long the monitoring port may take. Where there is none the answer comes at once, or a firewall gives none.
@@ -34,7 +36,7 @@ impl ServerFacts {
     /// # Errors
     /// [`ConnectError`] when it cannot be reached.
     pub async fn ask(options: &NatsOptions, monitoring_port: u16) -> Result<ServerFacts, ConnectError> {
-        let (client, _link) = connect(options).await?;
+        let (client, _link) = connect(options, &Arc::new(Service::default())).await?;
         let context = async_nats::jetstream::new(client.clone());
         let has_jetstream = context.query_account().await.is_ok();
         let mut monitoring = Vec::new();
