@@ -9,6 +9,7 @@ mod cases;
 mod cli;
 mod cluster;
 mod diff;
+mod doctor;
 mod fixtures;
 mod fold_model;
 mod fold_reader;

@@ -248,8 +248,9 @@ impl DatabaseFile {
     }
 
     /// A process that has the database open, if nobody but us uses its `-shm`: it has another one, and with it another view of the WAL.
-    /// To be asked after SQLite has opened the database.
-    pub(super) fn foreign_user(&self) -> Option<i32> {
+    /// To be asked after SQLite has opened the database, or instead.
+    #[must_use]
+    pub fn foreign_user(&self) -> Option<i32> {
         let pid = self.other_user()?;
         self.shm_user().is_none().then_some(pid)
     }

@@ -15,8 +15,10 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const MERGE_PAGES: u64 = 1000;
 /// From here on the journal is merged when everything was made durable anyway.
 const MERGE_BYTES: u64 = 4 << 20;
-/// From here on the journal is merged at once: it bounds the index and the time to open it.
+/// From here on the journal is merged at once: it bounds the time to open it.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+/// The same in versions of pages: it bounds the index, and with little changed in each page there are many.
+const JOURNAL_PAGES_MAX: u64 = 1 << 18;
 /// What makes the position durable, and when it did.
 pub(super) struct Durability {
     pub(super) hook: Option<DurableHook>,
@@ -82,13 +84,13 @@ impl Follower {
     pub(super) fn keep_shadow(&mut self) -> Result<(), CaptureError> {
         let Some(shadow) = &mut self.shadow else { return Ok(()) };
         shadow.revoke_hold_if_long();
-        let (bytes, can_merge) = (shadow.journal_extent().1, shadow.can_merge());
+        let ((pages, bytes), can_merge) = (shadow.journal_extent(), shadow.can_merge());
         if self.durability.synced_at.elapsed() >= self.durability.interval {
             self.make_durable()?;
             if bytes >= MERGE_BYTES {
                 self.merge()?;
             }
-        } else if bytes >= JOURNAL_BYTES_MAX && can_merge {
+        } else if (bytes >= JOURNAL_BYTES_MAX || pages >= JOURNAL_PAGES_MAX) && can_merge {
             self.merge()?;
         }
         Ok(())

@@ -40,6 +40,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show the row changes of a live database as they are committed; needs no NATS
     Tail(TailArgs),
+    /// Say what to expect of a database before it is attached; writes nothing
+    Doctor(Box<DoctorArgs>),
     /// Look into a database and its WAL, live or a copy; never writes, never locks
     Inspect(InspectArgs),
     /// Show what is on the log, decoded
@@ -212,6 +214,32 @@ pub struct TailArgs {
     /// Where --once keeps its place
     #[arg(long, value_name = "DIR", requires = "once")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The database
+    #[arg(value_name = "FILE")]
+    pub database: PathBuf,
+    /// Where its state would live [default: <FILE>-woodchuck]
+    #[arg(long, env = "WOODCHUCK_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Only one node will write: what matters only with several is a note
+    #[arg(long)]
+    pub one_writer: bool,
+    /// Where the server named by --nats-url can be asked how it syncs: its monitoring port
+    #[arg(long, value_name = "PORT", default_value_t = 8222)]
+    pub nats_monitor_port: u16,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = ReportFormat::Pretty)]
+    pub format: ReportFormat,
+    /// The server and the streams.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Read options from this TOML file
+    #[arg(long, env = "WOODCHUCK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// Options of `inspect`.

@@ -23,6 +23,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Cleanup(args) => cleanup(&args),
+        Command::Doctor(args) => super::doctor::doctor(*args, &variable),
         Command::Inspect(args) => {
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             super::inspect::inspect(&args, &mut out, super::output::Style::of_stdout())

@@ -7,6 +7,7 @@ mod commands;
 pub mod config;
 mod config_file;
 mod conflicts;
+mod doctor;
 mod exit;
 pub mod inspect;
 pub mod output;

@@ -35,7 +35,7 @@ pub use envelope::{
     encode_units,
 };
 pub use error::{ConnectError, LogError, PublishError};
-pub use jetstream::{JetStreamLog, Link, NatsOptions, Question, Questions, StreamOptions};
+pub use jetstream::{JetStreamLog, Link, NatsOptions, Question, Questions, ServerFacts, StreamOptions};
 pub use memory::{Faults, MemoryLog};
 pub use message::{Batch, Body, Header, Origin, RoundPart, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey};
 pub use order::{Folded, Sequence};

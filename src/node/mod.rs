@@ -31,7 +31,7 @@ pub use config::{ApplyConfig, CaptureConfig, Conflict, Durability, LogConfig, Na
 pub use control::{ControlAnswer, ControlQuestion, ask_node};
 pub use database::Stop;
 pub use error::NodeError;
-pub use network::{connect_log, stream_options};
+pub use network::{ask_server, connect_log, stream_options};
 pub use policy::Verdict;
 pub use run::run;
 pub use server::DEFAULT_URL;

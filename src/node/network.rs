@@ -20,8 +20,8 @@ use super::start::Known;
 use super::verify::Verifier;
 use super::waiting::Waits;
 use crate::log::{
-    Announced, ConnectError, Delivery, JetStreamLog, Log, NatsOptions, Outgoing, PublishState, Published, ShardId,
-    StreamOptions, StreamSeq, consume_headers, publish,
+    Announced, ConnectError, Delivery, JetStreamLog, Log, NatsOptions, Outgoing, PublishState, Published, ServerFacts,
+    ShardId, StreamOptions, StreamSeq, consume_headers, publish,
 };
 
 /// The first wait after a failure to reach the server, and the longest.
@@ -75,6 +75,14 @@ pub fn stream_options(config: &RunConfig) -> StreamOptions {
 /// [`NodeError::Connect`], or a file of the settings that cannot be read.
 pub async fn connect_log(nats: &NatsConfig, streams: StreamOptions, node_id: u64) -> Result<JetStreamLog, NodeError> {
     Ok(JetStreamLog::connect(&nats_options(nats, node_id)?, streams).await?)
+}
+
+/// Asks the server what it is, and makes nothing there.
+///
+/// # Errors
+/// [`NodeError::Connect`], or a file of the settings that cannot be read.
+pub async fn ask_server(nats: &NatsConfig, monitoring_port: u16) -> Result<ServerFacts, NodeError> {
+    Ok(ServerFacts::ask(&nats_options(nats, 0)?, monitoring_port).await?)
 }
 
 /// Waits longer and longer, and says each new trouble once.

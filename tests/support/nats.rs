@@ -41,6 +41,15 @@ impl NatsServer {
         server
     }
 
+    /// Starts a server that answers at a monitoring port, too.
+    pub fn start_monitored(monitoring_port: u16, syncs: bool) -> NatsServer {
+        let sync = if syncs { "sync_interval: always" } else { "" };
+        let config = format!("http: \"127.0.0.1:{monitoring_port}\"");
+        let mut server = NatsServer::prepare(free_port(), "alone", sync, &config);
+        server.restart();
+        server
+    }
+
     fn prepare(port: u16, name: &str, jetstream: &str, config: &str) -> NatsServer {
         let dir = tempfile::tempdir().expect("a directory for nats-server");
         let store = dir.path().join("store");

@@ -82,7 +82,7 @@ impl Shadow {
     pub(in crate::capture) fn end_copy(&mut self, file: &DatabaseFile) -> Result<(), ShadowError> {
         fault::pass(Point::ShadowCopy);
         self.is_copying = false;
-        self.journal.sync()?;
+        self.sync()?;
         self.merge(file.identity())?;
         let directory: PathBuf = self.path.parent().unwrap_or(Path::new(".")).to_owned();
         let path = directory.join(DATABASE_NAME);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::image::Shadow;
-use super::journal::JournalIndex;
+use super::journal::{Appended, Index};
 use crate::capture::{CaptureError, Position};
 use crate::change::{PageError, PageSource};
 use crate::format::PageNo;
@@ -13,31 +13,27 @@ use crate::format::PageNo;
 pub(in crate::capture) struct Earlier<'s> {
     shadow: &'s Shadow,
     position: Position,
-    index: JournalIndex,
+    index: Index,
     /// The pages that may have changed since, ascending.
     pub(in crate::capture) changed_since: Vec<PageNo>,
 }
 
 impl Shadow {
-    /// The newest version that the journal still has and whose position is accepted; `None` when it has none.
+    /// The newest version that the journal still has and whose position is accepted; `None` when it has none, or when a
+    /// merge that began has overwritten it.
     pub(in crate::capture) fn earlier(
         &self,
         is_wanted: &mut dyn FnMut(&Position) -> Result<bool, CaptureError>,
     ) -> Result<Option<Earlier<'_>>, CaptureError> {
-        let entries = self.journal.entries()?;
+        let entries = self.journal.entries(&self.file)?;
         let positions: Vec<Position> =
-            std::iter::once(self.journal.merged()).chain(entries.iter().map(|(position, _)| *position)).collect();
+            std::iter::once(self.journal.merged()).chain(entries.iter().map(Appended::position)).collect();
         for (taken, position) in positions.into_iter().enumerate().rev() {
             if is_wanted(&position)? {
                 let (before, since) = entries.split_at(taken.min(entries.len()));
-                let mut index = JournalIndex::default();
-                for (at, pages) in before {
-                    index.retain(|page, _| *page <= at.page_count);
-                    index.extend(pages.iter().map(|(page, offset)| (page.get(), *offset)));
-                }
+                let Some(index) = self.journal.index_behind(before) else { return Ok(None) };
                 let grown = (self.page_count() + 1..=position.page_count).filter_map(PageNo::new);
-                let mut changed_since: Vec<PageNo> =
-                    since.iter().flat_map(|(_, pages)| pages.iter().map(|(page, _)| *page)).chain(grown).collect();
+                let mut changed_since: Vec<PageNo> = since.iter().flat_map(Appended::pages).chain(grown).collect();
                 changed_since.sort_unstable();
                 changed_since.dedup();
                 changed_since.retain(|page| page.get() <= position.page_count);

@@ -15,6 +15,8 @@ use crate::format::{Checksum, DatabaseHeader, FrameNo, Salts};
 /// What the journal may hold while nothing is merged: a copy goes at the speed of the disk, as the writers do, so this is only reached
 /// when it stands still.
 const HELD_JOURNAL_BYTES_MAX: u64 = 1 << 30;
+/// The same in versions of pages: each that is not of a page seen before takes memory.
+const HELD_JOURNAL_PAGES_MAX: u64 = 1 << 19;
 
 /// `shadow.db` at one position. Until this is dropped nothing is merged into it.
 #[derive(Debug)]
@@ -36,7 +38,9 @@ impl HeldShadow {
         let mut done = if shared { self.bytes } else { 0 };
         let mut buffer = vec![0; BUFFER_BYTES];
         while done < self.bytes {
-            let count = from.read_at(&mut buffer, done).map_err(fail)?;
+            // Behind it there may be pages of later transactions.
+            let wanted = (self.bytes - done).min(BUFFER_BYTES as u64) as usize;
+            let count = from.read_at(buffer.get_mut(..wanted).unwrap_or_default(), done).map_err(fail)?;
             if count == 0 {
                 return Err(ShadowError::Damaged { path: self.path.clone(), what: "it ends early" });
             }
@@ -50,7 +54,7 @@ impl HeldShadow {
         if self.revoked.load(Ordering::SeqCst) {
             return Err(ShadowError::Revoked { path: self.path.clone() });
         }
-        Ok(())
+        if shared { to.set_len(self.bytes).map_err(fail) } else { Ok(()) }
     }
 }
 
@@ -69,7 +73,8 @@ impl Shadow {
 
     /// Takes the shadow back when the journal has become too long.
     pub(in crate::capture) fn revoke_hold_if_long(&mut self) {
-        if self.journal_extent().1 > HELD_JOURNAL_BYTES_MAX
+        let (pages, bytes) = self.journal_extent();
+        if (bytes > HELD_JOURNAL_BYTES_MAX || pages > HELD_JOURNAL_PAGES_MAX)
             && let Some(revoked) = self.held.upgrade()
         {
             revoked.store(true, Ordering::SeqCst);

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::ShadowError;
-use super::journal::{Appended, Journal, JournalIndex, Standing, io_error};
+use super::journal::{Appended, Image, Index, Journal, Standing, io_error};
 use crate::capture::{CaptureError, FileIdentity, FollowError, Position};
 use crate::change::{ChangeSink, DiffError, PageError, PageSource, RowChange, SchemaChange, TxSpan};
 use crate::fault::{self, Point};
@@ -70,7 +70,7 @@ impl Shadow {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(ShadowError::Missing { path }),
             Err(source) => return Err(io_error(&path, "opening the shadow", source)),
         };
-        let journal = Journal::open(&directory.join(JOURNAL_NAME), stored)?;
+        let journal = Journal::open(&directory.join(JOURNAL_NAME), &file, stored)?;
         let shadow = Shadow { path, file, journal, is_copying: false, written_bytes: 0, held: std::sync::Weak::new() };
         shadow.judge()?;
         Ok(shadow)
@@ -89,10 +89,17 @@ impl Shadow {
         if header.page_size != self.page_size() {
             return Err(damaged("its page size is not that of its journal"));
         }
-        // An interrupted merge may have changed the length; then the journal still has the pages.
+        // With pages in the journal the length may be any: a merge may have been interrupted.
         let whole = u64::from(self.journal.merged().page_count) * u64::from(self.page_size().get());
-        if self.journal.extent().0 == 0 && self.file.metadata().map_err(fail)?.len() != whole {
-            return Err(damaged("its length is not that of its position"));
+        if self.journal.extent().0 == 0 {
+            let bytes = self.file.metadata().map_err(fail)?.len();
+            if bytes < whole {
+                return Err(damaged("it is shorter than at its position"));
+            }
+            if bytes > whole {
+                // Pages of an entry that did not come to count.
+                self.file.set_len(whole).map_err(fail)?;
+            }
         }
         Ok(())
     }
@@ -114,6 +121,10 @@ impl Shadow {
         self.journal.database()
     }
 
+    pub(super) fn image(&self) -> Image<'_> {
+        Image { file: &self.file, path: &self.path }
+    }
+
     /// Writes the pages of a transaction that ends at `position`; `is_given` says whether the sink gets to know it. To be completed by
     /// [`Shadow::accept`], or taken back by [`Shadow::cut`].
     pub(in crate::capture) fn append(
@@ -124,11 +135,14 @@ impl Shadow {
         source: &dyn PageSource,
     ) -> Result<Appended, WriteError> {
         let given = if is_given { position } else { self.journal.standing().given };
-        self.journal.append(Standing { position, given }, pages, source)
+        // A copy that is not complete may be overwritten by its next piece, and may not have what it is to have.
+        let image = (!self.is_copying).then(|| self.image());
+        self.journal.append(Standing { position, given }, pages, source, image)
     }
 
     pub(in crate::capture) fn accept(&mut self, entry: Appended) {
         let before = self.journal.extent().1;
+        self.written_bytes += entry.image_bytes;
         self.journal.accept(entry);
         self.written_bytes += self.journal.extent().1 - before;
     }
@@ -141,22 +155,12 @@ impl Shadow {
         self.written_bytes
     }
 
-    pub(super) fn page_of(
-        &self,
-        page: PageNo,
-        page_count: u32,
-        index: &JournalIndex,
-    ) -> Result<Cow<'_, [u8]>, PageError> {
+    pub(super) fn page_of(&self, page: PageNo, page_count: u32, index: &Index) -> Result<Cow<'_, [u8]>, PageError> {
         if page.get() > page_count {
             return Err(PageError::Missing { page, page_count });
         }
         let mut bytes = vec![0; self.page_size().bytes()];
-        let read = match self.journal.read_page(page, index, &mut bytes) {
-            Ok(Some(())) => Ok(()),
-            Ok(None) => self.file.read_exact_at(&mut bytes, page.file_offset(self.page_size())),
-            Err(error) => Err(error),
-        };
-        match read {
+        match self.journal.read_page(page, index, &self.file, &mut bytes) {
             Ok(()) => Ok(Cow::Owned(bytes)),
             Err(source) => Err(PageError::Unreadable { page, source }),
         }

@@ -1,10 +1,8 @@
-//! The merge: the journal's newest pages go into `shadow.db`.
-
-use std::os::unix::fs::FileExt;
+//! The merge: the newest versions go into `shadow.db`.
 
 use super::ShadowError;
 use super::image::Shadow;
-use super::journal::{BUFFER_BYTES, io_error};
+use super::journal::{Run, io_error};
 use crate::capture::FileIdentity;
 use crate::fault::{self, Point};
 
@@ -16,7 +14,7 @@ impl Shadow {
 
     /// Makes the journal durable.
     pub(in crate::capture) fn sync(&self) -> Result<(), ShadowError> {
-        self.journal.sync()
+        self.journal.sync(self.image())
     }
 
     /// Whether a merge is possible now.
@@ -27,35 +25,26 @@ impl Shadow {
     /// Writes the newest pages into `shadow.db` and begins the journal anew. The journal, and the position that the sink stored, are
     /// durable. An interrupted merge is simply done again.
     pub(in crate::capture) fn merge(&mut self, database: FileIdentity) -> Result<(), ShadowError> {
-        let fail = |source| io_error(&self.path, "merging into the shadow", source);
-        let page_size = self.page_size();
-        let page_count = self.position().page_count;
+        let (page_size, page_count) = (self.page_size(), self.position().page_count);
         fault::pass(Point::Merge);
-        let mut run: Vec<u8> = Vec::new();
-        let mut run_offset = 0;
+        self.journal.begin_merge()?;
+        let fail = |source| io_error(&self.path, "merging into the shadow", source);
+        let mut run = Run::new(self.image());
         let mut page_bytes = vec![0; page_size.bytes()];
-        let mut written = 0;
-        for page in self.journal.pages().into_iter().filter(|page| page.get() <= page_count) {
-            self.journal.read_page(page, self.journal.index(), &mut page_bytes).map_err(fail)?;
-            let offset = page.file_offset(page_size);
-            if offset != run_offset + run.len() as u64 || run.len() >= BUFFER_BYTES {
-                self.file.write_all_at(&run, run_offset).map_err(fail)?;
-                if !run.is_empty() {
-                    fault::pass(Point::MergeHalf);
-                }
-                run.clear();
-                run_offset = offset;
+        for page in self.journal.index().changed_pages() {
+            self.journal.read_page(page, self.journal.index(), &self.file, &mut page_bytes).map_err(fail)?;
+            if run.push(page.file_offset(page_size), &page_bytes)? {
+                fault::pass(Point::MergeHalf);
             }
-            run.extend_from_slice(&page_bytes);
-            written += page_bytes.len() as u64;
         }
-        self.file.write_all_at(&run, run_offset).map_err(fail)?;
+        run.flush()?;
+        let written_bytes = run.written_bytes;
         self.file.set_len(u64::from(page_count) * u64::from(page_size.get())).map_err(fail)?;
         self.file.sync_data().map_err(fail)?;
         fault::pass(Point::MergeWritten);
         self.journal.reset(database)?;
         fault::pass(Point::Merged);
-        self.written_bytes += written;
+        self.written_bytes += written_bytes;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The shadow: a byte-exact image of the database at our own position, in the state directory.
 //!
-//! `shadow.db` is a valid SQLite file at the position of the last merge; `shadow.journal` has the pages of the transactions since.
+//! `shadow.db` is a valid SQLite file at the position of the last merge; `shadow.journal` has what the transactions since did to its pages.
 //!
 //! Invariant: the journal is written before the sink stores its position, and `shadow.db` is written only from a journal that is on disk
 //! and whose last position the sink has stored. So whatever moment we die at, the journal can be cut back to the stored position.
@@ -13,6 +13,8 @@ mod held;
 mod image;
 mod journal;
 mod merge;
+#[cfg(test)]
+mod tests;
 
 pub use copy::{Progress, ShadowProgress, ShadowStep};
 pub use error::ShadowError;

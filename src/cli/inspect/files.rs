@@ -137,6 +137,17 @@ impl Files {
         self.wal.as_ref().map_or(&[], |wal| &wal.commits)
     }
 
+    /// Version of the SQLite that wrote the database last, as far as its file tells.
+    pub(in crate::cli) fn sqlite_version(&self) -> Option<u32> {
+        self.database.as_ref().map(|database| database.header.sqlite_version)
+    }
+
+    /// Whether valid frames stand behind the last commit.
+    pub(in crate::cli) fn has_spilled(&self) -> bool {
+        let committed = self.commits().last().map_or(0, |commit| commit.last.0);
+        self.wal.as_ref().is_some_and(|wal| wal.frames.len() > committed as usize)
+    }
+
     /// The pages of a commit, ascending.
     pub(super) fn pages_of(&self, commit: &Commit) -> Vec<PageNo> {
         let Some(wal) = &self.wal else { return Vec::new() };

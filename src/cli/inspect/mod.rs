@@ -19,6 +19,7 @@ use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::schema::TableFilter;
 pub use files::{Files, OpenError};
 pub use report::{Generation, InspectReport, TableCounts, TransactionReport, WalReport};
+pub(super) use rows::catalogue;
 pub use rows::{Damage, each_transaction};
 
 /// Runs the command and writes to `out`.

@@ -164,7 +164,7 @@ impl<E> ChangeSink<E> for Unknown<'_, E> {
 ///
 /// # Errors
 /// [`DiffError`] when page 1 or the schema cannot be read.
-pub(super) fn catalogue(files: &Files) -> Result<std::sync::Arc<Catalogue>, DiffError> {
+pub(in crate::cli) fn catalogue(files: &Files) -> Result<std::sync::Arc<Catalogue>, DiffError> {
     Ok(std::sync::Arc::clone(Differ::open(&State::last(files))?.catalogue()))
 }
 

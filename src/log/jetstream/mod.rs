@@ -3,6 +3,7 @@
 mod ask;
 mod connect;
 mod ensure;
+mod examine;
 mod floor;
 mod options;
 mod read;
@@ -22,6 +23,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
 pub use self::ask::{Question, Questions};
+pub use self::examine::ServerFacts;
 pub use self::options::{NatsOptions, StreamOptions};
 
 use self::floor::Floors;
