@@ -90,7 +90,7 @@ pub(super) fn write_record(out: &mut Vec<u8>, offset: u64, page: PageNo, body: &
     let at = offset + (out.len() + RECORD_HEAD_BYTES) as u64;
     let checksum;
     let (kind, bytes, base, place) = match body {
-        Body::Whole(bytes) => (KIND_WHOLE, *bytes, 0, NonZeroU64::new(at).map_or(Place::InPlace, Place::Whole)),
+        Body::Whole(bytes) => (KIND_WHOLE, *bytes, 0, NonZeroU64::new(at).map_or(Place::Image, Place::Whole)),
         Body::Ranges(bytes, base) => {
             let place = Place::Ranges { offset: at, bytes: bytes.len() as u32, base: *base };
             let base = if let Base::Journal(offset) = base { offset.get() } else { 0 };
@@ -98,7 +98,7 @@ pub(super) fn write_record(out: &mut Vec<u8>, offset: u64, page: PageNo, body: &
         }
         Body::InPlace(sum) => {
             checksum = checksum_bytes(*sum);
-            (KIND_IN_PLACE, &checksum[..], 0, Place::InPlace)
+            (KIND_IN_PLACE, &checksum[..], 0, Place::Image)
         }
     };
     out.extend_from_slice(&page.get().to_be_bytes());
@@ -191,7 +191,7 @@ impl<R: Read> Entries<'_, R> {
                             return Ok(None);
                         }
                     }
-                    Place::InPlace
+                    Place::Image
                 }
                 _ => return Ok(None),
             };

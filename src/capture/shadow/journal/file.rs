@@ -281,7 +281,7 @@ impl Journal {
     /// Lets an entry count.
     pub(in crate::capture::shadow) fn accept(&mut self, entry: Appended) {
         self.index.take(entry.standing.position.page_count, &entry.places);
-        self.is_image_written |= entry.places.iter().any(|(_, place)| *place == Place::InPlace);
+        self.is_image_written |= entry.places.iter().any(|(_, place)| *place == Place::Image);
         self.page_count += entry.places.len() as u64;
         self.standing = entry.standing;
         self.end = entry.end;
@@ -342,7 +342,7 @@ impl Journal {
         bytes: &mut [u8],
     ) -> std::io::Result<()> {
         match index.get(page) {
-            None | Some(Place::InPlace) => self.read_base(Base::Image, page, Some(image), bytes),
+            None | Some(Place::Image) => self.read_base(Base::Image, page, Some(image), bytes),
             Some(Place::Whole(offset)) => self.read_base(Base::Journal(offset), page, Some(image), bytes),
             Some(Place::Ranges { offset, bytes: count, base }) => {
                 self.read_base(base, page, Some(image), bytes)?;

@@ -13,7 +13,7 @@ pub(super) enum Place {
     /// The whole page is in the journal.
     Whole(NonZeroU64),
     /// The whole page is in `shadow.db`, behind what was merged.
-    InPlace,
+    Image,
     /// `bytes` of ranges from `offset` of the journal on, to be put over the base.
     Ranges { offset: u64, bytes: u32, base: Base },
 }
@@ -63,7 +63,7 @@ impl Index {
     pub(super) fn base(&self, page: PageNo) -> Option<Base> {
         match self.get(page) {
             Some(Place::Whole(offset)) => Some(Base::Journal(offset)),
-            Some(Place::InPlace) => Some(Base::Image),
+            Some(Place::Image) => Some(Base::Image),
             Some(Place::Ranges { base, .. }) => Some(base),
             None => (page.get() <= self.kept).then_some(Base::Image),
         }
@@ -80,7 +80,7 @@ impl Index {
 
     /// The pages whose newest version is not in `shadow.db`, ascending.
     pub(in crate::capture::shadow) fn changed_pages(&self) -> Vec<PageNo> {
-        let changed = self.places.iter().filter(|(_, place)| **place != Place::InPlace);
+        let changed = self.places.iter().filter(|(_, place)| **place != Place::Image);
         let mut pages: Vec<PageNo> = changed.filter_map(|(page, _)| PageNo::new(*page)).collect();
         pages.sort_unstable();
         pages
