@@ -6,6 +6,8 @@
 #![allow(unreachable_pub, missing_docs, dead_code)]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+#[path = "../../tests/support/gate.rs"]
+pub mod gate;
 #[path = "../../tests/support/nats.rs"]
 pub mod nats;
 #[path = "../../tests/support/random.rs"]

@@ -114,7 +114,8 @@ impl Database {
             why = Some("it did not get there in time".to_owned());
         }
         if let Some(why) = why {
-            return Ok(self.end_verifying(Err(why)));
+            self.end_verifying(Err(why));
+            return Ok(());
         }
         let within = stopping.within;
         if !seen_all {
