@@ -14,8 +14,9 @@ use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
 use crate::schema::TableFilter;
 
-/// How long a database that nobody can read is waited for.
-const ATTACH_WITHIN: Duration = Duration::from_secs(10);
+/// How long a database that nobody can read is waited for: longer than an application's last close takes, and not so long that people
+/// wonder.
+const ATTACH_WITHIN: Duration = Duration::from_secs(3);
 /// What a shell reports for a program that SIGINT ended: the second signal ends us where we stand.
 const EXIT_INTERRUPTED: i32 = 130;
 
@@ -73,16 +74,9 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
 /// Attaches as soon as nobody keeps everybody else from reading, which passes unless an application means it.
 fn attach(database: &Path, stop: &AtomicBool) -> Result<Follower, CaptureError> {
     let began = Instant::now();
-    let mut is_told = false;
     loop {
         match Follower::attach(database) {
-            Err(error @ CaptureError::Locked { .. })
-                if began.elapsed() < ATTACH_WITHIN && !stop.load(Ordering::Relaxed) =>
-            {
-                if !std::mem::replace(&mut is_told, true) {
-                    note(format_args!("{error}: waiting for it"));
-                }
-            }
+            Err(CaptureError::Locked { .. }) if began.elapsed() < ATTACH_WITHIN && !stop.load(Ordering::Relaxed) => {}
             attached => return attached,
         }
     }
