@@ -241,6 +241,7 @@ impl SimNode {
                             self.failed.remove(&shard);
                             self.next.insert(shard, from);
                         }
+                        Need::PutBack { shard, .. } => panic!("the log has lost nothing of shard {}", shard.0),
                         // Who is impatient has been told that nobody will bring it.
                         Need::Rest { answer, .. } => drop(answer.send(false)),
                     }
