@@ -4,7 +4,7 @@ CARGO ?= cargo
 DB ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture bench check fmt fmt-check clippy doc nats fixtures clean
+.PHONY: help demo test simulate torture bench check fmt fmt-check clippy doc nats fixtures clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: ## replicates two copies of a sample database (or of DB=path) before your 
 
 test: ## runs all tests against a real nats-server
 	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" $(CARGO) test --locked
+
+simulate: ## simulates clusters for ten minutes, in schedules made of seeds (WOODCHUCK_SIMULATE_SECONDS, _FIRST)
+	@scripts/simulate
 
 torture: ## kills daemons, writers and servers at random for an hour (WOODCHUCK_TORTURE_SECONDS, SEED)
 	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" WOODCHUCK_TORTURE_SECONDS=$${WOODCHUCK_TORTURE_SECONDS:-3600} \

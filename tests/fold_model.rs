@@ -259,9 +259,6 @@ impl Cluster {
             return;
         }
         self.capture(no);
-        if self.nodes[no].is_refolding() {
-            return;
-        }
         let node = &self.nodes[no];
         let frozen = FrozenState::open(&node.state_path).unwrap();
         if frozen.is_inside_pieces().unwrap() {
@@ -382,7 +379,7 @@ impl Cluster {
     fn check(&mut self, no: usize) {
         let Cluster { nodes, tables, schema, logs, shards, .. } = self;
         let node = &mut nodes[no];
-        if node.replica.is_none() || !node.wal.is_empty() || node.replica().is_recovering() || node.is_refolding() {
+        if node.replica.is_none() || !node.wal.is_empty() || node.replica().is_recovering() {
             return;
         }
         let mut db = read(&node.conn, schema);
@@ -411,6 +408,9 @@ impl Cluster {
             fold.extend(logs[usize::from(shard - 1)].fold(position.0 as usize).clone());
         }
         assert_eq!(db, fold, "I1: the database with base in place is the fold");
+        if node.is_refolding() {
+            return;
+        }
         node.replica()
             .state()
             .each_pending(|_, unit| {

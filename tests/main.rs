@@ -20,6 +20,7 @@ mod log;
 mod oracle;
 mod output;
 mod shadow;
+mod simulate;
 mod support;
 mod tail;
 mod torture;

@@ -12,7 +12,8 @@ use crate::format::Row;
 /// What is kept of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct BaseRow {
-    /// The pending units that change the row, oldest first. Empty for rows that pending pushed out of a UNIQUE value.
+    /// The pending units that change the row, oldest first. Empty for rows that pending pushed out of a UNIQUE value, and for those that
+    /// are ahead of the fold behind a gap.
     pub(super) pending: Vec<i64>,
     /// How SQL finds it.
     pub(super) key: RowKey,
@@ -82,6 +83,11 @@ impl State {
                 self.set_base(table, key, &known)
             }
         }
+    }
+
+    /// A row shows what the fold does not have yet and nothing pending says: the row as the fold has it goes into base unless it is there.
+    pub(super) fn note_ahead(&mut self, table: &LocalTable, key: &[u8], base: &BaseRow) -> Result<(), ApplyError> {
+        if self.base_has(table, key)? { Ok(()) } else { self.set_base(table, key, base) }
     }
 
     pub(super) fn remove_base(&mut self, table: &LocalTable, key: &[u8]) -> Result<(), ApplyError> {

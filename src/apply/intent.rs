@@ -5,8 +5,8 @@
 //! first captured transaction tells which it was: if its net effect is the intent's it is ours, else ours never happened.
 //!
 //! After a gap that transaction can be ours and local ones together. Then the intent is taken back, and rows that are as it made them are no
-//! local change: the messages are folded again, onto rows that have them already, which comes to the same. So only what is really local is
-//! published.
+//! local change: they are ahead of the fold, and base has them as they were before the intent. The messages are folded again from there. So
+//! only what is really local is published, and base in place is the fold at every moment.
 
 use rusqlite::{OptionalExtension, params};
 

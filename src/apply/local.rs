@@ -129,9 +129,7 @@ impl<'r> LocalSink<'r> {
         if let Some((net, _)) = &mut self.judged {
             net.add_change(&change);
         }
-        if self.ours.as_ref().is_some_and(|ours| ours.made(&change)) {
-            return Ok(());
-        }
+        let is_ours = self.ours.as_ref().is_some_and(|ours| ours.made(&change));
         let local = self.replica.state.local_table(&change.table)?;
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
@@ -142,6 +140,11 @@ impl<'r> LocalSink<'r> {
             for row in [&before, &image].into_iter().flatten() {
                 self.replica.state.claim(&local, row)?;
             }
+        }
+        if is_ours {
+            // The row is ahead of the fold, which is about to come to the same place from the row as it was.
+            let base = BaseRow { pending: Vec::new(), key: change.key, row: before };
+            return self.replica.state.note_ahead(&local, &canonical, &base);
         }
         let key = match &change.key {
             RowKey::Rowid(rowid) => UnitKey::Rowid(*rowid),

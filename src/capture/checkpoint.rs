@@ -43,7 +43,7 @@ const CLOSE_FRAMES: u32 = 200;
 /// A log of this many budgets belongs to a writer that is faster than we are: it is made to wait for us.
 const INSIST_AT: u64 = 3;
 /// How long nobody else must have had the database open before the log is emptied: programs that open it for one statement come and go.
-const UNATTACHED_AFTER: Duration = Duration::from_secs(1);
+pub(super) const UNATTACHED_AFTER: Duration = Duration::from_secs(1);
 
 /// What the policy remembers.
 #[derive(Debug, Default)]
@@ -258,7 +258,8 @@ impl Follower {
             self.checkpoint_passively(sink)?;
         }
         let since = *self.policy.unattached.get_or_insert_with(Instant::now);
-        if since.elapsed() < UNATTACHED_AFTER || self.moved_at.elapsed() < UNATTACHED_AFTER {
+        let after = self.pace.unattached_after;
+        if since.elapsed() < after || self.moved_at.elapsed() < after {
             return Ok(());
         }
         self.policy.unattached = None;

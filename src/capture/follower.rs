@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::checkpoint::Policy;
+use super::checkpoint::{Policy, UNATTACHED_AFTER};
 use super::connections::{Bound, Link};
 use super::database_file::Companions;
 use super::durable::Durability;
@@ -54,6 +54,35 @@ pub struct Polled {
     pub more: bool,
 }
 
+/// How long a follower does or leaves things. Measured in time, because others use the database meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    idle_before_renewal: Duration,
+    look_within: Duration,
+    drain_within: Duration,
+    pub(super) unattached_after: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            idle_before_renewal: IDLE_BEFORE_RENEWAL,
+            look_within: LOOK_WITHIN,
+            drain_within: DRAIN_WITHIN,
+            unattached_after: UNATTACHED_AFTER,
+        }
+    }
+}
+
+impl Pace {
+    /// As if no time went by.
+    fn timeless() -> Pace {
+        /// Longer than anything that is waited for.
+        const NEVER: Duration = Duration::from_secs(1 << 20);
+        Pace { idle_before_renewal: Duration::ZERO, look_within: NEVER, drain_within: NEVER, unattached_after: NEVER }
+    }
+}
+
 /// Follows one live database.
 #[derive(Debug)]
 pub struct Follower {
@@ -87,6 +116,7 @@ pub struct Follower {
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
+    pub(super) pace: Pace,
     /// When frames were last found.
     pub(super) moved_at: Instant,
 }
@@ -149,6 +179,7 @@ impl Follower {
             rested: None,
             trusts_log: true,
             policy: Policy::default(),
+            pace: Pace::default(),
             moved_at: Instant::now(),
             companions: file.companions(),
             file,
@@ -209,12 +240,12 @@ impl Follower {
         // A pin protects what came behind its mark as well, so a busy log is read under the one that is held. Renewing it for every commit
         // would let the application's automatic checkpoint do a little, with its syncs, at every commit too.
         if self.start == Start::Settled {
-            polled.more = self.read_until(sink, &mut polled, Some(Instant::now() + LOOK_WITHIN))?;
+            polled.more = self.read_until(sink, &mut polled, Some(Instant::now() + self.pace.look_within))?;
             if self.position.frame.0 < self.bound.committed {
                 // A new pin would have to wait until all of it is read.
                 return Ok(polled);
             }
-            let is_busy = self.resting || self.moved_at.elapsed() < IDLE_BEFORE_RENEWAL;
+            let is_busy = self.resting || self.moved_at.elapsed() < self.pace.idle_before_renewal;
             if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
                 if !polled.more {
                     self.frames.rest();
@@ -319,7 +350,7 @@ impl Follower {
             return Ok(None);
         }
         let mut polled = Polled::default();
-        self.read_until(sink, &mut polled, Some(Instant::now() + insist.unwrap_or(DRAIN_WITHIN)))?;
+        self.read_until(sink, &mut polled, Some(Instant::now() + insist.unwrap_or(self.pace.drain_within)))?;
         Ok((self.position.frame.0 == self.bound.committed || self.bound.committed == 0).then_some(polled))
     }
 
@@ -528,6 +559,11 @@ impl Follower {
 
     fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
         CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
+    }
+
+    /// Makes what is done independent of the time that goes by between the steps, for owners whose steps are the same in every run.
+    pub fn set_timeless(&mut self) {
+        self.pace = Pace::timeless();
     }
 
     /// Sets the number that the next transaction gets.

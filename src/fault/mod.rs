@@ -2,7 +2,10 @@
 //!
 //! `WOODCHUCK_DIE_AT=<name>` makes a node die at the first passing of a point, `<name>:<n>` at the *n*-th. Nothing is flushed and nobody is
 //! told but by a line on stderr. Without the variable a point costs one relaxed load.
+//!
+//! A test that runs nodes in its own process lets them die by unwinding instead, see [`unwind_at`].
 
+use std::cell::Cell;
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -86,11 +89,29 @@ points! {
 }
 
 const NOWHERE: u8 = u8::MAX;
+/// Each thread knows by itself.
+const BY_THREAD: u8 = u8::MAX - 1;
 
 /// Where to die: the number of a point.
 static AT: AtomicU8 = AtomicU8::new(NOWHERE);
 /// At which passing, counting down.
 static PASSINGS: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    /// Where this thread unwinds, and at which passing, counting down.
+    static UNWIND_AT: Cell<Option<(Point, u32)>> = const { Cell::new(None) };
+}
+
+/// What a thread unwinds with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Died(pub Point);
+
+/// Makes this thread unwind with [`Died`] at a passing of a point, from 1 on; `None` makes it stay. What was open is dropped, which closes
+/// and rolls back as the system does for a process that was killed. Without effect in a process that has the variable.
+pub fn unwind_at(at: Option<(Point, u32)>) {
+    UNWIND_AT.set(at);
+    let _ = AT.compare_exchange(NOWHERE, BY_THREAD, Ordering::AcqRel, Ordering::Relaxed);
+}
 
 /// Takes the wish of the environment.
 ///
@@ -114,8 +135,23 @@ pub fn arm_from_environment() -> Result<(), String> {
 /// Dies here if that is wanted.
 #[inline]
 pub fn pass(point: Point) {
-    if AT.load(Ordering::Relaxed) == point as u8 {
+    let at = AT.load(Ordering::Relaxed);
+    if at == point as u8 {
         reached(point);
+    } else if at == BY_THREAD {
+        reached_by_thread(point);
+    }
+}
+
+#[cold]
+fn reached_by_thread(point: Point) {
+    match UNWIND_AT.get() {
+        Some((at, 0 | 1)) if at == point => {
+            UNWIND_AT.set(None);
+            std::panic::resume_unwind(Box::new(Died(point)));
+        }
+        Some((at, passing)) if at == point => UNWIND_AT.set(Some((at, passing - 1))),
+        _ => {}
     }
 }
 

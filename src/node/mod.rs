@@ -24,6 +24,7 @@ mod snapshot;
 mod start;
 mod state_dir;
 mod status;
+mod stepped;
 mod verify;
 mod waiting;
 
@@ -35,7 +36,8 @@ pub use network::{ask_server, connect_log, stream_options};
 pub use policy::Verdict;
 pub use run::run;
 pub use server::DEFAULT_URL;
-pub use snapshot::{Restore, ask_for_snapshot, list_snapshots, restore};
+pub use snapshot::{Need, Restore, ask_for_snapshot, list_snapshots, restore};
 pub use state_dir::is_running;
 pub use status::{STATUS_FILE, ShardStatus, Status, read_status};
+pub use stepped::SteppedNode;
 pub use verify::{DifferingRow, RowThere, TableReport, TableVerdict, VerifyOptions, VerifyReport};

@@ -51,7 +51,7 @@ pub fn rows(connection: &Connection, table: &Table) -> Rows {
     let columns: Vec<String> = table.columns.iter().map(|column| quoted(&column.name)).collect();
     let rowid = table.rowid_name.unwrap_or("NULL");
     let sql = format!("SELECT {rowid}, {} FROM {} NOT INDEXED", columns.join(", "), quoted(&table.name));
-    let mut query = connection.prepare(&sql).unwrap();
+    let mut query = connection.prepare_cached(&sql).unwrap();
     let mut cursor = query.query([]).unwrap();
     let mut rows = Rows::new();
     while let Some(row) = cursor.next().unwrap() {

@@ -53,6 +53,25 @@ pub struct SnapshotInfo {
     nuid: String,
 }
 
+impl SnapshotInfo {
+    /// Describes a snapshot that lies in no store.
+    #[must_use]
+    pub fn outside(no: u64, node_id: u64, manifest: &SnapshotManifest) -> SnapshotInfo {
+        SnapshotInfo {
+            no,
+            node_id,
+            taken_at_ms: 0,
+            database_bytes: manifest.database_bytes,
+            stored_bytes: 0,
+            blake3: blake3::Hash::from_bytes(manifest.blake3).to_hex().as_str().to_owned(),
+            tables: String::new(),
+            positions: manifest.stand.iter().map(|(shard, stand)| (*shard, stand.seq)).collect(),
+            life: String::new(),
+            nuid: String::new(),
+        }
+    }
+}
+
 /// Who makes a snapshot and of what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maker {

@@ -9,7 +9,7 @@ use crate::node::NodeError;
 use crate::node::start::JOINED;
 
 impl Database {
-    pub(super) fn take_events(&mut self) -> Result<(), NodeError> {
+    pub(in crate::node) fn take_events(&mut self) -> Result<(), NodeError> {
         while let Ok(ready) = self.links.ready.try_recv() {
             self.handle(Event::Ready(ready))?;
         }

@@ -236,30 +236,41 @@ impl Database {
 
     fn work(&mut self) -> Result<(), NodeError> {
         loop {
-            // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
-            let began = Instant::now();
-            let mut found_more = self.capture()?;
-            while found_more && began.elapsed() < self.capture_within() {
-                found_more = self.capture()?;
-            }
-            if std::mem::take(&mut self.is_locked_out) {
-                tracing::info!("the database can be read again");
-                self.reporter.trouble(String::new());
-            }
-            self.take_events()?;
-            self.retry_lock = false;
-            let applied = self.catch_up_if_fetched()? || self.apply()? || self.clear_suspects()?;
-            self.publish()?;
-            self.tell_published()?;
-            self.report_when_due()?;
+            let is_busy = self.turn()?;
             if self.is_done()? {
                 self.store_position()?;
                 return Ok(());
             }
-            if !found_more && !applied {
+            if !is_busy {
                 self.wait()?;
             }
         }
+    }
+
+    /// Does everything once. Whether there is more to do at once.
+    pub(in crate::node) fn turn(&mut self) -> Result<bool, NodeError> {
+        // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
+        let began = Instant::now();
+        let mut found_more = self.capture()?;
+        while found_more && began.elapsed() < self.capture_within() {
+            found_more = self.capture()?;
+        }
+        if std::mem::take(&mut self.is_locked_out) {
+            tracing::info!("the database can be read again");
+            self.reporter.trouble(String::new());
+        }
+        self.take_events()?;
+        let applied = self.apply_or_catch_up()?;
+        self.publish()?;
+        self.tell_published()?;
+        self.report_when_due()?;
+        Ok(found_more || applied)
+    }
+
+    /// Applies what waits. Whether anything was applied.
+    pub(in crate::node) fn apply_or_catch_up(&mut self) -> Result<bool, NodeError> {
+        self.retry_lock = false;
+        Ok(self.catch_up_if_fetched()? || self.apply()? || self.clear_suspects()?)
     }
 
     /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
@@ -333,7 +344,7 @@ impl Database {
     }
 
     /// Whether more may be waiting.
-    fn capture(&mut self) -> Result<bool, NodeError> {
+    pub(in crate::node) fn capture(&mut self) -> Result<bool, NodeError> {
         let before = self.attached.follower.next_tx();
         let mut sink = self.replica.local_sink_grouped();
         let follower = &mut self.attached.follower;

@@ -35,7 +35,7 @@ impl Database {
     }
 
     /// Seals the next round if none is under way, and hands out as much of it as the network takes.
-    pub(super) fn publish(&mut self) -> Result<(), NodeError> {
+    pub(in crate::node) fn publish(&mut self) -> Result<(), NodeError> {
         if !self.config.publish || !self.log.open || self.replica.state().is_suspecting() {
             return Ok(());
         }

@@ -41,7 +41,7 @@ impl Drop for Fetched {
 
 /// What the database thread needs of the network side.
 #[derive(Debug)]
-pub(in crate::node) enum Need {
+pub enum Need {
     /// A shard cannot be read on: a snapshot that holds at least its message `at_least`.
     Snapshot {
         /// The shard.

@@ -20,7 +20,11 @@ pub(in crate::node) struct Moment {
 }
 
 /// Makes the file, with what it holds.
-pub(super) fn make(moment: Moment, path: &Path, filter: &TableFilter) -> Result<(File, SnapshotManifest), NodeError> {
+pub(in crate::node) fn make(
+    moment: Moment,
+    path: &Path,
+    filter: &TableFilter,
+) -> Result<(File, SnapshotManifest), NodeError> {
     let fail = |what| {
         let path = path.to_owned();
         move |source| NodeError::StateDirectory { path, what, source }

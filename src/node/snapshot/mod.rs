@@ -12,12 +12,13 @@ mod keeper;
 mod make;
 mod restore;
 
-pub(super) use fetch::{CatchUps, Fetched, Need};
+pub use fetch::Need;
+pub(super) use fetch::{CatchUps, Fetched};
 pub(super) use first::refuse_other_content;
 pub(super) use keeper::Keeper;
-pub(super) use make::Moment;
+pub(super) use make::{Moment, make};
 pub use restore::{Restore, restore};
-pub(super) use restore::{join, refuse_interrupted};
+pub(super) use restore::{join, refuse_interrupted, restore_fetched};
 
 use std::path::{Path, PathBuf};
 
@@ -98,7 +99,7 @@ pub(super) fn tables_text(tables: &[String], exclude: &[String]) -> String {
 }
 
 /// Whether a file is taken for a database with a write-ahead log. One without can be read in peace where it lies.
-fn set_wal(file: &std::fs::File, wal: bool) -> std::io::Result<()> {
+pub(super) fn set_wal(file: &std::fs::File, wal: bool) -> std::io::Result<()> {
     /// The header's two version numbers: 1 for a rollback journal, 2 for a write-ahead log.
     const VERSIONS_OFFSET: u64 = 18;
     std::os::unix::fs::FileExt::write_all_at(file, &[1 + u8::from(wal); 2], VERSIONS_OFFSET)

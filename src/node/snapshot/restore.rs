@@ -120,6 +120,13 @@ pub async fn restore(mut what: Restore) -> Result<SnapshotInfo, NodeError> {
     blocking(move || put_in_place(&to, &fetched, directory, &stamp)).await.map(|()| info)
 }
 
+/// Restores a snapshot that is here already.
+pub(in crate::node) fn restore_fetched(what: &Restore, fetched: &Fetched) -> Result<(), NodeError> {
+    check_before(what)?;
+    let directory = lock_state(what)?;
+    put_in_place(what, fetched, directory, &Stamp::of(&what.db_path))
+}
+
 /// When a database and its log were last written, and to which length.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp([Option<(u64, Option<SystemTime>)>; 2]);

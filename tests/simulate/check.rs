@@ -1,0 +1,82 @@
+//! What must hold after every step, and when all is at rest.
+
+use std::hash::Hash;
+
+use woodchuck::change::{RowKey, canonical_key};
+use woodchuck::format::Row;
+use woodchuck::schema::Table;
+
+use super::cluster::Cluster;
+use super::fold::Db;
+
+impl Cluster {
+    /// The invariants of every node that is up.
+    pub(super) fn check(&mut self) {
+        for no in 0..self.nodes.len() {
+            let rows = self.rows(no);
+            format!("{rows:?}").hash(&mut self.trace);
+            if self.nodes[no].node.is_some() {
+                self.check_node(no, &rows);
+            }
+        }
+    }
+
+    fn check_node(&mut self, no: usize, rows: &Db) {
+        let positions = self.positions(no);
+        positions.hash(&mut self.trace);
+        if std::mem::replace(&mut self.nodes[no].applied, positions.clone()) != positions {
+            self.met("applications");
+        }
+        if !self.is_torn {
+            assert_eq!(self.spec.torn(&positions), None, "node {no} at {positions:?} has whole rounds");
+        }
+        let node = &mut self.nodes[no];
+        if node.is_dirty || node.is_open {
+            return;
+        }
+        let rules = &self.spec.rules;
+        let replica = node.node.as_mut().unwrap().replica();
+        assert!(!replica.is_recovering(), "an intent is settled at the start");
+        let mut base = Vec::new();
+        let each = |table: &Table, key: &RowKey, row: Option<&Row>| {
+            base.push(((table.name.clone(), canonical_key(table, key)), row.cloned()));
+            Ok(())
+        };
+        let find = |name: &str| rules.catalogue.table(name).cloned();
+        replica.each_base_row(&find, each).unwrap();
+        let mut db = rows.clone();
+        base.iter().for_each(|(key, _)| drop(db.remove(key)));
+        db.extend(base.into_iter().filter_map(|(key, row)| Some((key, row?))));
+        let is_ahead = positions.iter().zip(&node.ahead_until).any(|(position, until)| position < until);
+        assert_eq!(db, self.spec.rows(positions), "I1: the database of node {no} with base in place is the fold");
+        if is_ahead {
+            return;
+        }
+        let folded = replica.state().each_pending(|_, unit| {
+            rules.fold(&mut db, unit);
+            Ok(())
+        });
+        folded.unwrap();
+        assert_eq!(db, *rows, "I2: the database of node {no} is pending over the fold");
+    }
+
+    /// What must hold when nothing is under way.
+    pub(super) fn check_rest(&mut self) {
+        let ends: Vec<u64> = self.positions(0);
+        let fold = self.spec.rows(ends);
+        for no in 0..self.nodes.len() {
+            assert_eq!(self.rows(no), fold, "node {no} is the fold at rest");
+            let rules = &self.spec.rules;
+            let node = &mut self.nodes[no];
+            let replica = node.node.as_mut().unwrap().replica();
+            let find = |name: &str| rules.catalogue.table(name).cloned();
+            replica.each_base_row(&find, |table, key, _| panic!("left in base: {} {key:?}", table.name)).unwrap();
+            let transactions = self.spec.transactions(node.origin);
+            if node.may_merge {
+                assert!(transactions <= node.commits, "node {no} published {transactions} of {}", node.commits);
+            } else {
+                assert_eq!(transactions, node.commits, "node {no} published what its application committed");
+            }
+        }
+    }
+}
