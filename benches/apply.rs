@@ -189,7 +189,7 @@ fn fold(rounds: &[Vec<(ShardId, Vec<u8>)>], transactions: u64) -> (f64, f64) {
         decoding += time.as_secs_f64();
         let (time, ()) = timed(|| {
             replica.begin(&connection).unwrap();
-            let report = replica.fold(&connection, &tables, &arrived).unwrap();
+            let report = replica.fold(&connection, &tables, arrived.as_slice()).unwrap();
             assert!(report.blocked.is_empty(), "nothing is in the way: {report:?}");
             assert_eq!(replica.commit(&connection).unwrap(), Outcome::Written, "rows are written");
             replica.finish(Some(b"behind")).unwrap();

@@ -137,7 +137,7 @@ fn pipeline(extent: Extent) {
                 }
                 folding += timed(|| {
                     other.begin(&applying).unwrap();
-                    let report = other.fold(&applying, &tables, &arrived).unwrap();
+                    let report = other.fold(&applying, &tables, arrived.as_slice()).unwrap();
                     assert!(report.blocked.is_empty(), "nothing is in the way: {report:?}");
                     assert_eq!(other.commit(&applying).unwrap(), Outcome::Written, "rows are written");
                     other.finish(Some(b"behind")).unwrap();

@@ -347,7 +347,7 @@ impl Cluster {
         self.capture(no);
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
         let Node { replica, conn, .. } = &mut self.nodes[no];
-        let report = replica.as_mut().unwrap().fold(conn, &find, &mixed).unwrap();
+        let report = replica.as_mut().unwrap().fold(conn, &find, mixed.as_slice()).unwrap();
         assert!(report.blocked.is_empty(), "{report:?}");
         for (what, n) in [
             ("own units", report.counts.units_own),

@@ -108,6 +108,9 @@ impl Cannot {
 /// A failure of applying, capturing into the outbox, or sealing.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
+    /// A message that has arrived could not be read; whoever keeps it knows why.
+    #[error("a message that has arrived cannot be read")]
+    NotRead,
     /// Our own database failed.
     #[error("state.db failed")]
     State(#[from] rusqlite::Error),

@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::net_effect::NetEffect;
-use super::replica::Arrived;
+use super::replica::Arrivals;
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
@@ -22,24 +22,26 @@ pub(super) enum Stop {
 /// One attempt, inside an open transaction of `state.db`, and of the user's database if `locked`.
 ///
 /// Without the lock only own messages fold, and [`ApplyError::NotLocked`] says that these need it.
-pub(super) fn fold_all(
+pub(super) fn fold_all<A: Arrivals + ?Sized>(
     state: &mut State,
     conn: &Connection,
     tables: &dyn Tables,
     merge: Merge,
-    arrived: &[&Arrived],
+    (arrived, open): (&A, &[usize]),
     locked: bool,
 ) -> Result<(NetEffect, FoldCounts), Stop> {
     let own = state.origin();
     // Own messages alone change nothing that can be seen, so there will be no intent to take back.
     // (While units are suspect, own messages that this state never sealed fold like anybody's.)
-    state.revertible = state.suspecting || arrived.iter().any(|message| message.batch.header.origin != own);
+    let is_foreign = |index: &usize| arrived.place(*index).is_some_and(|(_, _, header)| header.origin != own);
+    state.revertible = state.suspecting || open.iter().any(is_foreign);
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
     let mut call = Call::new(state, folder, tables, merge, locked);
-    for (index, message) in arrived.iter().enumerate() {
-        let rest = arrived.get(index..).unwrap_or_default();
-        fold_message(&mut call, message, rest, own).map_err(|error| match error {
-            ApplyError::Cannot(cause) => Stop::At(message.shard, message.seq, cause),
+    for at in 0..open.len() {
+        let rest = open.get(at..).unwrap_or_default();
+        let Some((shard, seq, _)) = rest.first().and_then(|index| arrived.place(*index)) else { break };
+        fold_message(&mut call, arrived, rest, own).map_err(|error| match error {
+            ApplyError::Cannot(cause) => Stop::At(shard, seq, cause),
             error => Stop::Failed(error),
         })?;
     }
@@ -48,9 +50,16 @@ pub(super) fn fold_all(
     Ok((call.folder.net.net, call.folder.counts))
 }
 
-fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], own: Origin) -> Result<(), ApplyError> {
-    let (shard, header) = (message.shard, &message.batch.header);
-    call.state.set_position(shard, message.seq)?;
+/// Folds the first of the messages that are left.
+fn fold_message<A: Arrivals + ?Sized>(
+    call: &mut Call<'_, '_>,
+    arrived: &A,
+    rest: &[usize],
+    own: Origin,
+) -> Result<(), ApplyError> {
+    let index = *rest.first().ok_or(ApplyError::NotRead)?;
+    let (shard, seq, header) = arrived.place(index).ok_or(ApplyError::NotRead)?;
+    call.state.set_position(shard, seq)?;
     match call.state.folded(shard, header.origin)?.judge(header) {
         Sequence::Next => {}
         Sequence::Duplicate => {
@@ -63,6 +72,7 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
             );
         }
     }
+    let batch = arrived.batch(index)?;
     call.state.set_folded(shard, header.origin, Folded::from(header))?;
     call.folder.counts.messages += 1;
     let is_sealed = header.origin == own && header.batch_no <= call.state.batch_no_sealed(shard)?;
@@ -71,17 +81,17 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
     }
     if is_sealed {
         call.state.mark_acknowledged(shard, header.batch_no)?;
-        if let Body::Piece { index, count, .. } = &message.batch.body {
+        if let Body::Piece { index, count, .. } = &batch.body {
             // What it holds is in pending; that it is on its way must be known to who asks whether the fold stands inside of something.
             keep_piece(call.state, shard, own, &[])?;
             if index + 1 == *count {
                 spend_pieces(call.state, shard, own)?;
             }
         }
-        let run_end = own_run_end(rest, shard, own);
+        let run_end = own_run_end(arrived, rest, shard, own);
         let sealed = call.state.pending_of(shard, header.batch_no)?;
         let not_ours = || Cannot::NotOurs { shard, batch_no: header.batch_no };
-        let arrived = match &message.batch.body {
+        let units = match &batch.body {
             Body::Units(units) if units.len() != sealed.len() => return Err(not_ours().into()),
             Body::Units(units) => units.as_slice(),
             Body::Piece { .. } => &[],
@@ -91,14 +101,14 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
             let whole = last == id || last_batch_no.is_some_and(|no| no <= run_end);
             let unit = call.state.pending_unit(id)?;
             // Two nodes that go on from copies of one state use the same numbers for different things.
-            if arrived.get(index).is_some_and(|arrived| *arrived != unit) {
+            if units.get(index).is_some_and(|arrived| *arrived != unit) {
                 return Err(not_ours().into());
             }
             call.fold_own(id, &unit, whole)?;
         }
         return Ok(());
     }
-    match &message.batch.body {
+    match &batch.body {
         Body::Units(units) => units.iter().try_for_each(|unit| call.fold_foreign(unit, header.origin)),
         Body::Piece { index, count, bytes } => {
             let joined = join_piece(call.state, shard, header.origin, *index, *count, bytes)?;
@@ -108,8 +118,9 @@ fn fold_message(call: &mut Call<'_, '_>, message: &Arrived, rest: &[&Arrived], o
 }
 
 /// The last own message that follows here with none of another origin between.
-fn own_run_end(rest: &[&Arrived], shard: ShardId, own: Origin) -> u64 {
-    let of_shard = rest.iter().filter(|message| message.shard == shard).map(|message| &message.batch.header);
+fn own_run_end<A: Arrivals + ?Sized>(arrived: &A, rest: &[usize], shard: ShardId, own: Origin) -> u64 {
+    let places = rest.iter().filter_map(|index| arrived.place(*index));
+    let of_shard = places.filter(|(of, _, _)| *of == shard).map(|(_, _, header)| header);
     of_shard.take_while(|header| header.origin == own).map(|header| header.batch_no).max().unwrap_or(0)
 }
 

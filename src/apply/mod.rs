@@ -49,7 +49,7 @@ pub use local::{LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;
 pub use pending::Backlog;
-pub use replica::{Arrived, Blocked, FoldReport, Outcome, PositionOf, Replica, Route};
+pub use replica::{Arrivals, Arrived, Blocked, FoldReport, Outcome, PositionOf, Replica, Route};
 pub use route::route_by_hash;
 pub use seal::{InFlight, SealLimits};
 pub use shape::{Merge, Tables, shape_of};

@@ -4,6 +4,7 @@
 //! I1: the database with base put in place is the fold of the log up to the applied positions.
 //! I2: the database is pending folded on top of that.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use rusqlite::Connection;
@@ -19,7 +20,7 @@ use super::state::State;
 use crate::change::{RowKey, TxSpan};
 use crate::fault::{self, Point};
 use crate::format::Row;
-use crate::log::{Batch, SealedMessage, ShardId, StreamSeq};
+use crate::log::{Batch, Header, SealedMessage, ShardId, StreamSeq};
 use crate::schema::Table;
 
 /// Finds the shard of a row from its table and canonical key; `None` for tables that are not replicated.
@@ -37,6 +38,35 @@ pub struct Arrived {
     pub seq: StreamSeq,
     /// The message.
     pub batch: Batch,
+}
+
+/// Messages that have arrived, in order per shard. They are read one by one, because together they may be larger than memory.
+pub trait Arrivals {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Shard, number and header of one; `None` behind the last.
+    fn place(&self, index: usize) -> Option<(ShardId, StreamSeq, &Header)>;
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// [`ApplyError::NotRead`].
+    fn batch(&self, index: usize) -> Result<Cow<'_, Batch>, ApplyError>;
+}
+
+impl Arrivals for [Arrived] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn place(&self, index: usize) -> Option<(ShardId, StreamSeq, &Header)> {
+        self.get(index).map(|message| (message.shard, message.seq, &message.batch.header))
+    }
+
+    fn batch(&self, index: usize) -> Result<Cow<'_, Batch>, ApplyError> {
+        self.get(index).map(|message| Cow::Borrowed(&message.batch)).ok_or(ApplyError::NotRead)
+    }
 }
 
 /// A shard that stops at a message.
@@ -288,11 +318,11 @@ impl Replica {
     ///
     /// # Panics
     /// Unless begun. Captured transactions must have been drained since.
-    pub fn fold(
+    pub fn fold<A: Arrivals + ?Sized>(
         &mut self,
         conn: &Connection,
         tables: &dyn Tables,
-        arrived: &[Arrived],
+        arrived: &A,
     ) -> Result<FoldReport, ApplyError> {
         assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "fold follows begin");
         // Capture was drained under the write lock. A transaction would have decided about the intent, so there was none.
@@ -301,12 +331,14 @@ impl Replica {
         conn.execute_batch("SAVEPOINT woodchuck_fold").map_err(database)?;
         let mut blocked: Vec<Blocked> = Vec::new();
         // Each turn stops at an earlier message of some shard than the one before.
-        for _ in 0..=arrived.len() {
-            let is_open =
-                |message: &&Arrived| !blocked.iter().any(|stop| stop.shard == message.shard && stop.seq <= message.seq);
-            let open: Vec<&Arrived> = arrived.iter().filter(is_open).collect();
+        for _ in 0..=arrived.count() {
+            let is_open = |index: &usize| {
+                let place = arrived.place(*index);
+                place.is_some_and(|(shard, seq, _)| !blocked.iter().any(|stop| stop.shard == shard && stop.seq <= seq))
+            };
+            let open: Vec<usize> = (0..arrived.count()).filter(is_open).collect();
             self.state.begin()?;
-            match fold_all(&mut self.state, conn, tables, self.merge, &open, true) {
+            match fold_all(&mut self.state, conn, tables, self.merge, (arrived, &open), true) {
                 Ok((net, counts)) => {
                     self.phase = Phase::Folded(net);
                     return Ok(FoldReport { counts, blocked });
@@ -332,20 +364,20 @@ impl Replica {
     ///
     /// # Errors
     /// When `state.db` fails.
-    pub fn fold_own(
+    pub fn fold_own<A: Arrivals + ?Sized>(
         &mut self,
         conn: &Connection,
         tables: &dyn Tables,
-        arrived: &[Arrived],
+        arrived: &A,
     ) -> Result<Option<FoldCounts>, ApplyError> {
         let own = self.state.origin();
-        let is_own = arrived.iter().all(|message| message.batch.header.origin == own);
+        let all: Vec<usize> = (0..arrived.count()).collect();
+        let is_own = all.iter().all(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.origin == own));
         if !is_own || self.begun || !matches!(self.phase, Phase::Idle) {
             return Ok(None);
         }
-        let all: Vec<&Arrived> = arrived.iter().collect();
         self.state.begin()?;
-        let folded = fold_all(&mut self.state, conn, tables, self.merge, &all, false);
+        let folded = fold_all(&mut self.state, conn, tables, self.merge, (arrived, &all), false);
         let settled = match folded {
             Ok((net, counts)) if net.is_zero() => {
                 fault::pass(Point::OwnFolded);

@@ -129,6 +129,12 @@ impl Inbox {
         headers.get(..count).unwrap_or(headers)
     }
 
+    /// Place and header of message `index` of a shard.
+    pub(super) fn place(&self, shard: ShardId, index: usize) -> Option<(StreamSeq, &Header)> {
+        let queue = self.shards.get(&shard)?;
+        Some((queue.waiting.get(index)?.seq, queue.headers.get(index)?))
+    }
+
     /// Place and payload of message `index` of a shard.
     pub(super) fn read(&self, shard: ShardId, index: usize) -> std::io::Result<Option<(StreamSeq, Bytes)>> {
         let Some(waiting) = self.shards.get(&shard).and_then(|queue| queue.waiting.get(index)) else { return Ok(None) };

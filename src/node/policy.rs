@@ -66,6 +66,7 @@ impl NodeError {
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
                 | ApplyError::NotLocked
+                | ApplyError::NotRead
                 | ApplyError::Cannot(_) => Verdict::Failed,
             },
             NodeError::Capture(CaptureError::Shadow(ShadowError::Restored { .. } | ShadowError::WentBack { .. })) => {
@@ -105,6 +106,7 @@ impl NodeError {
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
                 | ApplyError::NotLocked
+                | ApplyError::NotRead
                 | ApplyError::OwnChangedRows => {
                     "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
                 }

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Database;
-use crate::apply::{ApplyError, Arrived, Outcome};
+use super::waiting::Waiting;
+use crate::apply::{ApplyError, Outcome};
 use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
-use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, consistent_cut, decode};
+use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, consistent_cut};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
 
@@ -152,42 +153,16 @@ impl Database {
         if self.config.apply_changes && !counts.iter().all(is_own) {
             return Ok(false);
         }
-        let arrived = self.arrived(counts)?;
+        let arrived = Waiting::new(&self.inbox, &self.config, counts, own);
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.table(name).cloned();
-        let Some(folded) = self.replica.fold_own(&self.attached.connection, &tables, &arrived)? else {
+        let folded = self.replica.fold_own(&self.attached.connection, &tables, &arrived);
+        let Some(folded) = folded.map_err(|error| arrived.explain(error))? else {
             return Ok(false);
         };
         self.taken(counts);
         self.reporter.count(&folded);
         Ok(true)
-    }
-
-    /// The messages themselves.
-    fn arrived(&self, counts: &BTreeMap<ShardId, usize>) -> Result<Vec<Arrived>, NodeError> {
-        let mut arrived = Vec::new();
-        for (shard, count) in counts {
-            for index in 0..*count {
-                let found = self.inbox.read(*shard, index).map_err(|source| NodeError::StateDirectory {
-                    path: self.config.state_dir.clone(),
-                    what: "cannot read back what has arrived",
-                    source,
-                })?;
-                let Some((seq, payload)) = found else { return Err(NodeError::Ended("inbox")) };
-                let batch =
-                    decode(&payload, MESSAGE_BYTES_MAX).map_err(|source| crate::log::LogError::Undecodable {
-                        stream: format!("{}-{}-{}", self.config.log.stream_prefix, self.shards.len(), shard.0),
-                        seq,
-                        source,
-                    })?;
-                arrived.push(Arrived { shard: *shard, seq, batch });
-            }
-        }
-        if !self.config.apply_changes {
-            let own = self.replica.state().origin();
-            arrived.retain(|message| message.batch.header.origin == own);
-        }
-        Ok(arrived)
     }
 
     /// Commits what was folded under the write lock. The next transaction of the log is ours and is not captured.
@@ -238,10 +213,11 @@ impl Database {
         if !self.drain_under_lock()? {
             return Ok(false);
         }
-        let arrived = self.arrived(counts)?;
+        let arrived = Waiting::new(&self.inbox, &self.config, counts, self.replica.state().origin());
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.table(name).cloned();
-        let report = self.replica.fold(&self.attached.connection, &tables, &arrived)?;
+        let report = self.replica.fold(&self.attached.connection, &tables, &arrived);
+        let report = report.map_err(|error| arrived.explain(error))?;
         if !report.blocked.is_empty() {
             for blocked in report.blocked {
                 let told = self.blocked.get(&blocked.shard).is_some_and(|(known, _)| known.seq == blocked.seq);

@@ -10,6 +10,7 @@ mod reporting;
 mod successor;
 mod suspects;
 mod verifying;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
