@@ -15,8 +15,10 @@ use super::{HOLD_MAX, VerifyOptions};
 use crate::apply::FOLD_BUCKETS;
 use crate::log::{Log, ShardId};
 
-/// How long nodes have to say that they are there.
-const PRESENT_WITHIN: Duration = Duration::from_millis(300);
+/// How long nodes have to say that they are there, however busy they are.
+const PRESENT_WITHIN: Duration = Duration::from_secs(1);
+/// How often those that are named and do not answer are asked again: one that has just begun may not listen yet.
+const PRESENT_TRIES_MAX: u32 = 3;
 /// What an answer may take beyond the time that the work is given.
 const SLACK: Duration = Duration::from_secs(3);
 /// Rows of a table that are named.
@@ -83,8 +85,14 @@ impl Verifier {
         if !wanted.is_empty() {
             wanted.insert(self.node_id);
         }
-        let answers = self.ask(&Question::Present, &wanted, PRESENT_WITHIN, &mut report.answer_bytes).await;
-        let mut present: BTreeSet<u64> = answers.into_keys().collect();
+        let mut present = BTreeSet::new();
+        for _ in 0..PRESENT_TRIES_MAX {
+            let answers = self.ask(&Question::Present, &wanted, PRESENT_WITHIN, &mut report.answer_bytes).await;
+            present.extend(answers.into_keys());
+            if wanted.is_subset(&present) {
+                break;
+            }
+        }
         if wanted.is_empty() {
             wanted = origins.union(&present).copied().collect();
         }
