@@ -5,7 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 
 use super::error::NodeError;
 
@@ -30,7 +31,10 @@ impl StateDirectory {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(NodeError::AlreadyRunning { path: path.to_owned() });
         }
-        Ok(StateDirectory { path: path.to_owned(), lock })
+        let directory = StateDirectory { path: path.to_owned(), lock };
+        fcntl_lock(&directory.lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| fail("cannot lock the lock file")(error.into()))?;
+        Ok(directory)
     }
 
     /// Files are opened here by name, so the name must still lead to the directory that is locked.
@@ -61,13 +65,22 @@ impl StateDirectory {
     }
 }
 
-/// Whether a node runs on a state directory. Opens nothing but the lock file.
+impl Drop for StateDirectory {
+    /// Closing would not do while a child that another thread starts has the descriptor, too.
+    fn drop(&mut self) {
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
+}
+
+/// Whether a node of another process runs on a state directory. Opens nothing but the lock file, and locks nothing: a node that starts at the same
+/// moment must not take who asks for another node. That is why nodes hold a record lock beside the one that keeps them apart.
 ///
 /// # Errors
 /// What opening the lock file gave; a directory without one has no node.
 pub fn is_running(state_dir: &Path) -> std::io::Result<bool> {
+    let whole = Flock { start: 0, length: 0, pid: None, typ: FlockType::ReadLock, offset_type: FlockOffsetType::Set };
     match File::open(state_dir.join("lock")) {
-        Ok(lock) => Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err()),
+        Ok(lock) => Ok(fcntl_getlk(&lock, &whole)?.is_some()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
