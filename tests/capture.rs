@@ -100,7 +100,6 @@ fn every_commit_of_another_process_is_seen_once_and_the_wal_stays_bounded() {
         wal_bytes >> 10
     );
     assert_eq!(ids.last, COUNT as i64);
-    assert!(generations.len() >= 15, "the log was restarted at least 15 times, not {}", generations.len());
     // The writer, which syncs nothing, writes 230 MiB in two seconds. How far its log gets in between depends on how long the disk takes
     // for a checkpoint, but the log is begun anew again and again.
     assert!(

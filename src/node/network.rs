@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -20,13 +20,16 @@ use super::start::Known;
 use super::verify::Verifier;
 use super::waiting::Waits;
 use crate::log::{
-    Announced, ConnectError, Delivery, JetStreamLog, Log, NatsOptions, Outgoing, PublishState, Published, ServerFacts,
-    ShardId, StreamOptions, StreamSeq, consume_headers, publish,
+    Announced, ConnectError, Delivery, JetStreamLog, Log, LogError, NatsOptions, Outgoing, PublishState, Published,
+    ServerFacts, ShardId, StreamOptions, StreamSeq, consume_headers, publish,
 };
 
 /// The first wait after a failure to reach the server, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// How long a log may seem shorter than what was read of it before that is believed: a cluster that elects its leaders can say so for a moment.
+const DOUBT: Duration = Duration::from_secs(5);
 
 /// The network's ends of what the database thread waits at.
 pub(super) struct Ends {
@@ -114,13 +117,22 @@ async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogRe
             Err(error) => return Err(error),
         }
     };
+    let mut shorter_since = None;
     loop {
         match look(&log, known, config).await {
             Ok(last) => {
                 let message_bytes_max = log.message_bytes_max();
                 return Ok((log, LogReady { last, message_bytes_max }));
             }
-            Err(NodeError::Log(error)) if error.is_transient() => patience.after(&error).await,
+            // (A stream that is missing now was there or made a moment ago: a cluster says both while it makes it for another node.)
+            Err(NodeError::Log(error)) if error.is_transient() || matches!(error, LogError::StreamMissing { .. }) => {
+                patience.after(&error).await;
+            }
+            Err(error @ NodeError::LogShorter { .. })
+                if shorter_since.get_or_insert_with(Instant::now).elapsed() < DOUBT =>
+            {
+                patience.after(&error).await;
+            }
             Err(error) => return Err(error),
         }
     }
