@@ -26,7 +26,10 @@ fn copy(from: &Path, to: &Path) {
 impl Scene {
     /// The first node's folder is copied, and it goes on.
     fn begin() -> Scene {
-        let mut cluster = Cluster::start(2, SCHEMA);
+        Scene::begin_with(Cluster::start(2, SCHEMA))
+    }
+
+    fn begin_with(mut cluster: Cluster) -> Scene {
         cluster.nodes[0].sql("UPDATE t SET a = 1 WHERE id <= 5");
         cluster.nodes[1].sql("UPDATE t SET b = 1 WHERE id <= 5");
         cluster.settle();
@@ -136,10 +139,11 @@ fn a_copy_that_was_put_back_takes_its_own_past_from_the_log() {
 /// The database has everything, the state forgot: what is found again is neither published twice nor lost.
 #[test]
 fn a_state_that_a_power_failure_took_back_publishes_what_was_never_published_and_nothing_else() {
-    let mut scene = Scene::begin();
-    // It does not close its database before the power fails, so the log stays.
-    let application = Connection::open(&scene.cluster.nodes[0].db).unwrap();
+    let cluster = Cluster::start(2, SCHEMA);
+    // It does not close its database before the power fails, so the log stays: with it every change is found, without it only what differs.
+    let application = Connection::open(&cluster.nodes[0].db).unwrap();
     application.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+    let mut scene = Scene::begin_with(cluster);
     // Published, and of the others: all of it will be found again.
     scene
         .sql(0, "UPDATE t SET a = 2 WHERE id IN (1, 2); DELETE FROM t WHERE id = 3; INSERT INTO t VALUES(50, 5, 5, 5)");

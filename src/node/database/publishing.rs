@@ -35,11 +35,17 @@ impl Database {
     }
 
     /// Seals the next round if none is under way, and hands out as much of it as the network takes.
+    ///
+    /// While there are suspects nothing is sealed. What was sealed before goes out, and must: the part of a round that the log has already
+    /// is applied only when the rest of it is there, and the suspects are cleared behind it.
     pub(in crate::node) fn publish(&mut self) -> Result<(), NodeError> {
-        if !self.config.publish || !self.log.open || self.replica.state().is_suspecting() {
+        if !self.config.publish || !self.log.open {
             return Ok(());
         }
         if self.round.is_none() {
+            if self.replica.state().is_suspecting() {
+                return Ok(());
+            }
             if self.config.capture.durability == Durability::Strict {
                 self.attached.follower.make_durable()?;
             }
