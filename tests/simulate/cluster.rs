@@ -150,6 +150,7 @@ impl Cluster {
             Step::Again { shard, back } if shard <= shards => self.again(ShardId(shard), back),
             Step::Late { shard } => self.late(ShardId(shard)),
             Step::Kill { node } => self.kill(node),
+            Step::Reboot { node } => self.reboot(node),
             Step::Stop { node } => self.stop(node),
             Step::Start { node } => drop(self.start(node, None)),
             Step::Checkpoint { node } => self.checkpoint(node),
@@ -349,6 +350,12 @@ impl Cluster {
         // Of a message that was not sent in time nothing comes any more.
         self.late.extend(sent);
         self.late.truncate(3);
+    }
+
+    fn reboot(&mut self, no: usize) {
+        self.kill(no);
+        self.nodes[no].note_other_boot();
+        self.met("reboots");
     }
 
     fn stop(&mut self, no: usize) {

@@ -4,7 +4,7 @@ use woodchuck::fault::Point;
 
 use super::cluster::Cluster;
 use super::schedule::Fate::{AckLost, Stored};
-use super::schedule::Step::{Checkpoint, Deliver, Die, Send, Turn, Write};
+use super::schedule::Step::{Checkpoint, Deliver, Die, Reboot, Send, Turn, Write};
 use super::schedule::{Schedule, Setup};
 
 const SETUP: Setup = Setup {
@@ -58,4 +58,20 @@ fn a_gap_behind_an_intent_may_be_met_by_a_node_that_dies_again() {
             Die { node: 1, point: Point::Captured, passing: 1 },
         ],
     );
+}
+
+/// A node died with its machine while half of a round was on the log. It waited for the log to be applied before it sent the rest, and the
+/// log could not be applied before the rest was there.
+#[test]
+fn a_round_that_is_half_sent_is_sent_whatever_else_must_be_found_out() {
+    let steps = [
+        Write { node: 0, seed: 1 },
+        Write { node: 0, seed: 2 },
+        Write { node: 0, seed: 3 },
+        Write { node: 0, seed: 4 },
+        Turn { node: 0 },
+        Send { node: 0, shard: 1, fate: Stored },
+        Reboot { node: 0 },
+    ];
+    replay(Setup { shards: 2, ..SETUP }, &steps);
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 use woodchuck::apply::State;
+use woodchuck::capture::POSITION_BYTES;
 use woodchuck::fault::{self, Died, Point};
 use woodchuck::log::{Origin, Outgoing, Published, SealedMessage, ShardId, StreamSeq};
 use woodchuck::node::{
@@ -219,6 +220,18 @@ impl SimNode {
             self.clean();
         }
         self.node.is_some()
+    }
+
+    /// What it has stored is on disk, and the machine was started anew since.
+    pub fn note_other_boot(&mut self) {
+        let state = State::look(&self.state_dir.join("state.db")).unwrap();
+        let mut note = state.capture_position().unwrap();
+        note.truncate(POSITION_BYTES);
+        note.extend_from_slice(b"another boot");
+        note.extend_from_within(..);
+        std::fs::write(self.state_dir.join("durable"), note).unwrap();
+        // What is taken for known to the log may be a part of a transaction.
+        self.may_merge = true;
     }
 
     /// Everything that is committed is captured.

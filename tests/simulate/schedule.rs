@@ -103,6 +103,10 @@ pub enum Step {
     Kill {
         node: usize,
     },
+    /// Dies with its machine, which loses nothing. It cannot know that.
+    Reboot {
+        node: usize,
+    },
     /// Dies at a passing of a point while it does everything once, or starts.
     Die {
         node: usize,
@@ -225,8 +229,9 @@ impl Habits {
         let node = rng.below(setup.nodes as u64) as usize;
         let shard = 1 + rng.below(u64::from(setup.shards)) as u16;
         if rng.chance(self.crashes) {
-            return match rng.below(12) {
+            return match rng.below(13) {
                 0..2 => Step::Kill { node },
+                12 => Step::Reboot { node },
                 2..8 => Step::Die { node, point: *rng.pick(POINTS), passing: *rng.pick(&[1, 1, 1, 2, 3]) },
                 8 => Step::Stop { node },
                 9 => Step::Checkpoint { node },

@@ -85,6 +85,7 @@ fn simpler_steps(best: &Schedule) -> Vec<Change> {
     let simpler = |(index, step): (usize, &Step)| -> Option<Change> {
         let simpler = match *step {
             Step::Die { node, .. } => Step::Turn { node },
+            Step::Reboot { node } => Step::Kill { node },
             Step::Apply { node, impatient: true } => Step::Apply { node, impatient: false },
             _ => return None,
         };
@@ -107,6 +108,7 @@ fn node_of(step: &Step) -> Option<usize> {
         | Step::Ack { node, .. }
         | Step::Deliver { node, .. }
         | Step::Kill { node }
+        | Step::Reboot { node }
         | Step::Die { node, .. }
         | Step::Stop { node }
         | Step::Start { node }
