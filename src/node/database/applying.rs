@@ -30,6 +30,7 @@ impl Database {
         if self.is_held() {
             return Ok(false);
         }
+        self.give_up_verifying();
         if self.inbox.is_empty() {
             self.inbox.stuck_since = None;
             self.take_if_there()?;

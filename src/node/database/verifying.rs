@@ -96,29 +96,37 @@ impl Database {
         }
     }
 
-    /// Lets database and state be taken hold of, if this is the place. To be called when nothing more can be folded.
-    pub(super) fn take_if_there(&mut self) -> Result<(), NodeError> {
-        let Verifying::Stopping(stopping) = &self.verifying else { return Ok(()) };
+    /// Ends a comparison that can come to nothing here. To be called at every turn, for applying may take all the time that there is.
+    pub(super) fn give_up_verifying(&mut self) {
+        let Verifying::Stopping(stopping) = &self.verifying else { return };
         let mut why = None;
-        let mut seen_all = true;
+        let mut left = 0;
         for (shard, last) in &stopping.last {
-            let (applied, seen) = (self.log.applied.get(shard), self.log.seen.get(shard));
-            if applied.is_some_and(|applied| applied > last) {
+            let applied = self.log.applied.get(shard).copied().unwrap_or_default();
+            if applied > *last {
                 why = Some("it was further already".to_owned());
             } else if let Some((blocked, _)) = self.blocked.get(shard).filter(|(blocked, _)| blocked.seq <= *last) {
                 why = Some(format!("its shard {} stopped: {}", shard.0, blocked.cause));
             }
-            seen_all &= seen.copied().unwrap_or_default() >= *last;
+            left += last.0.saturating_sub(applied.0);
         }
         if why.is_none() && Instant::now() >= stopping.until {
-            why = Some("it did not get there in time".to_owned());
+            why = Some(match left {
+                0 => "its application left it no moment to read at".to_owned(),
+                _ => format!("it is behind: {left} messages were still to be applied"),
+            });
         }
         if let Some(why) = why {
             self.end_verifying(Err(why));
-            return Ok(());
         }
+    }
+
+    /// Lets database and state be taken hold of, if this is the place. To be called when nothing more can be folded.
+    pub(super) fn take_if_there(&mut self) -> Result<(), NodeError> {
+        let Verifying::Stopping(stopping) = &self.verifying else { return Ok(()) };
         let within = stopping.within;
-        if !seen_all {
+        let is_seen = |(shard, last): (&ShardId, &StreamSeq)| self.log.seen.get(shard).is_some_and(|seen| seen >= last);
+        if !stopping.last.iter().all(is_seen) {
             return Ok(());
         }
         // Under the lock, with everything captured, the database is what the state says that it is.
