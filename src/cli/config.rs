@@ -33,8 +33,9 @@ const SYNC_INTERVAL_MS: u64 = 1_000;
 const CHECKPOINT_FRAMES: u32 = 1_000;
 /// Large enough for ordinary transactions to pass without holding anybody up.
 const WAL_BYTES_MAX: u64 = 64 << 20;
-/// An origin that died between two messages holds the others up for this long, once.
-const CUT_WAIT_MS: u64 = 5_000;
+/// An origin that died between two messages holds the others up for this long, once. One that lives, at a server that was cut off from the
+/// others, needs half of it to notice and to go to another.
+const CUT_WAIT_MS: u64 = 20_000;
 /// A person looks at the latest; each costs two rows.
 const CONFLICT_ROWS_MAX: u64 = 10_000;
 

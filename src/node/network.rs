@@ -206,7 +206,9 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
     let waits = Arc::new(Waits::new(&log, known.origin, asks.clone()));
     if config.apply_changes {
         let waits = Arc::clone(&waits);
-        tasks.spawn(async move { waits.answer_nodes().await });
+        tasks.spawn(async move {
+            tokio::join!(waits.answer_nodes(), waits.answer_that_it_lives());
+        });
     }
     let verifier = Arc::new(Verifier::new(&log, &config, known.origin.node_id, asks.clone()));
     if config.apply_changes {
@@ -259,22 +261,22 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
                 Some(Need::Snapshot { shard, at_least }) => {
                     let _ = behind.send((shard, at_least)).await;
                 }
-                Some(Need::PutBack { shard, known, ours }) => {
+                Some(Need::PutBack { shard, known, ours, error }) => {
                     let (log, asks) = (Arc::clone(&log), asks.clone());
                     tasks.spawn(async move {
-                        put_back(log.as_ref(), shard, known, &ours).await;
+                        let is_whole = put_back(log.as_ref(), shard, known, &ours).await;
                         // With the database thread gone there is nothing to go on with.
-                        let _ = asks.send(Ask::IsWhole(shard)).await;
+                        let _ = asks.send(if is_whole { Ask::IsWhole(shard) } else { Ask::StaysLost(error) }).await;
                     });
                 }
                 Some(Need::Read { shard, from }) => {
                     tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
                 }
-                Some(Need::Rest { nodes, answer }) => {
+                Some(Need::Rest { nodes, within, answer }) => {
                     let waits = Arc::clone(&waits);
                     tasks.spawn(async move {
                         // Whoever asked may have got what it waited for.
-                        let _ = answer.send(waits.may_come(nodes).await);
+                        let _ = answer.send(waits.silent(nodes, within).await);
                     });
                 }
                 None => break,

@@ -16,17 +16,26 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long another node may take before it is said that it is waited for, and how often from then on.
 const TELL_AFTER: Duration = Duration::from_secs(5);
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a node that has nothing to put back waits for the others, who may not know yet what is lost.
+const OTHERS_WITHIN: Duration = Duration::from_secs(15);
 
-/// Puts `ours` back until the stream ends at `known`, and waits for what others put back in between.
-pub(super) async fn put_back(log: &dyn Log, shard: ShardId, known: StreamSeq, ours: &BTreeMap<StreamSeq, Bytes>) {
-    // What is waited for, and when that is to be said.
+/// Puts `ours` back until the stream ends at `known`, and waits for what others put back in between. Whether it came to that: a node that
+/// has nothing to put back does not wait for ever.
+pub(super) async fn put_back(
+    log: &dyn Log,
+    shard: ShardId,
+    known: StreamSeq,
+    ours: &BTreeMap<StreamSeq, Bytes>,
+) -> bool {
+    // What is waited for, and since when; when it is to be said next.
     let mut waiting = (StreamSeq(0), Instant::now());
+    let mut tell_at = waiting.1;
     loop {
         // Servers that do not answer are asked again; they may be what this is about.
         if let Ok(bounds) = log.bounds(shard).await {
             if bounds.last >= known {
                 tracing::info!("stream {} has its {} messages again", log.stream_name(shard), known.0);
-                return;
+                return true;
             }
             let next = StreamSeq(bounds.last.0 + 1);
             match ours.get(&next) {
@@ -34,8 +43,12 @@ pub(super) async fn put_back(log: &dyn Log, shard: ShardId, known: StreamSeq, ou
                     Ok(_) => continue,
                     Err(error) => tracing::debug!("cannot put message {} back: {error}", next.0),
                 },
-                None if waiting.0 != next => waiting = (next, Instant::now() + TELL_AFTER),
-                None if Instant::now() < waiting.1 => {}
+                None if waiting.0 != next => {
+                    waiting = (next, Instant::now());
+                    tell_at = waiting.1 + TELL_AFTER;
+                }
+                None if ours.is_empty() && waiting.1.elapsed() >= OTHERS_WITHIN => return false,
+                None if Instant::now() < tell_at => {}
                 None => {
                     tracing::error!(
                         "stream {}: message {} of {} is not this node's to send again; the node that sent it must run, or the log cannot be made whole",
@@ -43,7 +56,7 @@ pub(super) async fn put_back(log: &dyn Log, shard: ShardId, known: StreamSeq, ou
                         next.0,
                         known.0
                     );
-                    waiting.1 = Instant::now() + TELL_INTERVAL;
+                    tell_at = Instant::now() + TELL_INTERVAL;
                 }
             }
         }

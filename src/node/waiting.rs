@@ -20,8 +20,10 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How long nodes have to say that they are there.
 const PRESENT_WITHIN: Duration = Duration::from_millis(300);
 
-/// How long nodes have to say that they live, however busy they are.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+/// The kind of question by which nodes ask whether others live.
+const ALIVE: &str = "alive";
+/// How often it is asked. Who was away hears no question that was asked meanwhile.
+const ALIVE_ROUND: Duration = Duration::from_secs(1);
 
 /// The last message of an origin that a node has folded, by shard.
 pub(super) type FoldedOf = BTreeMap<ShardId, u64>;
@@ -68,22 +70,41 @@ impl Waits {
         }
     }
 
-    /// Whether something may still come from these nodes, as far as is known here: they answer, or the log does not.
-    pub(super) async fn may_come(&self, mut nodes: BTreeSet<u64>) -> bool {
-        let looks = (1..=self.log.shard_count()).map(|shard| self.log.bounds(ShardId(shard)));
-        // Who hears nothing of the log hears nothing of nodes: their silence is ours.
-        if futures_util::future::try_join_all(looks).await.is_err() {
-            return true;
+    /// Says that this node lives, for as long as there is a connection, and however busy its database is.
+    pub(super) async fn answer_that_it_lives(&self) {
+        let Ok(mut questions) = self.log.take_broadcasts(ALIVE).await else { return };
+        while let Some(question) = questions.next().await {
+            question.answer(Bytes::from(self.origin.node_id.to_string())).await;
         }
-        let question = Question { node_id: self.origin.node_id, epoch: self.origin.epoch };
-        let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
-        let mut hear = |bytes: &Bytes| {
-            if let Ok(answer) = serde_json::from_slice::<Answer>(bytes) {
-                nodes.remove(&answer.node_id);
+    }
+
+    /// Which of these nodes say nothing within a time. None when something may still come from all of them as far as is known here: they
+    /// answer, or the log does not.
+    pub(super) async fn silent(&self, mut nodes: BTreeSet<u64>, within: Duration) -> BTreeSet<u64> {
+        let until = Instant::now() + within;
+        loop {
+            let looks = (1..=self.log.shard_count()).map(|shard| self.log.bounds(ShardId(shard)));
+            // Who hears nothing of the log hears nothing of nodes: their silence is ours.
+            if futures_util::future::try_join_all(looks).await.is_err() || !self.log.is_served() {
+                return BTreeSet::new();
             }
-            nodes.is_empty()
-        };
-        self.log.ask_all(QUESTION, question, ALIVE_WITHIN, &mut hear).await.is_ok() && nodes.is_empty()
+            let mut hear = |bytes: &Bytes| {
+                if let Some(node) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+                    nodes.remove(&node);
+                }
+                nodes.is_empty()
+            };
+            let next = Instant::now() + ALIVE_ROUND;
+            let asked = self.log.ask_all(ALIVE, Bytes::new(), ALIVE_ROUND, &mut hear).await;
+            if nodes.is_empty() || asked.is_err() {
+                return BTreeSet::new();
+            }
+            if Instant::now() >= until {
+                return nodes;
+            }
+            // The server says at once when nobody is there.
+            tokio::time::sleep_until(next.into()).await;
+        }
     }
 
     /// Waits until what is committed now is applied on a node, or on all that are connected.

@@ -256,7 +256,7 @@ impl SimNode {
                         }
                         Need::PutBack { shard, .. } => panic!("the log has lost nothing of shard {}", shard.0),
                         // Who is impatient has been told that nobody will bring it.
-                        Need::Rest { answer, .. } => drop(answer.send(false)),
+                        Need::Rest { nodes, answer, .. } => drop(answer.send(nodes)),
                     }
                 }
                 Some(value)

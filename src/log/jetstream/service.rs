@@ -78,6 +78,11 @@ impl Service {
         });
     }
 
+    /// Whether all that was asked has got its answer.
+    fn is_good(&self) -> bool {
+        self.with(|silence| silence.append_since.is_none() && silence.look_since.is_none())
+    }
+
     /// Whether it is time to leave the server. Counts from now on again.
     fn is_time_to_leave(&self, now: Instant) -> bool {
         self.with(|silence| {
@@ -109,6 +114,11 @@ impl Service {
 }
 
 impl JetStreamLog {
+    /// Whether the server answers what is asked of the log. One that was cut off from the others looks well until something is written.
+    pub fn is_served(&self) -> bool {
+        self.link.borrow().connected && self.service.is_good()
+    }
+
     /// Leaves servers that do not serve, for as long as this runs. Where only one is known there is nothing to do.
     pub async fn stay_served(&self) {
         let mut shard = 0;
@@ -142,7 +152,7 @@ mod tests {
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         service.unanswered(Asked::Append, at(0));
         service.unanswered(Asked::Append, at(9));
-        assert!(!service.is_time_to_leave(at(9)));
+        assert!(!service.is_time_to_leave(at(9)) && !service.is_good());
         // That streams can be looked at does not help who cannot write.
         service.answered(Asked::Look);
         assert!(service.is_time_to_leave(at(10)) && !service.is_time_to_leave(at(11)));
@@ -153,6 +163,6 @@ mod tests {
         assert!(service.is_time_to_leave(at(43)), "an answer ends the patience");
         service.unanswered(Asked::Append, at(44));
         service.answered(Asked::Append);
-        assert!(!service.is_time_to_leave(at(200)));
+        assert!(!service.is_time_to_leave(at(200)) && service.is_good());
     }
 }

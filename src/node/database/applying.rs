@@ -116,8 +116,6 @@ impl Database {
             return Ok(BTreeMap::new());
         }
         if self.has_waited_enough()? {
-            let waited = self.inbox.stuck_since.map_or(Duration::ZERO, |since| since.elapsed());
-            tracing::warn!("a transaction is still incomplete after {waited:?}: applying what is there of it");
             self.reporter.cuts_broken += 1;
             let all = self.shards.iter().map(|shard| (*shard, self.inbox.count_within(*shard, None, FOLD_BYTES_MAX)));
             return Ok(all.collect());

@@ -39,6 +39,7 @@ impl Database {
             // One that is attached already is taken first: what it leaves to do is asked for again.
             Ask::CatchUp(_) if self.behind.fetched.is_some() => {}
             Ask::IsWhole(shard) => self.is_whole(shard)?,
+            Ask::StaysLost(error) => return Err(error.into()),
             Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
             Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
             Ask::Verify(ask) => self.asked_to_verify(ask)?,
@@ -123,20 +124,20 @@ impl Database {
             what: "cannot read what was sent",
             source,
         })?;
-        let Some(ours_last) = ours.keys().next_back() else { return Err(error.into()) };
-        let known = StreamSeq(wanted.0.saturating_sub(1)).max(*ours_last);
-        let text = format!(
-            "{error}: messages {} to {} of shard {} are gone; {} of these {} are this node's and are sent again, each in its place",
-            last.0 + 1,
-            known.0,
-            shard.0,
-            ours.len(),
-            known.0 - last.0
-        );
+        let known = ours.keys().next_back().copied().max(Some(StreamSeq(wanted.0.saturating_sub(1))));
+        let known = known.unwrap_or_default();
+        let gone = format!("{error}: messages {} to {} of shard {} are gone", last.0 + 1, known.0, shard.0);
+        let text = match ours.len() {
+            0 => format!("{gone}; none of these is this node's to send again, and it waits for those that sent them"),
+            count => format!(
+                "{gone}; {count} of these {} are this node's and are sent again, each in its place",
+                known.0 - last.0
+            ),
+        };
         tracing::error!("{text}");
         self.reporter.trouble(text);
         self.behind.lost.insert(shard);
-        self.need(Need::PutBack { shard, known, ours })
+        self.need(Need::PutBack { shard, known, ours, error })
     }
 
     fn is_whole(&mut self, shard: ShardId) -> Result<(), NodeError> {

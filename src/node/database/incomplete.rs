@@ -16,14 +16,14 @@ use crate::node::snapshot::Need;
 /// everybody.
 const ALIVE_MAX: Duration = Duration::from_secs(120);
 
-/// How much longer than an origin has to answer may pass before its silence is believed.
+/// How much longer than the nodes that are asked the answer itself may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A round that is not complete.
 #[derive(Debug, Default)]
 pub(super) struct Incomplete {
     since: Option<Instant>,
-    asked: Option<oneshot::Receiver<bool>>,
+    asked: Option<oneshot::Receiver<BTreeSet<u64>>>,
 }
 
 impl Database {
@@ -41,21 +41,28 @@ impl Database {
         let (waited, wait) = (stuck_since.elapsed(), self.config.apply.cut_wait);
         if waited >= wait / 2 && self.incomplete.asked.is_none() {
             let (answer, asked) = oneshot::channel();
-            self.need(Need::Rest { nodes: self.origins_waited_for(), answer })?;
+            let within = wait.saturating_sub(waited);
+            self.need(Need::Rest { nodes: self.origins_waited_for(), within, answer })?;
             self.incomplete.asked = Some(asked);
         }
-        if waited < wait {
-            return Ok(false);
-        }
-        match self.incomplete.asked.as_mut().map(oneshot::Receiver::try_recv) {
-            Some(Ok(true)) if first.elapsed() < ALIVE_MAX => {
+        let Some(asked) = &mut self.incomplete.asked else { return Ok(false) };
+        let why = match asked.try_recv() {
+            Ok(silent) if silent.is_empty() && first.elapsed() < ALIVE_MAX => {
                 self.inbox.stuck_since = Some(Instant::now());
                 self.incomplete.asked = None;
-                Ok(false)
+                return Ok(false);
             }
-            Some(Err(oneshot::error::TryRecvError::Empty)) => Ok(waited >= wait + ANSWER_MAX),
-            Some(Ok(_) | Err(oneshot::error::TryRecvError::Closed)) | None => Ok(true),
-        }
+            Ok(silent) if silent.is_empty() => "the rest of it does not come".to_owned(),
+            Ok(silent) => {
+                let silent: Vec<String> = silent.iter().map(|node| format!("node {node}")).collect();
+                format!("{} gave no answer", silent.join(", "))
+            }
+            Err(oneshot::error::TryRecvError::Empty) if waited < wait + ANSWER_MAX => return Ok(false),
+            Err(_) => "nothing is heard of its node".to_owned(),
+        };
+        let waited = first.elapsed();
+        tracing::warn!("a transaction is still incomplete after {waited:.1?}, and {why}: applying what is there of it");
+        Ok(true)
     }
 
     /// The nodes whose messages come first. Our own are ours to complete.

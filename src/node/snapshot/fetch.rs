@@ -57,6 +57,8 @@ pub enum Need {
         known: StreamSeq,
         /// What this node has sent of what is lost.
         ours: BTreeMap<StreamSeq, Bytes>,
+        /// What ends the node if nobody puts it back.
+        error: LogError,
     },
     /// The shard can be read again, from here on.
     Read {
@@ -65,12 +67,14 @@ pub enum Need {
         /// The next message.
         from: StreamSeq,
     },
-    /// A round stays incomplete: whether these nodes may still bring the rest.
+    /// A round stays incomplete: which of the nodes that may still bring the rest say nothing.
     Rest {
         /// Their ids.
         nodes: BTreeSet<u64>,
+        /// How long they have.
+        within: Duration,
         /// Where to say it.
-        answer: oneshot::Sender<bool>,
+        answer: oneshot::Sender<BTreeSet<u64>>,
     },
 }
 

@@ -29,7 +29,7 @@ use super::error::NodeError;
 use super::network::connect_log;
 use super::verify::VerifyAsk;
 use super::waiting::FoldedOf;
-use crate::log::{Origin, ShardId, SnapshotInfo, SnapshotStore, StreamOptions};
+use crate::log::{LogError, Origin, ShardId, SnapshotInfo, SnapshotStore, StreamOptions};
 
 /// The snapshots of a log, newest first.
 ///
@@ -66,6 +66,8 @@ pub(super) enum Ask {
     },
     /// A shard that the server had lost messages of has them again.
     IsWhole(ShardId),
+    /// Nobody has put back what the server lost.
+    StaysLost(LogError),
     /// To catch up.
     CatchUp(Box<Fetched>),
     /// How far an origin's messages are folded here.
