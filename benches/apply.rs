@@ -131,6 +131,7 @@ fn messages(transactions: u64) -> Vec<Vec<(ShardId, Vec<u8>)>> {
                     salts: [1; 8],
                     frame: tx as u32 + 1,
                     repaired: false,
+                    schema: Vec::new(),
                     tables: vec![Arc::clone(&shape)],
                     changes: changes.to_vec(),
                 };
@@ -140,6 +141,7 @@ fn messages(transactions: u64) -> Vec<Vec<(ShardId, Vec<u8>)>> {
                     round_no: tx + 1,
                     part: index as u32,
                     round: round.clone(),
+                    barrier: false,
                 };
                 let batch = Batch { header, body: Body::Units(vec![unit]) };
                 encoded.push((ShardId(shard as u16), encode(&batch, false)));
@@ -169,7 +171,7 @@ fn fold(rounds: &[Vec<(ShardId, Vec<u8>)>], transactions: u64) -> (f64, f64) {
     let connection = open_applying_connection(&path).unwrap();
     let origin = Origin { node_id: 1, epoch: 1 };
     let state = State::open(&dir.path().join("state.db"), "app.db", origin).unwrap();
-    let route = |table: &Table, key: &[u8]| Some(shard_of(&table.name, Some(key), SHARDS));
+    let route = |table: &Table, key: Option<&[u8]>| Some(shard_of(&table.name, key, SHARDS));
     let mut replica = Replica::new(state, Box::new(route), Merge::Column).unwrap();
     let table = table();
     let tables = |name: &str| (name == "t").then(|| Arc::clone(&table));

@@ -94,7 +94,7 @@ fn pipeline(extent: Extent) {
             let app = create(&path);
             let origin = Origin { node_id, epoch: 1 };
             let state = State::open(&dir.path().join(format!("{node_id}.state")), "app.db", origin).unwrap();
-            let route = |table: &Table, key: &[u8]| Some(shard_of(&table.name, Some(key), SHARDS));
+            let route = |table: &Table, key: Option<&[u8]>| Some(shard_of(&table.name, key, SHARDS));
             (path, app, Replica::new(state, Box::new(route), Merge::Column).unwrap())
         };
         let (path, app, mut origin) = node(1);

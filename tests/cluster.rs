@@ -11,6 +11,7 @@ mod managed;
 mod nats_cluster;
 mod power;
 mod replaced;
+mod schema;
 mod short_log;
 mod snapshots;
 mod usage;

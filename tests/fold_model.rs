@@ -62,8 +62,8 @@ struct Cluster {
     stats: BTreeMap<&'static str, u64>,
 }
 
-fn route(shards: u16, table: &Table, key: &[u8]) -> ShardId {
-    shard_of(&table.name, table.uniques.is_empty().then_some(key), shards)
+fn route(shards: u16, table: &Table, key: Option<&[u8]>) -> ShardId {
+    shard_of(&table.name, key, shards)
 }
 
 fn read(conn: &Connection, schema: &Schema) -> Db {
@@ -125,7 +125,8 @@ impl Cluster {
         }
         let shard_of_key = |key: &Key| {
             let table = tables.iter().find(|table| table.name == key.0).unwrap();
-            route(shards, table, &woodchuck::change::canonical_key(table, &row_key(key)))
+            let key = woodchuck::change::canonical_key(table, &row_key(key));
+            route(shards, table, table.uniques.is_empty().then_some(&key))
         };
         let of_shard = |no| {
             genesis

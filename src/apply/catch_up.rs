@@ -99,7 +99,7 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
     call.undo_all()?;
     for table in with.snapshot {
         // What does not travel is no business of the log's.
-        if (with.route)(table, &[]).is_none() {
+        if (with.route)(table, None).is_none() {
             continue;
         }
         let here = with.tables.table(&table.name).ok_or_else(|| Cannot::NoTable { table: table.name.clone() })?;
@@ -109,8 +109,11 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
         if !fit.is_same() {
             return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
         }
-        let is_ahead = |key: &[u8]| (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard));
-        if here.is_unique() && !is_ahead(&[]) {
+        let is_ahead = |key: &[u8]| {
+            let key = Some(key).filter(|_| !here.by_name);
+            (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard))
+        };
+        if here.by_name && !is_ahead(&[]) {
             continue;
         }
         collect(with.conn, &call, &here, &is_ahead)?;

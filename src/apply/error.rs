@@ -44,6 +44,29 @@ pub enum Cannot {
         #[source]
         source: rusqlite::Error,
     },
+    /// An object of the schema is neither what a change of it began with nor what it made of it.
+    #[error("cannot apply: {kind} {name} is here {ours:?}, and {theirs:?} at the origin")]
+    SchemaDiffers {
+        /// `table`, `index`, `view` or `trigger`.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Its CREATE statement here.
+        ours: String,
+        /// And after the change at the origin.
+        theirs: String,
+    },
+    /// SQLite refuses a change of the schema: rows are in its way, or a function or collation that this process does not have.
+    #[error("cannot apply: {kind} {name} cannot be changed")]
+    SchemaRefused {
+        /// `table`, `index`, `view` or `trigger`.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// SQLite's words.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// The log skips a message of an origin: a server lost what it had acknowledged.
     #[error("shard {}: message {wanted} of origin {:016x}-{:016x} is missing, found {found}", shard.0, origin.node_id, origin.epoch)]
     MissingBatch {
@@ -92,6 +115,12 @@ impl Cannot {
             Cannot::KeyDiffers { table, theirs, .. } => format!("rebuild table {table} with PRIMARY KEY ({theirs})"),
             Cannot::RowidHidden { table } => {
                 format!("give table {table} a PRIMARY KEY, or exclude it with --exclude-tables")
+            }
+            Cannot::SchemaDiffers { kind, name, .. } => {
+                format!("give {kind} {name} one definition on both nodes; applying resumes by itself")
+            }
+            Cannot::SchemaRefused { kind, name, .. } => {
+                format!("make the change of {kind} {name} here by hand, or remove what is in its way; applying resumes by itself")
             }
             Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
             Cannot::MissingBatch { .. } => {
@@ -182,6 +211,16 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Sorts a failure of a change of the schema as [`ApplyError::row`] does.
+    pub(super) fn schema(kind: &str, name: &str, source: rusqlite::Error) -> ApplyError {
+        match ApplyError::row(name, source) {
+            ApplyError::Cannot(Cannot::Refused { table, source }) => {
+                Cannot::SchemaRefused { kind: kind.to_owned(), name: table, source }.into()
+            }
+            other => other,
+        }
+    }
+
     /// Sorts a failure of the user's database: what SQLite says about a row or a definition stops the shard, anything else is an error of
     /// the database itself.
     pub(super) fn row(table: &str, source: rusqlite::Error) -> ApplyError {

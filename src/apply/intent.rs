@@ -43,6 +43,7 @@ impl State {
             "DELETE FROM base_before",
             "UPDATE positions SET seq_before = seq WHERE seq_before <> seq",
             "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",
+            "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
             "DELETE FROM pieces WHERE spent = 1",
             "UPDATE pieces SET fresh = 0 WHERE fresh = 1",
         ] {
@@ -67,6 +68,7 @@ impl State {
             "UPDATE positions SET seq = seq_before WHERE seq_before <> seq",
             "UPDATE origins SET batch_no = batch_no_before, round_no = round_no_before, part = part_before WHERE batch_no_before <> batch_no",
             "DELETE FROM origins WHERE batch_no = 0",
+            "UPDATE schema_rounds SET round_no = round_no_before WHERE round_no_before <> round_no",
             "DELETE FROM pieces WHERE fresh = 1",
             "UPDATE pieces SET spent = 0 WHERE spent = 1",
             "UPDATE pending SET folded = 0 WHERE folded = 1",

@@ -1,16 +1,18 @@
 //! Takes local transactions from capture into pending and base, streaming: one commit of `state.db` for each, or for many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::base::BaseRow;
 use super::error::ApplyError;
-use super::net_effect::{NetEffect, Versions, written};
+use super::net_effect::{NetEffect, SchemaEffect, Versions, written};
 use super::replica::{Phase, Replica};
+use super::schema_steps::alteration;
 use super::shape::LocalTable;
+use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
-use crate::log::{ShardId, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+use crate::log::{SchemaStep, ShardId, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
 
 /// What became of the intent of a node that died between its two commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,36 @@ struct Open {
     tables: Vec<i64>,
 }
 
+impl Open {
+    fn begin(state: &mut State, origin: Option<UnitOrigin>, unit_bytes_max: usize) -> Open {
+        let origin = origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false });
+        let builder = UnitBuilder::new(origin, unit_bytes_max);
+        Open { builder, id: state.pending_id(), tables: Vec::new() }
+    }
+}
+
+/// What an open intent is compared with.
+#[derive(Debug)]
+struct Judged {
+    wanted: NetEffect,
+    /// By table, in lower case.
+    rows: HashMap<String, NetEffect>,
+    schema: Option<SchemaEffect>,
+}
+
+impl Judged {
+    fn is_wanted(&self) -> bool {
+        let found = match &self.schema {
+            Some(schema) => schema.with_rows(&self.rows),
+            None => self.rows.values().fold(NetEffect::new(), |mut all, rows| {
+                all.merge(rows);
+                all
+            }),
+        };
+        found == self.wanted
+    }
+}
+
 /// Takes captured transactions. Made by [`Replica::local_sink`].
 ///
 /// While the fate of an intent is open, the first transaction decides it: it is taken as local on top of the state before the intent, and
@@ -42,7 +74,9 @@ pub struct LocalSink<'r> {
     open: BTreeMap<ShardId, Open>,
     origin: Option<UnitOrigin>,
     position: Option<Vec<u8>>,
-    judged: Option<(NetEffect, NetEffect)>,
+    judged: Option<Judged>,
+    /// The transaction changes the schema.
+    barrier: bool,
     /// After a gap: the rows that the intent made.
     ours: Option<Versions>,
     recovered: Option<Recovered>,
@@ -59,6 +93,7 @@ impl<'r> LocalSink<'r> {
             origin: None,
             position: None,
             judged: None,
+            barrier: false,
             ours: None,
             recovered: None,
             grouped,
@@ -113,6 +148,7 @@ impl<'r> LocalSink<'r> {
     /// When `state.db` fails.
     pub fn abandon(&mut self) -> Result<(), ApplyError> {
         self.open.clear();
+        self.barrier = false;
         self.judged = None;
         if self.origin.take().is_some() { self.roll_back_stored() } else { Ok(()) }
     }
@@ -122,15 +158,20 @@ impl<'r> LocalSink<'r> {
             return Ok(());
         }
         let canonical = canonical_key(&change.table, &change.key);
-        let Some(shard) = (self.replica.route)(&change.table, &canonical) else { return Ok(()) };
+        let local = match self.replica.state.known_table(&change.table) {
+            Some(local) => local,
+            None if (self.replica.route)(&change.table, None).is_none() => return Ok(()),
+            None => self.replica.state.local_table(&change.table)?,
+        };
+        let key = Some(canonical.as_slice()).filter(|_| !local.by_name);
+        let Some(shard) = (self.replica.route)(&change.table, key) else { return Ok(()) };
         if change.before_unknown {
             return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
         }
-        if let Some((net, _)) = &mut self.judged {
-            net.add_change(&change);
+        if let Some(judged) = &mut self.judged {
+            judged.rows.entry(local.name_lower.clone()).or_default().add_change(&change);
         }
         let is_ours = self.ours.as_ref().is_some_and(|ours| ours.made(&change));
-        let local = self.replica.state.local_table(&change.table)?;
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
         let image = change
@@ -161,21 +202,45 @@ impl<'r> LocalSink<'r> {
         )
     }
 
+    /// Changes of the schema go to every shard, where they stand between what comes before them and what comes after.
+    fn take_schema(&mut self, change: SchemaChange) -> Result<(), ApplyError> {
+        if let Some(judged) = &mut self.judged {
+            judged.schema.get_or_insert_default().add_change(&change);
+        }
+        let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
+        let Some((shards, travels)) = &self.replica.schema else { return Ok(()) };
+        if change.of_virtual || is_internal(&change.name) || !travels(&change.table) {
+            return Ok(());
+        }
+        let SchemaChange { kind, name, name_before, table, before, after, .. } = change;
+        let step = SchemaStep { kind, name, name_before, table, before, after };
+        let columns = match (&step.before, &step.after) {
+            // What SQLite cannot be asked about without the application's functions changes no names that are known.
+            (Some(before), Some(after)) if step.kind == "table" => {
+                alteration(&step, before, after).map(|way| way.columns).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let state = &mut self.replica.state;
+        state.note_step(&step, &columns)?;
+        self.barrier = true;
+        let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
+        for shard in shards {
+            let open = self.open.entry(*shard).or_insert_with(|| Open::begin(state, self.origin, unit_bytes_max));
+            open.builder.push_schema(step.clone());
+        }
+        Ok(())
+    }
+
     /// Adds a change to its shard's unit; returns the unit's number.
     fn push(&mut self, shard: ShardId, local: &LocalTable, change: UnitChange) -> Result<i64, ApplyError> {
         let origin = self.origin;
         assert!(origin.is_some(), "a change belongs to a transaction that has begun");
         let state = &mut self.replica.state;
-        let open = match (self.open.entry(shard), origin) {
-            (std::collections::btree_map::Entry::Occupied(open), _) => open.into_mut(),
-            (std::collections::btree_map::Entry::Vacant(open), origin) => {
-                let origin = origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false });
-                let builder = UnitBuilder::new(origin, self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX));
-                open.insert(Open { builder, id: state.pending_id(), tables: Vec::new() })
-            }
-        };
+        let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
+        let open = self.open.entry(shard).or_insert_with(|| Open::begin(state, origin, unit_bytes_max));
         if let Some(unit) = open.builder.push(&local.shape, change) {
-            state.push_pending(open.id, shard, &unit, &open.tables)?;
+            state.push_pending(open.id, shard, &unit, &open.tables, self.barrier)?;
             open.id = state.pending_id();
             open.tables.clear();
         }
@@ -190,12 +255,13 @@ impl<'r> LocalSink<'r> {
             let (id, tables) = (open.id, open.tables);
             let last: Option<Unit> = open.builder.finish();
             if let Some(unit) = last {
-                self.replica.state.push_pending(id, shard, &unit, &tables)?;
+                self.replica.state.push_pending(id, shard, &unit, &tables, self.barrier)?;
             }
         }
         self.ours = None;
-        if let Some((found, wanted)) = self.judged.take() {
-            if found == wanted {
+        self.barrier = false;
+        if let Some(judged) = self.judged.take() {
+            if judged.is_wanted() {
                 // The rows are the intent's. What was written here in the meantime took it for somebody else's.
                 self.replica.state.rollback()?;
                 self.origin = None;
@@ -223,7 +289,7 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         self.begin_stored()?;
         self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired });
         if let Phase::Recovering(intent) = self.replica.phase {
-            self.judged = Some((NetEffect::new(), intent));
+            self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema: None });
             self.ours = if span.repaired { Some(self.replica.state.intent_versions()?) } else { None };
             let reverted = self.replica.state.revert_intent();
             if reverted.is_err() {
@@ -234,9 +300,12 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         Ok(())
     }
 
-    fn schema(&mut self, _change: SchemaChange) -> Result<(), ApplyError> {
-        // Definitions are looked up by the table that comes with each row change; a changed one is noticed there.
-        Ok(())
+    fn schema(&mut self, change: SchemaChange) -> Result<(), ApplyError> {
+        let taken = self.take_schema(change);
+        if taken.is_err() {
+            self.abandon()?;
+        }
+        taken
     }
 
     fn change(&mut self, change: RowChange) -> Result<(), ApplyError> {

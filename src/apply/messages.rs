@@ -1,5 +1,8 @@
 //! Messages in order: duplicates, missing ones, pieces, and whose units they carry.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, params};
 
 use super::error::{ApplyError, Cannot};
@@ -9,7 +12,7 @@ use super::replica::Arrivals;
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
-use crate::log::{Body, Folded, Origin, Sequence, ShardId, StreamSeq, Unit, decode_units};
+use crate::log::{Body, Folded, Header, Origin, SchemaStep, Sequence, ShardId, StreamSeq, Unit, decode_units};
 
 /// Why a call of fold ended early.
 pub(super) enum Stop {
@@ -37,17 +40,120 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
     state.revertible = state.suspecting || open.iter().any(is_foreign);
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
     let mut call = Call::new(state, folder, tables, merge, locked);
-    for at in 0..open.len() {
-        let rest = open.get(at..).unwrap_or_default();
-        let Some((shard, seq, _)) = rest.first().and_then(|index| arrived.place(*index)) else { break };
-        fold_message(&mut call, arrived, rest, own).map_err(|error| match error {
-            ApplyError::Cannot(cause) => Stop::At(shard, seq, cause),
-            error => Stop::Failed(error),
-        })?;
+    if open.iter().any(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.barrier)) {
+        call.folder.net.keep_tables_apart();
+        fold_between_barriers(&mut call, conn, arrived, open, own)?;
+    } else {
+        for at in 0..open.len() {
+            fold_first(&mut call, arrived, open.get(at..).unwrap_or_default(), own)?;
+        }
     }
     call.redo().map_err(Stop::Failed)?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
-    Ok((call.folder.net.net, call.folder.counts))
+    Ok((call.net_effect(), call.folder.counts))
+}
+
+fn fold_first<A: Arrivals + ?Sized>(
+    call: &mut Call<'_, '_>,
+    arrived: &A,
+    rest: &[usize],
+    own: Origin,
+) -> Result<(), Stop> {
+    let Some((shard, seq, _)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
+    fold_message(call, arrived, rest, own).map_err(|error| stop_at(shard, seq, error))
+}
+
+fn stop_at(shard: ShardId, seq: StreamSeq, error: ApplyError) -> Stop {
+    match error {
+        ApplyError::Cannot(cause) => Stop::At(shard, seq, cause),
+        error => Stop::Failed(error),
+    }
+}
+
+/// Folds every shard up to the next round that changes the schema, then makes that change, then goes on. The order of such rounds is that
+/// of the first shard which has one; in the others a round waits until it is its turn there, or was.
+fn fold_between_barriers<A: Arrivals + ?Sized>(
+    call: &mut Call<'_, '_>,
+    conn: &Connection,
+    arrived: &A,
+    open: &[usize],
+    own: Origin,
+) -> Result<(), Stop> {
+    let mut shards: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+    for index in open {
+        if let Some((shard, _, _)) = arrived.place(*index) {
+            shards.entry(shard).or_default().push(*index);
+        }
+    }
+    let mut at: BTreeMap<ShardId, usize> = BTreeMap::new();
+    loop {
+        let mut waiting = None;
+        for (shard, indexes) in &shards {
+            let at = at.entry(*shard).or_default();
+            while let Some(rest) = indexes.get(*at..).filter(|rest| !rest.is_empty()) {
+                if is_at_barrier(call, arrived, rest, own).map_err(Stop::Failed)? {
+                    waiting = waiting.or(Some(rest));
+                    break;
+                }
+                fold_first(call, arrived, rest, own)?;
+                *at += 1;
+            }
+        }
+        let Some(rest) = waiting else { return Ok(()) };
+        let Some((shard, seq, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
+        let (origin, round_no) = (header.origin, header.round_no);
+        let steps = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
+        call.make_steps(conn, &steps).map_err(|error| stop_at(shard, seq, error))?;
+        call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
+    }
+}
+
+/// Whether the first of the messages that are left belongs to a change of the schema that was not made yet. Our own was made before it was
+/// sent.
+fn is_at_barrier<A: Arrivals + ?Sized>(
+    call: &Call<'_, '_>,
+    arrived: &A,
+    rest: &[usize],
+    own: Origin,
+) -> Result<bool, ApplyError> {
+    let Some((shard, _, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(false) };
+    if !header.barrier || (header.origin == own && header.batch_no <= call.state.batch_no_sealed(shard)?) {
+        return Ok(false);
+    }
+    let is_next = matches!(call.state.folded(shard, header.origin)?.judge(header), Sequence::Next);
+    Ok(is_next && call.state.schema_round(header.origin)? < header.round_no)
+}
+
+/// The changes of the schema in the round that begins here. They stand in its first unit, which may be cut into pieces.
+fn steps_of_round<A: Arrivals + ?Sized>(
+    call: &Call<'_, '_>,
+    arrived: &A,
+    rest: &[usize],
+) -> Result<Vec<SchemaStep>, ApplyError> {
+    let first = rest.first().and_then(|index| arrived.place(*index)).ok_or(ApplyError::NotRead)?;
+    let (shard, origin, round_no) = (first.0, first.2.origin, first.2.round_no);
+    let mut joined = kept_pieces(call.state, shard, origin)?;
+    for index in rest {
+        let of_round =
+            |(_, _, header): &(ShardId, StreamSeq, &Header)| header.origin == origin && header.round_no == round_no;
+        if arrived.place(*index).filter(of_round).is_none() {
+            continue;
+        }
+        let batch = arrived.batch(*index)?;
+        let units = match &batch.body {
+            Body::Units(units) => Cow::Borrowed(units.as_slice()),
+            Body::Piece { index, count, bytes } => {
+                joined.extend_from_slice(bytes);
+                if index + 1 < *count {
+                    continue;
+                }
+                let bad = |_| Cannot::BadPiece { shard, origin, index: *index, count: *count };
+                Cow::Owned(decode_units(&joined).map_err(bad)?)
+            }
+        };
+        return Ok(units.first().map(|unit| unit.schema.clone()).unwrap_or_default());
+    }
+    Ok(Vec::new())
 }
 
 /// Folds the first of the messages that are left.
@@ -144,16 +250,22 @@ fn join_piece(
     if index + 1 < count {
         return Ok(Vec::new());
     }
+    let list = kept_pieces(state, shard, origin)?;
+    spend_pieces(state, shard, origin)?;
+    decode_units(&list).map_err(|_| bad().into())
+}
+
+/// The pieces that wait for those behind them, put together.
+fn kept_pieces(state: &State, shard: ShardId, origin: Origin) -> Result<Vec<u8>, ApplyError> {
     let mut list = Vec::new();
     let mut found = state.db.prepare_cached(
         "SELECT bytes FROM pieces WHERE shard = ?1 AND origin = ?2 AND spent = 0 ORDER BY piece_index",
     )?;
-    let mut rows = found.query(of)?;
+    let mut rows = found.query(params![shard.0, origin_bytes(origin)])?;
     while let Some(row) = rows.next()? {
         list.extend_from_slice(&row.get::<_, Vec<u8>>(0)?);
     }
-    spend_pieces(state, shard, origin)?;
-    decode_units(&list).map_err(|_| bad().into())
+    Ok(list)
 }
 
 /// Keeps a piece that waits for those behind it.

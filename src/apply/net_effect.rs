@@ -1,9 +1,9 @@
 //! What a transaction did on the whole, as one number that does not depend on the order of its steps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::codec::{push_row, push_varint};
-use crate::change::{RowChange, canonical_key};
+use crate::change::{RowChange, SchemaChange, canonical_key};
 use crate::format::{Row, Value};
 use crate::schema::Table;
 
@@ -57,8 +57,68 @@ impl NetEffect {
         before.iter().chain(&after).for_each(|hash| self.toggle(hash));
     }
 
+    /// Both together.
+    pub(super) fn merge(&mut self, other: &NetEffect) {
+        self.digest.iter_mut().zip(other.digest).for_each(|(ours, theirs)| *ours ^= theirs);
+    }
+
     fn toggle(&mut self, hash: &blake3::Hash) {
         self.digest.iter_mut().zip(hash.as_bytes()).for_each(|(ours, theirs)| *ours ^= theirs);
+    }
+}
+
+/// What a transaction did to the schema: the definitions that went and came. One that goes and comes again cancels itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct SchemaEffect {
+    /// Kind, name in lower case, and CREATE statement.
+    definitions: HashSet<(String, String, String)>,
+}
+
+impl SchemaEffect {
+    /// A definition that went or came.
+    pub(super) fn toggle(&mut self, kind: &str, name: &str, sql: &str) {
+        let definition = (kind.to_owned(), name.to_ascii_lowercase(), sql.to_owned());
+        if !self.definitions.remove(&definition) {
+            self.definitions.insert(definition);
+        }
+    }
+
+    /// Both sides of a captured change.
+    pub(super) fn add_change(&mut self, change: &SchemaChange) {
+        if let Some(before) = &change.before {
+            self.toggle(&change.kind, change.name_before.as_ref().unwrap_or(&change.name), before);
+        }
+        if let Some(after) = &change.after {
+            self.toggle(&change.kind, &change.name, after);
+        }
+    }
+
+    /// What came of both.
+    pub(super) fn merge(&mut self, other: &SchemaEffect) {
+        for (kind, name, sql) in &other.definitions {
+            self.toggle(kind, name, sql);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.definitions.is_empty()
+    }
+
+    /// Together with what was done to the rows of each table, by name in lower case. Those of tables that are defined anew do not count:
+    /// what their rows were depends on who looks.
+    pub(super) fn with_rows(&self, rows: &HashMap<String, NetEffect>) -> NetEffect {
+        let mut all: Vec<_> = self.definitions.iter().collect();
+        all.sort();
+        let mut hasher = blake3::Hasher::new();
+        for text in all.iter().flat_map(|(kind, name, sql)| [kind, name, sql]) {
+            hasher.update(text.as_bytes()).update(&[0]);
+        }
+        let mut net = NetEffect::from_digest(*hasher.finalize().as_bytes());
+        let is_new = |table: &&String| all.iter().any(|(kind, name, _)| kind == "table" && name == *table);
+        for effect in rows.iter().filter(|(table, _)| !is_new(table)).map(|(_, effect)| effect) {
+            net.merge(effect);
+        }
+        net
     }
 }
 
@@ -74,12 +134,30 @@ pub(super) struct Versions {
 pub(super) struct Account {
     pub(super) net: NetEffect,
     pub(super) versions: Versions,
+    /// By table, in lower case; kept only where the schema may change.
+    by_table: Option<HashMap<String, NetEffect>>,
 }
 
 impl Account {
+    /// Keeps tables apart from here on.
+    pub(super) fn keep_tables_apart(&mut self) {
+        self.by_table.get_or_insert_default();
+    }
+
+    pub(super) fn by_table(&self) -> Option<&HashMap<String, NetEffect>> {
+        self.by_table.as_ref()
+    }
+
+    fn toggle(&mut self, table: &str, hash: &blake3::Hash) {
+        self.net.toggle(hash);
+        if let Some(by_table) = &mut self.by_table {
+            by_table.entry(table.to_ascii_lowercase()).or_default().toggle(hash);
+        }
+    }
+
     pub(super) fn add_old(&mut self, table: &str, key: &[u8], row: &[Value]) {
         let hash = version_hash(table, key, row);
-        self.net.toggle(&hash);
+        self.toggle(table, &hash);
         if !self.versions.came.remove(&short(&hash)) {
             self.versions.gone.insert(short(&hash));
         }
@@ -87,7 +165,7 @@ impl Account {
 
     pub(super) fn add_new(&mut self, table: &str, key: &[u8], row: &[Value]) {
         let hash = version_hash(table, key, row);
-        self.net.toggle(&hash);
+        self.toggle(table, &hash);
         if !self.versions.gone.remove(&short(&hash)) {
             self.versions.came.insert(short(&hash));
         }

@@ -80,11 +80,12 @@ impl State {
         shard: ShardId,
         unit: &Unit,
         tables: &[i64],
+        barrier: bool,
     ) -> Result<(), ApplyError> {
         let bytes = encode_unit(unit);
         self.db
-            .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes) VALUES(?1, ?2, ?3, ?4)")?
-            .execute(params![id, shard.0, to_db(unit.tx), to_db(bytes.len() as u64)])?;
+            .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes, barrier) VALUES(?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![id, shard.0, to_db(unit.tx), to_db(bytes.len() as u64), barrier])?;
         self.db.prepare_cached("INSERT INTO pending_unit(id, unit) VALUES(?1, ?2)")?.execute(params![id, bytes])?;
         for table in tables {
             self.db

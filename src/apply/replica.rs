@@ -23,8 +23,12 @@ use crate::format::Row;
 use crate::log::{Batch, Header, SealedMessage, ShardId, StreamSeq};
 use crate::schema::Table;
 
-/// Finds the shard of a row from its table and canonical key; `None` for tables that are not replicated.
-pub type Route = Box<dyn Fn(&Table, &[u8]) -> Option<ShardId> + Send>;
+/// Finds the shard of a row from its table and canonical key, or, without the key, that of all rows of the table; `None` for tables that are
+/// not replicated.
+pub type Route = Box<dyn Fn(&Table, Option<&[u8]>) -> Option<ShardId> + Send>;
+
+/// Tells by name whether a table is replicated.
+pub type Travels = Box<dyn Fn(&str) -> bool + Send>;
 
 /// Writes down where capture stands behind a transaction, for the commit that stores the transaction.
 pub type PositionOf = Box<dyn Fn(&TxSpan) -> Vec<u8> + Send>;
@@ -121,6 +125,8 @@ pub struct Replica {
     pub(super) unit_bytes_max: Option<usize>,
     pub(super) position_of: Option<PositionOf>,
     pub(super) send_before: bool,
+    /// The shards that changes of the schema have a part in, and the tables whose definitions travel. Without any none travels.
+    pub(super) schema: Option<(Vec<ShardId>, Travels)>,
 }
 
 impl fmt::Debug for Replica {
@@ -149,6 +155,7 @@ impl Replica {
             unit_bytes_max: None,
             position_of: None,
             send_before: false,
+            schema: None,
         })
     }
 
@@ -171,6 +178,11 @@ impl Replica {
     /// Sends rows as they were along with the changes.
     pub fn set_send_before(&mut self, send: bool) {
         self.send_before = send;
+    }
+
+    /// Publishes changes of the schema, of the tables that travel. `shard_count` is that of the whole log.
+    pub fn set_schema_travels(&mut self, shard_count: u16, travels: Travels) {
+        self.schema = Some(((1..=shard_count).map(ShardId).collect(), travels));
     }
 
     /// Bounds the conflict journal.

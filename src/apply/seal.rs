@@ -48,7 +48,7 @@ impl State {
         if self.db.prepare_cached("SELECT 1 FROM sealed LIMIT 1")?.exists([])? {
             return Ok(Vec::new());
         }
-        let (mut ids, mut sizes) = self.waiting(limits.round_bytes_max)?;
+        let (mut ids, mut sizes, barrier) = self.waiting(limits.round_bytes_max)?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -58,11 +58,11 @@ impl State {
             let sql = "SELECT coalesce(max(batch_no_sealed), 0) FROM positions WHERE shard = ?1";
             batch_no_last.insert(*shard, from_db(self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0))?));
         }
-        let numbers = Numbers { round_no, batch_no_last };
+        let numbers = Numbers { round_no, batch_no_last, barrier };
         let mut planned = plan(&sizes, &numbers, self.origin(), limits.message_bytes_max);
         if shard_messages(&planned) > limits.shard_messages_max {
             // The first transaction alone may do.
-            (ids, sizes) = self.waiting(1)?;
+            (ids, sizes, _) = self.waiting(1)?;
             planned = plan(&sizes, &numbers, self.origin(), limits.message_bytes_max);
             let messages = shard_messages(&planned);
             if messages > limits.shard_messages_max {
@@ -83,30 +83,34 @@ impl State {
         Ok(planned.iter().map(|message| InFlight { shard: message.shard, batch_no: message.header.batch_no }).collect())
     }
 
-    /// Unsealed units of whole transactions, oldest first, with their sizes.
+    /// Unsealed units of whole transactions, oldest first, with their sizes, and whether they change the schema: such a transaction is
+    /// alone.
     #[allow(clippy::type_complexity, reason = "the two maps belong together and live for a few lines")]
     fn waiting(
         &self,
         bytes_max: u64,
-    ) -> Result<(BTreeMap<ShardId, Vec<i64>>, BTreeMap<ShardId, Vec<usize>>), ApplyError> {
+    ) -> Result<(BTreeMap<ShardId, Vec<i64>>, BTreeMap<ShardId, Vec<usize>>, bool), ApplyError> {
         let (mut ids, mut sizes) = (BTreeMap::<_, Vec<i64>>::new(), BTreeMap::<_, Vec<usize>>::new());
-        let mut found = self
-            .db
-            .prepare_cached("SELECT id, shard, tx, unit_bytes FROM pending WHERE batch_no IS NULL ORDER BY id")?;
+        let mut found = self.db.prepare_cached(
+            "SELECT id, shard, tx, unit_bytes, barrier FROM pending WHERE batch_no IS NULL ORDER BY id",
+        )?;
         let mut rows = found.query([])?;
-        let (mut bytes, mut tx_last) = (0, None);
+        let (mut bytes, mut tx_last, mut barrier) = (0, None, false);
         while let Some(row) = rows.next()? {
             let (id, shard, tx): (i64, ShardId, i64) = (row.get(0)?, ShardId(row.get(1)?), row.get(2)?);
             let unit_bytes: usize = usize::try_from(row.get::<_, i64>(3)?).map_err(|_| DAMAGED)?;
-            if tx_last != Some(tx) && bytes >= bytes_max {
+            // (All units of a transaction that changes the schema say so.)
+            let is_barrier = row.get(4)?;
+            if tx_last != Some(tx) && (bytes >= bytes_max || (tx_last.is_some() && (barrier || is_barrier))) {
                 break;
             }
+            barrier = is_barrier;
             tx_last = Some(tx);
             bytes += unit_bytes as u64;
             ids.entry(shard).or_default().push(id);
             sizes.entry(shard).or_default().push(unit_bytes);
         }
-        Ok((ids, sizes))
+        Ok((ids, sizes, barrier))
     }
 
     fn store_round(
@@ -116,8 +120,8 @@ impl State {
         ids: &BTreeMap<ShardId, Vec<i64>>,
     ) -> Result<(), ApplyError> {
         self.set_meta("round_no", &round_no.to_be_bytes())?;
-        let sql = "INSERT INTO sealed(shard, batch_no, round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end)
-            VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        let sql = "INSERT INTO sealed(shard, batch_no, round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end, barrier)
+            VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         for message in planned {
             let of_shard = ids.get(&message.shard).map(Vec::as_slice).unwrap_or_default();
             let (shard, batch_no) = (message.shard.0, to_db(message.header.batch_no));
@@ -134,7 +138,8 @@ impl State {
                         None::<u32>,
                         None::<u32>,
                         None::<i64>,
-                        None::<i64>
+                        None::<i64>,
+                        message.header.barrier
                     ])?;
                     of_shard.get(range.clone()).ok_or(DAMAGED)?
                 }
@@ -149,7 +154,8 @@ impl State {
                         index,
                         count,
                         to_db(bytes.start as u64),
-                        to_db(bytes.end as u64)
+                        to_db(bytes.end as u64),
+                        message.header.barrier
                     ])?;
                     // The unit comes back with its last piece, so the last number stays.
                     std::slice::from_ref(id)
@@ -168,10 +174,10 @@ impl State {
 
     /// Writes the bytes of a sealed message: the same bytes each time.
     pub(super) fn sealed_message(&self, message: InFlight, compress: bool) -> Result<SealedMessage, ApplyError> {
-        let sql = "SELECT round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end FROM sealed WHERE shard = ?1 AND batch_no = ?2";
+        let sql = "SELECT round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end, barrier FROM sealed WHERE shard = ?1 AND batch_no = ?2";
         let key = params![message.shard.0, to_db(message.batch_no)];
         type Piece = (i64, u32, u32, usize, usize);
-        let (round_no, part, piece): (i64, u32, Option<Piece>) =
+        let (round_no, part, piece, barrier): (i64, u32, Option<Piece>, bool) =
             self.db.prepare_cached(sql)?.query_row(key, |row| {
                 let piece = match row.get::<_, Option<i64>>(2)? {
                     Some(unit) => Some((
@@ -183,14 +189,20 @@ impl State {
                     )),
                     None => None,
                 };
-                Ok((row.get(0)?, row.get(1)?, piece))
+                Ok((row.get(0)?, row.get(1)?, piece, row.get(7)?))
             })?;
         let mut round = self.db.prepare_cached("SELECT shard, count(*) FROM sealed GROUP BY shard ORDER BY shard")?;
         let round = round
             .query_map([], |row| Ok(RoundPart { shard: ShardId(row.get(0)?), message_count: row.get(1)? }))?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        let header =
-            Header { origin: self.origin(), batch_no: message.batch_no, round_no: from_db(round_no), part, round };
+        let header = Header {
+            origin: self.origin(),
+            batch_no: message.batch_no,
+            round_no: from_db(round_no),
+            part,
+            round,
+            barrier,
+        };
         let (content, ids) = match piece {
             Some((unit, index, count, start, end)) => {
                 (PlannedContent::Piece { unit: 0, index, count, bytes: start..end }, vec![unit])

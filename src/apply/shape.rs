@@ -1,6 +1,7 @@
 //! A local table as applying needs it, and how changes that were made elsewhere fit it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::error::Cannot;
@@ -48,10 +49,14 @@ pub(super) struct LocalTable {
     pub(super) id: i64,
     /// The number of its columns in `state.db`.
     pub(super) shape_id: i64,
+    /// All its rows travel in one shard.
+    pub(super) by_name: bool,
     /// UNIQUE beyond the key, as indexes into the written columns; `None` where values alone do not tell what collides.
     pub(super) uniques: Vec<Option<Vec<usize>>>,
     /// What a column holds that a change does not carry.
-    defaults: Row,
+    pub(super) defaults: Row,
+    /// What columns are called now that are not here any more, in lower case; `None` for those that are gone.
+    pub(super) names: HashMap<String, Option<String>>,
     pub(super) sql: Sql,
 }
 
@@ -63,12 +68,14 @@ impl LocalTable {
             let known = !matches!(key.collation, Collation::Custom(_));
             shape.columns.iter().position(|other| other == name).filter(|_| known)
         };
-        let uniques = table.uniques.iter().map(|index| index.columns.as_ref()?.iter().map(written).collect()).collect();
+        let uniques: Vec<_> =
+            table.uniques.iter().map(|index| index.columns.as_ref()?.iter().map(written).collect()).collect();
         let defaults =
             table.columns.iter().filter(|column| !column.generated).map(|column| column.default.clone()).collect();
         let sql = Sql::new(&table, &shape);
         let name_lower = table.name.to_ascii_lowercase();
-        LocalTable { table, shape, name_lower, id, shape_id, uniques, defaults, sql }
+        let (by_name, names) = (!uniques.is_empty(), HashMap::new());
+        LocalTable { table, shape, name_lower, id, shape_id, by_name, uniques, defaults, names, sql }
     }
 
     /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
@@ -92,19 +99,15 @@ impl LocalTable {
     /// change dropped have nowhere to go and need none.
     pub(super) fn fit(&self, shape: &TableShape, strict: bool) -> Result<Fit, Cannot> {
         let table = || self.table.name.clone();
-        let position = |name: &str| shape.columns.iter().position(|other| other.eq_ignore_ascii_case(name));
-        if strict
-            && let Some(column) =
-                shape.columns.iter().find(|name| !self.shape.columns.iter().any(|ours| ours.eq_ignore_ascii_case(name)))
-        {
+        let position = |name: &str| self.position_of(&shape.columns, name);
+        if strict && let Some(column) = shape.columns.iter().find(|name| !self.knows(name)) {
             return Err(Cannot::NoColumn { table: table(), column: column.clone() });
         }
         let key_names = |shape: &TableShape| -> Vec<String> {
             shape.key.iter().filter_map(|i| shape.columns.get(usize::from(*i)).cloned()).collect()
         };
         let (ours, theirs) = (key_names(&self.shape), key_names(shape));
-        let key: Option<Vec<usize>> =
-            ours.iter().map(|name| theirs.iter().position(|other| other.eq_ignore_ascii_case(name))).collect();
+        let key: Option<Vec<usize>> = ours.iter().map(|name| self.position_of(&theirs, name)).collect();
         let Some(key) = key.filter(|key| key.len() == theirs.len()) else {
             let shown = |names: Vec<String>| if names.is_empty() { "rowid".to_owned() } else { names.join(", ") };
             return Err(Cannot::KeyDiffers { table: table(), ours: shown(ours), theirs: shown(theirs) });
@@ -119,10 +122,38 @@ impl LocalTable {
         Ok(Fit { columns, key, same })
     }
 
+    /// What a column that a change carries is called here; `None` when it is gone or was never here.
+    fn name_here(&self, column: &str) -> Option<&str> {
+        let here = |name: &str| self.shape.columns.iter().find(|ours| ours.eq_ignore_ascii_case(name));
+        let mut column = column.to_ascii_lowercase();
+        // No chain of names is longer than all of them.
+        for _ in 0..=self.names.len() {
+            if let Some(found) = here(&column) {
+                return Some(found);
+            }
+            column = self.names.get(&column)?.clone()?;
+        }
+        None
+    }
+
+    /// Whether a column that a change carries has a place here, or had one.
+    fn knows(&self, column: &str) -> bool {
+        self.name_here(column).is_some() || self.names.contains_key(&column.to_ascii_lowercase())
+    }
+
+    /// Where among other columns is the one that has this name here.
+    fn position_of(&self, columns: &[String], name: &str) -> Option<usize> {
+        let direct = columns.iter().position(|other| other.eq_ignore_ascii_case(name));
+        if self.names.is_empty() {
+            return direct;
+        }
+        direct.or_else(|| columns.iter().position(|other| self.name_here(other).is_some_and(|here| here == name)))
+    }
+
     /// A row that was stored under other columns, as this table has them now.
     pub(super) fn refit(&self, columns: &[String], row: &Row) -> Row {
         let value = |(name, default): (&String, &Value)| {
-            let found = columns.iter().position(|other| other.eq_ignore_ascii_case(name)).and_then(|i| row.get(i));
+            let found = self.position_of(columns, name).and_then(|i| row.get(i));
             found.unwrap_or(default).clone()
         };
         self.shape.columns.iter().zip(&self.defaults).map(value).collect()

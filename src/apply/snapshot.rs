@@ -121,7 +121,8 @@ impl FrozenState {
         /// No shape has this number: rows under the columns of another time are fitted to those of now.
         const NO_SHAPE: i64 = -1;
         let shape_id = self.0.known_shape_id(&names_bytes(&shape_of(table).columns))?.unwrap_or(NO_SHAPE);
-        Ok(LocalTable::new(Arc::clone(table), id, shape_id))
+        let names = self.0.columns_named(&table.name)?;
+        Ok(LocalTable { names, ..LocalTable::new(Arc::clone(table), id, shape_id) })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::schema::Table;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// The node id of a state that was made for a node yet to be named: the first that opens it gives it its own.
 const UNNAMED: u64 = 0;
@@ -27,14 +27,14 @@ const STATEMENTS_MAX: usize = 128;
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
 CREATE TABLE meta(name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, dirty INTEGER NOT NULL DEFAULT 0, uniques TEXT NOT NULL DEFAULT '');
+CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, dirty INTEGER NOT NULL DEFAULT 0, uniques TEXT NOT NULL DEFAULT '', by_name INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE shapes(id INTEGER PRIMARY KEY, columns BLOB NOT NULL UNIQUE);
 CREATE TABLE positions(shard INTEGER PRIMARY KEY, seq INTEGER NOT NULL DEFAULT 0, seq_before INTEGER NOT NULL DEFAULT 0, batch_no_sealed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
   batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
   batch_no_before INTEGER NOT NULL DEFAULT 0, round_no_before INTEGER NOT NULL DEFAULT 0, part_before INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(shard, origin)) WITHOUT ROWID;
-CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX pending_sealed ON pending(shard, batch_no);
 CREATE INDEX pending_transaction ON pending(shard, tx, id);
 CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
@@ -42,7 +42,7 @@ CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
 CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
 CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
 CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
-  piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0,
+  piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(shard, batch_no)) WITHOUT ROWID;
 CREATE TABLE base(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
 CREATE TABLE base_before(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
@@ -54,6 +54,20 @@ CREATE TABLE conflicts(id INTEGER PRIMARY KEY AUTOINCREMENT, recorded_at INTEGER
   kept BLOB, lost BLOB, kept_origin BLOB, lost_origin BLOB, fresh INTEGER NOT NULL);
 CREATE INDEX conflicts_fresh ON conflicts(id) WHERE fresh = 1;
 CREATE INDEX conflicts_key ON conflicts(table_name, key);
+CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
+CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
+";
+
+/// What makes a state of version 1 one of version 2, which knows changes of the schema.
+const FROM_1: &str = "
+ALTER TABLE tables ADD COLUMN by_name INTEGER NOT NULL DEFAULT 0;
+UPDATE tables SET by_name = uniques <> '';
+ALTER TABLE pending ADD COLUMN barrier INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sealed ADD COLUMN barrier INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
+CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
 
 /// What is known of one table by number.
@@ -66,6 +80,8 @@ pub(super) struct TableState {
     pub(super) dirty: bool,
     /// The UNIQUE indexes at the time of the last look, as text that changes when they do.
     pub(super) uniques: String,
+    /// Its rows travel by the table's name alone: decided when it is first met, for one row must never travel in two shards.
+    pub(super) by_name: bool,
 }
 
 /// The state database.
@@ -111,6 +127,9 @@ impl State {
             create(&db, database, origin)?;
         } else if application_id != APPLICATION_ID {
             return Err(ApplyError::NotState { path: shown() });
+        } else if version == 1 {
+            let upgrade = format!("BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {VERSION}; COMMIT");
+            db.execute_batch(&upgrade)?;
         } else if version != VERSION {
             return Err(ApplyError::StateVersion { path: shown(), found: version, known: VERSION });
         }
@@ -316,17 +335,18 @@ impl State {
         self.locals.clear();
         self.revertible = false;
         self.load_suspicion()?;
-        let mut found = self
-            .db
-            .prepare("SELECT id, name, dirty, uniques, (SELECT count(*) FROM base WHERE table_id = id) FROM tables")?;
+        let mut found = self.db.prepare(
+            "SELECT id, name, dirty, uniques, by_name, (SELECT count(*) FROM base WHERE table_id = id) FROM tables",
+        )?;
         let mut rows = found.query([])?;
         while let Some(row) = rows.next()? {
             let name: String = row.get(1)?;
             let table = TableState {
                 id: row.get(0)?,
-                base_rows: from_db(row.get(4)?),
+                base_rows: from_db(row.get(5)?),
                 dirty: row.get(2)?,
                 uniques: row.get(3)?,
+                by_name: row.get(4)?,
             };
             self.tables.insert(name.to_ascii_lowercase(), table);
         }
@@ -342,10 +362,12 @@ impl State {
     pub(super) fn table(&mut self, name: &str, uniques: &str) -> Result<&mut TableState, ApplyError> {
         let lower = name.to_ascii_lowercase();
         if !self.tables.contains_key(&lower) {
-            self.db.prepare_cached("INSERT INTO tables(name, uniques) VALUES(?1, ?2)")?.execute([name, uniques])?;
+            let by_name = !uniques.is_empty();
+            let insert = "INSERT INTO tables(name, uniques, by_name) VALUES(?1, ?2, ?3)";
+            self.db.prepare_cached(insert)?.execute(params![name, uniques, by_name])?;
             let id = self.db.last_insert_rowid();
-            self.tables
-                .insert(lower.clone(), TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned() });
+            let table = TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned(), by_name };
+            self.tables.insert(lower.clone(), table);
         }
         let table = self.tables.get_mut(&lower).ok_or(ApplyError::Damaged { what: "the list of tables" })?;
         if table.uniques != uniques {
@@ -360,20 +382,37 @@ impl State {
         Ok(table)
     }
 
+    /// The table as applying needs it, if it was asked for before and has not changed since.
+    pub(super) fn known_table(&self, table: &Arc<Table>) -> Option<Arc<LocalTable>> {
+        self.locals.get(&table.name).filter(|local| Arc::ptr_eq(&local.table, table)).cloned()
+    }
+
     /// The table as applying needs it, made anew when its definition has changed.
     pub(super) fn local_table(&mut self, table: &Arc<Table>) -> Result<Arc<LocalTable>, ApplyError> {
-        if let Some(local) = self.locals.get(&table.name)
-            && Arc::ptr_eq(&local.table, table)
-        {
-            return Ok(Arc::clone(local));
+        if let Some(local) = self.known_table(table) {
+            return Ok(local);
         }
         let uniques =
             table.uniques.iter().map(|index| format!("{}{:?};", index.name, index.columns)).collect::<String>();
-        let id = self.table(&table.name, &uniques)?.id;
+        let TableState { id, by_name, .. } = *self.table(&table.name, &uniques)?;
         let shape_id = self.shape_id(&shape_of(table))?;
-        let local = Arc::new(LocalTable::new(Arc::clone(table), id, shape_id));
+        let names = self.columns_named(&table.name)?;
+        let local = Arc::new(LocalTable { by_name, names, ..LocalTable::new(Arc::clone(table), id, shape_id) });
         self.locals.insert(table.name.clone(), Arc::clone(&local));
         Ok(local)
+    }
+
+    /// Tables whose rows travel in many shards although they have UNIQUE values by now: changes that collide there are in no order.
+    ///
+    /// `is_unique` tells it of a table as it is now.
+    pub fn tables_out_of_order(&self, is_unique: impl Fn(&str) -> bool) -> Vec<String> {
+        let apart = self.tables.iter().filter(|(_, table)| !table.by_name).map(|(name, _)| name);
+        apart.filter(|name| is_unique(name)).cloned().collect()
+    }
+
+    /// Tables or what became of their names are not what they were.
+    pub(super) fn forget_tables(&mut self) {
+        self.locals.clear();
     }
 
     /// The number under which rows with these columns are stored.

@@ -54,6 +54,11 @@ impl<'c> Rows<'c> {
         Ok(Rows { conn, encoding, insert: RefCell::new(None) })
     }
 
+    /// Tables are defined anew.
+    pub(super) fn forget_tables(&self) {
+        self.insert.replace(None);
+    }
+
     /// The row with this key.
     pub(super) fn get(&self, table: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
         self.get_from(&table.sql.name, table, key)

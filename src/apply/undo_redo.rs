@@ -10,14 +10,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use rusqlite::Connection;
+
 use super::conflicts::{ConflictKind, Met};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
+use super::names::Named;
+use super::net_effect::{NetEffect, SchemaEffect};
+use super::schema_steps::{Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
 use crate::change::Op;
 use crate::format::Row;
-use crate::log::{Origin, TableShape, Unit};
+use crate::log::{Origin, SchemaStep, TableShape, Unit};
+use crate::schema::{Catalogue, Table};
 
 /// A plain row whose base row moved under pending.
 struct Redo {
@@ -63,6 +69,8 @@ pub(super) struct Call<'a, 'c> {
     undone: BTreeMap<i64, Arc<LocalTable>>,
     redo: HashMap<(i64, Vec<u8>), Redo>,
     known: HashMap<String, Vec<Known>>,
+    /// The tables as they are since the schema was changed in this call, and what that did.
+    made: Option<(Catalogue, SchemaEffect)>,
 }
 
 impl<'a, 'c> Call<'a, 'c> {
@@ -74,27 +82,67 @@ impl<'a, 'c> Call<'a, 'c> {
         locked: bool,
     ) -> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Call { state, folder, tables, merge, locked, undone, redo, known }
+        Call { state, folder, tables, merge, locked, undone, redo, known, made: None }
     }
 
-    /// Finds the local table of a shape and how they fit. `strict` as in [`LocalTable::fit`].
+    /// Finds the local table of a shape and how they fit; `None` where it was dropped. `strict` as in [`LocalTable::fit`].
     pub(super) fn fit(
         &mut self,
         shape: &Arc<TableShape>,
         strict: bool,
-    ) -> Result<(Arc<LocalTable>, Arc<Fit>), ApplyError> {
+    ) -> Result<Option<(Arc<LocalTable>, Arc<Fit>)>, ApplyError> {
         let known = self.known.entry(shape.name.clone()).or_default();
         if let Some(known) = known
             .iter()
             .find(|known| known.strict == strict && (Arc::ptr_eq(&known.shape, shape) || known.shape == *shape))
         {
-            return Ok((Arc::clone(&known.table), Arc::clone(&known.fit)));
+            return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
         }
-        let table = self.tables.table(&shape.name).ok_or_else(|| Cannot::NoTable { table: shape.name.clone() })?;
+        let made = self.made.as_ref().map(|(catalogue, _)| |name: &str| catalogue.table(name).cloned());
+        let named = match &made {
+            Some(made) => self.state.table_named(made, &shape.name)?,
+            None => self.state.table_named(self.tables, &shape.name)?,
+        };
+        let table = match named {
+            Named::Table(table) => table,
+            Named::Gone => return Ok(None),
+            Named::Unknown => return Err(Cannot::NoTable { table: shape.name.clone() }.into()),
+        };
         let table = self.state.local_table(&table)?;
         let fit = Arc::new(table.fit(shape, strict)?);
         known.push(Known { shape: Arc::clone(shape), strict, table: Arc::clone(&table), fit: Arc::clone(&fit) });
-        Ok((table, fit))
+        Ok(Some((table, fit)))
+    }
+
+    /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls.
+    pub(super) fn make_steps(&mut self, conn: &Connection, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        if !self.locked {
+            return Err(ApplyError::NotLocked);
+        }
+        self.redo()?;
+        let effect = Maker { conn, state: self.state }.make(steps)?;
+        self.known.clear();
+        self.state.forget_tables();
+        self.folder.rows.forget_tables();
+        let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
+        all.merge(&effect);
+        self.made = Some((catalogue_of(conn)?, all));
+        Ok(())
+    }
+
+    /// What all of it did to the database.
+    pub(super) fn net_effect(&self) -> NetEffect {
+        match (&self.made, self.folder.net.by_table()) {
+            (Some((_, schema)), Some(rows)) if !schema.is_empty() => schema.with_rows(rows),
+            _ => self.folder.net.net,
+        }
+    }
+
+    fn table_now(&self, name: &str) -> Option<Arc<Table>> {
+        match &self.made {
+            Some((catalogue, _)) => catalogue.table(name).cloned(),
+            None => self.tables.table(name),
+        }
     }
 
     /// Folds a unit of another origin.
@@ -108,8 +156,9 @@ impl<'a, 'c> Call<'a, 'c> {
         let fits = unit.tables.iter().map(|shape| self.fit(shape, true)).collect::<Result<Vec<_>, _>>()?;
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
         for change in &unit.changes {
-            let (table, fit) =
+            let fit =
                 fits.get(usize::from(change.table)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
+            let Some((table, fit)) = fit else { continue };
             let fitted = table.change(fit, change, self.merge);
             if table.is_unique() {
                 sets.entry(change.table).or_default().push(fitted);
@@ -120,8 +169,7 @@ impl<'a, 'c> Call<'a, 'c> {
             }
         }
         for (index, changes) in &sets {
-            let (table, _) =
-                fits.get(usize::from(*index)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
+            let Some(Some((table, _))) = fits.get(usize::from(*index)) else { continue };
             if !self.undone.contains_key(&table.id) && !self.is_free(table, changes)? {
                 self.undo(table)?;
             }
@@ -198,9 +246,9 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.counts.units_own += 1;
         for (index, shape) in unit.tables.iter().enumerate() {
             let (table, fit) = match self.fit(shape, false) {
-                Ok(found) => found,
+                Ok(Some(found)) => found,
                 // The table is gone here by now, or has another key: there is no row to show anything else than the fold.
-                Err(ApplyError::Cannot(_)) => {
+                Ok(None) | Err(ApplyError::Cannot(_)) => {
                     self.forget_gone(&shape.name)?;
                     continue;
                 }
@@ -255,7 +303,7 @@ impl<'a, 'c> Call<'a, 'c> {
             if base_rows == 0 && self.state.pending_touching(id)?.is_empty() {
                 continue;
             }
-            match self.tables.table(&name) {
+            match self.table_now(&name) {
                 Some(table) => {
                     let table = self.state.local_table(&table)?;
                     self.undo(&table)?;
@@ -299,15 +347,10 @@ impl<'a, 'c> Call<'a, 'c> {
         for (id, table) in std::mem::take(&mut self.undone) {
             for pending in self.state.pending_touching(id)? {
                 let unit = self.state.pending_unit(pending)?;
-                for (index, shape) in unit
-                    .tables
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, shape)| shape.name.eq_ignore_ascii_case(&table.table.name))
-                {
+                for (index, shape) in unit.tables.iter().enumerate() {
                     let (table, fit) = match self.fit(shape, false) {
-                        Ok(found) => found,
-                        Err(ApplyError::Cannot(_)) => continue,
+                        Ok(Some(found)) if found.0.id == table.id => found,
+                        Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                         Err(error) => return Err(error),
                     };
                     let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
@@ -333,8 +376,8 @@ impl<'a, 'c> Call<'a, 'c> {
             let unit = self.state.pending_unit(id)?;
             for (index, shape) in unit.tables.iter().enumerate() {
                 let (table, fit) = match self.fit(shape, false) {
-                    Ok(found) => found,
-                    Err(ApplyError::Cannot(_)) => continue,
+                    Ok(Some(found)) => found,
+                    Ok(None) | Err(ApplyError::Cannot(_)) => continue,
                     Err(error) => return Err(error),
                 };
                 for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {

@@ -267,7 +267,7 @@ impl Judge {
         let mut fits = BTreeMap::new();
         for (index, shape) in unit.tables.iter().enumerate() {
             match call.fit(shape, false) {
-                Ok((table, fit)) if fit.is_same() => drop(fits.insert(index, (table, fit))),
+                Ok(Some((table, fit))) if fit.is_same() => drop(fits.insert(index, (table, fit))),
                 // The table has changed since: its rows cannot be compared, and stay.
                 Ok(_) | Err(ApplyError::Cannot(_)) => {}
                 Err(error) => return Err(error),
@@ -290,7 +290,8 @@ impl Judge {
             left.push(change);
         }
         unit.changes = left;
-        Ok((!unit.changes.is_empty()).then_some(unit))
+        // Changes of the schema can be made twice.
+        Ok((!unit.changes.is_empty() || !unit.schema.is_empty()).then_some(unit))
     }
 }
 

@@ -257,7 +257,9 @@ impl Differ {
         let mut begun = false;
         if let Some((schema, catalogue)) = &plan.schema {
             let continued = match_trees(&self.trees, &self.schema, schema, catalogue).continued(&self.trees);
-            for change in schema_changes(&self.schema, schema, &continued) {
+            let is_shadow =
+                |name: &str| catalogue.shadow_of(name).is_some() || self.catalogue.shadow_of(name).is_some();
+            for change in schema_changes(&self.schema, schema, &continued, &is_shadow) {
                 begin(&mut begun, span, sink)?;
                 sink.schema(change).map_err(TransactionError::Sink)?;
                 count += 1;

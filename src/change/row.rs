@@ -63,8 +63,12 @@ impl RowChange {
 pub struct SchemaChange {
     /// `table`, `index`, `view` or `trigger`.
     pub kind: String,
-    /// The object's name.
+    /// The object's name; the last one that it had when it is gone.
     pub name: String,
+    /// Its name before, where that is another one.
+    pub name_before: Option<String>,
+    /// It is a virtual table or the content of one.
+    pub of_virtual: bool,
     /// The table it belongs to.
     pub table: String,
     /// Its CREATE statement before, `None` if it was not there. (Automatic indexes have no statement and are not reported.)

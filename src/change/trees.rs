@@ -233,7 +233,12 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
 
 /// What changed in the schema, in the order drops, changed tables, new tables, then everything else, each by schema row: a new table can
 /// have the name that another has just given up. Automatic indexes are left out, and so are rows of which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
-pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>) -> Vec<SchemaChange> {
+pub(crate) fn schema_changes(
+    before: &Schema,
+    after: &Schema,
+    continued: &HashMap<i64, i64>,
+    is_shadow: &dyn Fn(&str) -> bool,
+) -> Vec<SchemaChange> {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut old: BTreeMap<i64, &SchemaRow> =
         before.iter().filter(|(_, row)| row.sql.is_some()).map(|(rowid, row)| (*rowid, row)).collect();
@@ -241,6 +246,8 @@ pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMa
     let change = |row: &SchemaRow, before: Option<&SchemaRow>, after: Option<&SchemaRow>| SchemaChange {
         kind: row.kind.clone(),
         name: row.name.clone(),
+        name_before: before.map(|before| &before.name).filter(|name| **name != row.name).cloned(),
+        of_virtual: row.is_virtual_table() || is_shadow(&row.table),
         table: row.table.clone(),
         before: before.and_then(|row| row.sql.clone()),
         after: after.and_then(|row| row.sql.clone()),
@@ -262,7 +269,7 @@ pub(crate) fn schema_changes(before: &Schema, after: &Schema, continued: &HashMa
         };
         let fell = |row: &SchemaRow| row.kind != "view" && remade.contains(&row.table.to_ascii_lowercase());
         let previous = previous.filter(|_| row.kind == "table" || !fell(row)).and_then(|previous| old.remove(previous));
-        if previous.is_none_or(|previous| previous.sql != row.sql) {
+        if previous.is_none_or(|previous| previous.sql != row.sql || previous.name != row.name) {
             others.push(change(row, previous, Some(row)));
         }
     }

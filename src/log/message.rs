@@ -59,6 +59,23 @@ pub struct UnitChange {
     pub before: Option<Row>,
 }
 
+/// A change of one schema object, as its origin saw it: which statements make it is for the receiver to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaStep {
+    /// `table`, `index`, `view` or `trigger`.
+    pub kind: String,
+    /// The object's name; the last one that it had when it is gone.
+    pub name: String,
+    /// Its name before, where that is another one.
+    pub name_before: Option<String>,
+    /// The table that it belongs to.
+    pub table: String,
+    /// Its CREATE statement before; `None` if it was not there.
+    pub before: Option<String>,
+    /// Its CREATE statement after; `None` if it is gone.
+    pub after: Option<String>,
+}
+
 /// The part of one transaction that travels in one shard, or, of a transaction larger than a message, a piece of that part.
 /// The smallest thing that the log orders: its changes are folded together, and it holds at most one change of a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +90,8 @@ pub struct Unit {
     pub frame: u32,
     /// The transaction was found by comparing the database with what the origin last knew.
     pub repaired: bool,
+    /// Changes of the schema, which come before those of rows. They are in the first unit of every shard.
+    pub schema: Vec<SchemaStep>,
     /// The tables that the changes name.
     pub tables: Vec<Arc<TableShape>>,
     /// The changes, in the order in which they were captured.
@@ -102,6 +121,8 @@ pub struct Header {
     pub part: u32,
     /// All shards that have messages of this round.
     pub round: Vec<RoundPart>,
+    /// The round changes the schema. It holds one transaction and has a part in every shard: nothing behind it is applied before it.
+    pub barrier: bool,
 }
 
 /// What a message carries.

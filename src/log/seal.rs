@@ -25,6 +25,8 @@ pub struct Numbers {
     pub round_no: u64,
     /// Per shard the last batch number used; shards that are not here begin at 1.
     pub batch_no_last: BTreeMap<ShardId, u64>,
+    /// Whether it changes the schema.
+    pub barrier: bool,
 }
 
 /// What one message of a planned round carries.
@@ -117,7 +119,14 @@ pub fn plan(
     for (shard, contents) in contents {
         let batch_no_last = numbers.batch_no_last.get(&shard).copied().unwrap_or(0);
         for ((part, batch_no), content) in (0_u32..).zip(batch_no_last + 1..).zip(contents) {
-            let header = Header { origin, batch_no, round_no: numbers.round_no, part, round: round.clone() };
+            let header = Header {
+                origin,
+                batch_no,
+                round_no: numbers.round_no,
+                part,
+                round: round.clone(),
+                barrier: numbers.barrier,
+            };
             messages.push(PlannedMessage { shard, header, content });
         }
     }

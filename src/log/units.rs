@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::envelope::{change_bytes, shape_bytes};
-use super::message::{TableShape, Unit, UnitChange};
+use super::envelope::{change_bytes, schema_bytes, shape_bytes};
+use super::message::{SchemaStep, TableShape, Unit, UnitChange};
 
 /// The encoded size at which a unit is finished. Several fit into a message of the usual 1 MiB, so messages fill up well; a unit that is
 /// larger holds one large change.
@@ -34,6 +34,7 @@ pub struct UnitBuilder {
     unit_bytes_max: usize,
     part: u32,
     bytes: usize,
+    schema: Vec<SchemaStep>,
     tables: Vec<Arc<TableShape>>,
     table_indexes: HashMap<Arc<str>, u16>,
     changes: Vec<UnitChange>,
@@ -48,10 +49,17 @@ impl UnitBuilder {
             unit_bytes_max,
             part: 0,
             bytes: UNIT_BYTES_FIXED,
+            schema: Vec::new(),
             tables: Vec::new(),
             table_indexes: HashMap::new(),
             changes: Vec::new(),
         }
+    }
+
+    /// Adds a change of the schema. They come before the first change of a row, and together into one unit.
+    pub fn push_schema(&mut self, step: SchemaStep) {
+        self.bytes += schema_bytes(&step);
+        self.schema.push(step);
     }
 
     /// Adds a change; its `table` is set here. Returns the unit before it when the change no longer fits into that.
@@ -60,7 +68,8 @@ impl UnitBuilder {
         let known = self.index_of(shape);
         let shape_added = if known.is_none() { shape_bytes(shape) } else { 0 };
         let tables_full = known.is_none() && self.tables.len() > usize::from(u16::MAX);
-        let full = !self.changes.is_empty() && (self.bytes + bytes + shape_added > self.unit_bytes_max || tables_full);
+        let full = !(self.changes.is_empty() && self.schema.is_empty())
+            && (self.bytes + bytes + shape_added > self.unit_bytes_max || tables_full);
         let finished = if full { self.take() } else { None };
         change.table = match self.index_of(shape) {
             Some(index) => index,
@@ -98,7 +107,7 @@ impl UnitBuilder {
     }
 
     fn take(&mut self) -> Option<Unit> {
-        if self.changes.is_empty() {
+        if self.changes.is_empty() && self.schema.is_empty() {
             return None;
         }
         let unit = Unit {
@@ -107,6 +116,7 @@ impl UnitBuilder {
             salts: self.origin.salts,
             frame: self.origin.frame,
             repaired: self.origin.repaired,
+            schema: std::mem::take(&mut self.schema),
             tables: std::mem::take(&mut self.tables),
             changes: std::mem::take(&mut self.changes),
         };

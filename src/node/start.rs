@@ -10,7 +10,7 @@ use super::patience::patiently;
 use super::sent::Sent;
 use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
-use crate::apply::{Merge, Replica, State, route_by_hash};
+use crate::apply::{Merge, Replica, Route, State, TableFilter, route_by_hash};
 use crate::capture::{DatabaseFile, POSITION_BYTES, Position};
 use crate::log::{Origin, ShardId, StreamSeq};
 
@@ -107,17 +107,21 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         }
     }
 
-    let filter = if config.publish {
-        route_by_hash(crate::apply::TableFilter::new(&config.tables, &config.exclude_tables), wanted)
+    let filter = TableFilter::new(&config.tables, &config.exclude_tables);
+    let route: Route = if config.publish {
+        route_by_hash(filter.clone(), wanted)
     } else {
         // Nothing that happens here leaves the machine.
-        Box::new(|_: &_, _: &[u8]| None)
+        Box::new(|_, _| None)
     };
     let merge = match config.apply.conflict {
         Conflict::Column => Merge::Column,
         Conflict::Row => Merge::Row,
     };
-    let mut replica = Replica::new(state, filter, merge)?;
+    let mut replica = Replica::new(state, route, merge)?;
+    if config.publish {
+        replica.set_schema_travels(wanted, Box::new(move |table| filter.matches(table)));
+    }
     replica.set_send_before(config.log.before_images);
     replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));

@@ -266,9 +266,9 @@ impl Oracle {
     }
 
     fn columns(&self, table: &str, strict: bool) -> Result<Vec<DeclaredColumn>, CatalogueError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT cid, name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?1, 'main')")?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT cid, name, type, dflt_value, pk, hidden, \"notnull\" FROM pragma_table_xinfo(?1, 'main')",
+        )?;
         let rows = statement.query_map([table], |row| {
             Ok((
                 row.get::<_, i64>(0)?,
@@ -277,12 +277,13 @@ impl Oracle {
                 row.get::<_, Option<String>>(3)?,
                 row.get::<_, i64>(4)?,
                 row.get::<_, i64>(5)?,
+                row.get::<_, bool>(6)?,
             ))
         })?;
         // Asking for a default changes a schema, and no statement may be under way then.
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let mut columns = Vec::with_capacity(rows.len());
-        for (cid, name, declared_type, default, key, hidden) in rows {
+        for (cid, name, declared_type, default, key, hidden, not_null) in rows {
             let affinity = affinity_of(&declared_type, strict);
             let hidden = match hidden {
                 0 => Hidden::No,
@@ -292,6 +293,14 @@ impl Oracle {
             let default = match default {
                 Some(expression) if hidden == Hidden::No => self.default(&expression, affinity),
                 _ => Value::Null,
+            };
+            // Rows that had no such column cannot have NULL in it: an empty value then, on all nodes alike.
+            let default = match (default, affinity) {
+                (Value::Null, Affinity::Text) if not_null => Value::Text(Vec::new()),
+                (Value::Null, Affinity::None) if not_null => Value::Blob(Vec::new()),
+                (Value::Null, Affinity::Real) if not_null => Value::Real(0.0),
+                (Value::Null, Affinity::Numeric | Affinity::Integer) if not_null => Value::Integer(0),
+                (default, _) => default,
             };
             let generated = hidden == Hidden::Stored;
             let definition = Column { name, declared_type, affinity, default, generated };

@@ -10,9 +10,17 @@ const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n INT DEFAU
 
 /// One message of a round of two, from an origin that says no more: nobody applies anything behind it for a while.
 async fn publish_half_a_round(url: &str) {
-    let unit =
-        Unit { tx: 1, part: 0, salts: [0; 8], frame: 1, repaired: false, tables: Vec::new(), changes: Vec::new() };
-    let numbers = Numbers { round_no: 1, batch_no_last: BTreeMap::new() };
+    let unit = Unit {
+        tx: 1,
+        part: 0,
+        salts: [0; 8],
+        frame: 1,
+        repaired: false,
+        schema: Vec::new(),
+        tables: Vec::new(),
+        changes: Vec::new(),
+    };
+    let numbers = Numbers { round_no: 1, batch_no_last: BTreeMap::new(), barrier: false };
     let units = BTreeMap::from([(ShardId(1), vec![unit.clone()]), (ShardId(2), vec![unit])]);
     let round = seal(&units, &numbers, Origin { node_id: 99, epoch: 1 }, 1000, false);
     let context = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());

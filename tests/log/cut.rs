@@ -63,7 +63,14 @@ fn scene(random: &mut Random) -> Scene {
                 let shard = usize::from(part.shard.0) - 1;
                 for no in 0..part.message_count {
                     batch[shard] += 1;
-                    let header = Header { origin, batch_no: batch[shard], round_no, part: no, round: round.clone() };
+                    let header = Header {
+                        origin,
+                        batch_no: batch[shard],
+                        round_no,
+                        part: no,
+                        round: round.clone(),
+                        barrier: false,
+                    };
                     queue[shard].push(header);
                 }
             }
@@ -110,7 +117,7 @@ fn the_cut_is_the_models_cut() {
 fn a_round_that_names_an_unknown_shard_is_never_inside() {
     let origin = Origin { node_id: 1, epoch: 1 };
     let part = |shard| RoundPart { shard: ShardId(shard), message_count: 1 };
-    let arrived = [Header { origin, batch_no: 1, round_no: 1, part: 0, round: vec![part(1), part(9)] }];
+    let arrived = [Header { origin, batch_no: 1, round_no: 1, part: 0, round: vec![part(1), part(9)], barrier: false }];
     let folded = HashMap::new();
     assert_eq!(consistent_cut(&[CutShard { shard: ShardId(1), folded: &folded, arrived: &arrived }]), [0]);
 }
@@ -120,8 +127,9 @@ fn a_long_log_is_cut_in_a_moment() {
     // Every round spans all shards and the very last message is missing in one: everything stays but the last round.
     let origin = Origin { node_id: 1, epoch: 1 };
     let round: Vec<RoundPart> = (1..=8).map(|shard| RoundPart { shard: ShardId(shard), message_count: 1 }).collect();
-    let headers: Vec<Header> =
-        (1..=50_000).map(|no| Header { origin, batch_no: no, round_no: no, part: 0, round: round.clone() }).collect();
+    let headers: Vec<Header> = (1..=50_000)
+        .map(|no| Header { origin, batch_no: no, round_no: no, part: 0, round: round.clone(), barrier: false })
+        .collect();
     let folded = HashMap::new();
     let shards: Vec<CutShard<'_>> = (1..=8_u16)
         .map(|shard| CutShard {

@@ -196,6 +196,7 @@ fn example() -> woodchuck::log::Batch {
         salts: [0x5a, 0x1f, 0, 1, 2, 3, 4, 5],
         frame: 44,
         repaired: false,
+        schema: Vec::new(),
         tables: vec![Arc::new(shape)],
         changes,
     };
@@ -209,6 +210,7 @@ fn example() -> woodchuck::log::Batch {
                 RoundPart { shard: ShardId(2), message_count: 1 },
                 RoundPart { shard: ShardId(5), message_count: 1 },
             ],
+            barrier: false,
         },
         body: Body::Units(vec![unit]),
     }

@@ -30,7 +30,7 @@ pub fn unit(tx: u64, blob_bytes: usize) -> Unit {
         before: None,
     };
     let tables = vec![Arc::new(shape)];
-    Unit { tx, part: 0, salts: [0; 8], frame: 1, repaired: false, tables, changes: vec![change] }
+    Unit { tx, part: 0, salts: [0; 8], frame: 1, repaired: false, schema: Vec::new(), tables, changes: vec![change] }
 }
 
 /// Rounds that each have `messages` messages in every one of `shards` shards.
@@ -40,6 +40,7 @@ pub fn rounds(count: u64, shards: u16, messages: u64) -> Vec<Round> {
             let numbers = Numbers {
                 round_no: round + 1,
                 batch_no_last: (1..=shards).map(|shard| (ShardId(shard), round * messages)).collect(),
+                barrier: false,
             };
             let units: BTreeMap<ShardId, Vec<Unit>> = (1..=shards)
                 .map(|shard| (ShardId(shard), (0..messages).map(|i| unit(round * messages + i, 1000)).collect()))

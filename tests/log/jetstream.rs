@@ -255,6 +255,7 @@ async fn a_value_larger_than_max_payload_travels() {
         let numbers = Numbers {
             round_no: 1 + u64::from(compress),
             batch_no_last: BTreeMap::from([(ShardId(1), log.bounds(ShardId(1)).await.unwrap().last.0)]),
+            barrier: false,
         };
         let waiting = BTreeMap::from([(ShardId(1), units.clone())]);
         let round = seal(&waiting, &numbers, ORIGIN, log.message_bytes_max(), compress);
@@ -277,7 +278,7 @@ async fn messages_as_large_as_the_server_takes_travel() {
     let server = NatsServer::start();
     let log = shared(&open(&server, streams(1)).await);
     let largest = log.message_bytes_max();
-    let numbers = Numbers { round_no: 1, batch_no_last: BTreeMap::new() };
+    let numbers = Numbers { round_no: 1, batch_no_last: BTreeMap::new(), barrier: false };
     let waiting = BTreeMap::from([(ShardId(1), vec![unit(0, 20 * largest)])]);
     let round = seal(&waiting, &numbers, ORIGIN, largest, false);
     let count = round.messages.len();

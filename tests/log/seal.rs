@@ -15,7 +15,7 @@ use super::seeded::{Random, change, for_seeds, shape, units};
 const ORIGIN: Origin = Origin { node_id: 7, epoch: 99 };
 
 fn numbers(round_no: u64) -> Numbers {
-    Numbers { round_no, batch_no_last: BTreeMap::from([(ShardId(2), 41)]) }
+    Numbers { round_no, batch_no_last: BTreeMap::from([(ShardId(2), 41)]), barrier: false }
 }
 
 #[test]

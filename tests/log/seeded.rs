@@ -126,6 +126,7 @@ pub fn unit(random: &mut Random, tables: &[Arc<TableShape>]) -> Unit {
         salts: random.next().to_be_bytes(),
         frame: random.next() as u32,
         repaired: random.percent(20),
+        schema: Vec::new(),
         tables: tables.to_vec(),
         changes,
     }
@@ -153,6 +154,7 @@ pub fn header(random: &mut Random) -> Header {
         round_no: (random.next() >> random.below(64)).max(1),
         part: random.next() as u32 >> random.below(32),
         round,
+        barrier: random.percent(20),
     }
 }
 

@@ -85,8 +85,17 @@ fn lines_are_those_of_the_manual() {
     let lines = lines(|out| {
         let sql = "CREATE TABLE t(id INTEGER PRIMARY KEY, a)".to_owned();
         let (kind, name) = ("table".to_owned(), "t".to_owned());
-        out.schema(SchemaChange { kind, table: name.clone(), name, before: None, after: Some(sql), root_before: None })
-            .unwrap();
+        out.schema(SchemaChange {
+            kind,
+            table: name.clone(),
+            name,
+            name_before: None,
+            of_virtual: false,
+            before: None,
+            after: Some(sql),
+            root_before: None,
+        })
+        .unwrap();
         out.change(change(Op::Insert, None, row("x"))).unwrap();
         out.change(change(Op::Update, row("x"), row("y"))).unwrap();
         out.change(change(Op::Delete, row("y"), None)).unwrap();

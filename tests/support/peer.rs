@@ -186,9 +186,9 @@ impl Peer {
 }
 
 pub fn replica(state: State, merge: Merge) -> Replica {
-    let route = |table: &Table, key: &[u8]| {
+    let route = |table: &Table, key: Option<&[u8]>| {
         let routed = !table.name.starts_with("private");
-        routed.then(|| shard_of(&table.name, table.uniques.is_empty().then_some(key), SHARDS))
+        routed.then(|| shard_of(&table.name, key, SHARDS))
     };
     Replica::new(state, Box::new(route), merge).unwrap()
 }

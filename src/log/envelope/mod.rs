@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! message   zstd frame of a batch (begins 28 b5 2f fd), or a batch
-//! batch     {"woodchuck": 1, "node", "epoch", "batch", "round", "part": uint, "shards": [[shard, message_count]…],
+//! batch     {"woodchuck": 1, "node", "epoch", "batch", "round", "part": uint, "shards": [[shard, message_count]…], "barrier": true (schema),
 //!            "units": [unit…] | "piece": {"index", "count": uint, "bytes": bytes}}
-//! unit      {"tx", "part": uint, "salts": 8 bytes, "frame": uint, "repaired": bool, "tables": [table…], "changes": [change…]}
+//! unit      {"tx", "part": uint, "salts": 8 bytes, "frame": uint, "repaired": bool, "schema": [step…] (where it changes),
+//!            "tables": [table…], "changes": [change…]}
+//! step      {"kind", "name", "table": text, "name_before", "before", "after": text (where there is one)}
 //! table     {"name": text, "columns": [text…], "key": [uint…]}
 //! change    {"op": "insert" | "update" | "delete", "table": uint, "key": [value…] | "rowid": int,
 //!            "changed": [uint…] (updates), "after": [value…] (not deletes), "before": [value…] (on request)}
@@ -22,7 +24,7 @@ use thiserror::Error;
 
 pub(super) use judge::judge_place;
 pub use read::{decode, decode_header, decode_units};
-pub(super) use write::{EncodedBody, change_bytes, shape_bytes, units_from_encoded, write_batch};
+pub(super) use write::{EncodedBody, change_bytes, schema_bytes, shape_bytes, units_from_encoded, write_batch};
 pub use write::{encode, encode_unit, encode_units};
 
 /// The version that this program writes, and the only one that it reads.
@@ -71,7 +73,7 @@ pub enum EnvelopeError {
     Missing {
         /// The key.
         key: &'static str,
-        /// `batch`, `piece`, `unit`, `table` or `change`.
+        /// `batch`, `piece`, `unit`, `table`, `schema` or `change`.
         place: &'static str,
     },
     /// Readable, but its parts contradict each other.

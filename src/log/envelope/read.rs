@@ -6,7 +6,9 @@ use std::sync::Arc;
 use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
-use super::super::message::{Batch, Body, Header, Origin, RoundPart, ShardId, TableShape, Unit, UnitChange, UnitKey};
+use super::super::message::{
+    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, TableShape, Unit, UnitChange, UnitKey,
+};
 use super::judge::{judge_header, judge_unit};
 use super::{ENVELOPE_VERSION, EnvelopeError, NESTING_MAX, ZSTD_MAGIC};
 use crate::change::Op;
@@ -110,6 +112,7 @@ fn decode_head(d: &mut Decoder<'_>) -> Result<(Header, (BodyKey, u64))> {
     }
     let (mut node_id, mut epoch, mut batch_no, mut round_no, mut part, mut round) =
         (None, None, None, None, None, None);
+    let mut barrier = false;
     for keys_left in (0..keys - 1).rev() {
         let body = match next(d, Decoder::str)? {
             "node" => {
@@ -136,6 +139,10 @@ fn decode_head(d: &mut Decoder<'_>) -> Result<(Header, (BodyKey, u64))> {
                 round = Some(read_round(d)?);
                 continue;
             }
+            "barrier" => {
+                barrier = next(d, Decoder::bool)?;
+                continue;
+            }
             "units" => BodyKey::Units,
             "piece" => BodyKey::Piece,
             _ => {
@@ -153,6 +160,7 @@ fn decode_head(d: &mut Decoder<'_>) -> Result<(Header, (BodyKey, u64))> {
             round_no: round_no.ok_or_else(|| missing("round"))?,
             part: part.ok_or_else(|| missing("part"))?,
             round: round.ok_or_else(|| missing("shards"))?,
+            barrier,
         };
         judge_header(&header).map_err(EnvelopeError::Inconsistent)?;
         return Ok((header, (body, keys_left)));
@@ -197,7 +205,7 @@ fn read_units(d: &mut Decoder<'_>) -> Result<Vec<Unit>> {
 
 fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
     let (mut tx, mut part, mut salts, mut frame, mut repaired) = (None, None, None, None, false);
-    let (mut tables, mut changes) = (None, None);
+    let (mut schema, mut tables, mut changes) = (Vec::new(), None, None);
     let start = d.position();
     for _ in 0..map(d)? {
         match next(d, Decoder::str)? {
@@ -209,6 +217,7 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
             }
             "frame" => frame = Some(next(d, Decoder::u32)?),
             "repaired" => repaired = next(d, Decoder::bool)?,
+            "schema" => schema = read_list(d, read_step)?,
             "tables" => tables = Some(read_tables(d, known)?),
             "changes" => {
                 let tables = tables.as_ref().ok_or_else(|| damage(d, "\"changes\" stand before \"tables\""))?;
@@ -224,11 +233,40 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
         salts: salts.ok_or_else(|| missing("salts"))?,
         frame: frame.ok_or_else(|| missing("frame"))?,
         repaired,
+        schema,
         tables: tables.ok_or_else(|| missing("tables"))?,
         changes: changes.ok_or_else(|| missing("changes"))?,
     };
     judge_unit(&unit).map_err(|what| EnvelopeError::Inconsistent(format!("the unit at byte {start}: {what}")))?;
     Ok(unit)
+}
+
+fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
+    let (mut kind, mut name, mut table, mut name_before, mut before, mut after) = (None, None, None, None, None, None);
+    for _ in 0..map(d)? {
+        let value = match next(d, Decoder::str)? {
+            "kind" => &mut kind,
+            "name" => &mut name,
+            "table" => &mut table,
+            "name_before" => &mut name_before,
+            "before" => &mut before,
+            "after" => &mut after,
+            _ => {
+                skip(d, 0)?;
+                continue;
+            }
+        };
+        *value = Some(next(d, Decoder::str)?.to_owned());
+    }
+    let missing = |key| EnvelopeError::Missing { key, place: "schema" };
+    Ok(SchemaStep {
+        kind: kind.ok_or_else(|| missing("kind"))?,
+        name: name.ok_or_else(|| missing("name"))?,
+        table: table.ok_or_else(|| missing("table"))?,
+        name_before,
+        before,
+        after,
+    })
 }
 
 fn read_tables<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Vec<Arc<TableShape>>> {

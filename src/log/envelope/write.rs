@@ -1,6 +1,6 @@
 //! Batches to bytes. CBOR heads are written directly: memory cannot refuse a byte, and this is the path of every row.
 
-use super::super::message::{Batch, Body, Header, TableShape, Unit, UnitChange, UnitKey};
+use super::super::message::{Batch, Body, Header, SchemaStep, TableShape, Unit, UnitChange, UnitKey};
 use super::ENVELOPE_VERSION;
 use crate::change::Op;
 use crate::format::Value;
@@ -73,7 +73,7 @@ pub(in super::super) fn write_batch(header: &Header, body: EncodedBody<'_>, comp
         EncodedBody::Units(bytes) | EncodedBody::Piece { bytes, .. } => bytes.len(),
     };
     let mut out = Vec::with_capacity(160 + 12 * header.round.len() + body_bytes);
-    head(&mut out, MAP, 8);
+    head(&mut out, MAP, 8 + u64::from(header.barrier));
     key_uint(&mut out, "woodchuck", ENVELOPE_VERSION);
     key_uint(&mut out, "node", header.origin.node_id);
     key_uint(&mut out, "epoch", header.origin.epoch);
@@ -86,6 +86,10 @@ pub(in super::super) fn write_batch(header: &Header, body: EncodedBody<'_>, comp
         head(&mut out, ARRAY, 2);
         head(&mut out, UINT, part.shard.0.into());
         head(&mut out, UINT, part.message_count.into());
+    }
+    if header.barrier {
+        text(&mut out, "barrier");
+        out.push(TRUE);
     }
     match body {
         EncodedBody::Units(bytes) => {
@@ -112,7 +116,7 @@ pub(in super::super) fn write_batch(header: &Header, body: EncodedBody<'_>, comp
 }
 
 fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
-    head(out, MAP, 7);
+    head(out, MAP, 7 + u64::from(!unit.schema.is_empty()));
     key_uint(out, "tx", unit.tx);
     key_uint(out, "part", unit.part.into());
     text(out, "salts");
@@ -120,6 +124,13 @@ fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
     key_uint(out, "frame", unit.frame.into());
     text(out, "repaired");
     out.push(if unit.repaired { TRUE } else { FALSE });
+    if !unit.schema.is_empty() {
+        text(out, "schema");
+        head(out, ARRAY, unit.schema.len() as u64);
+        for step in &unit.schema {
+            push_step(out, step);
+        }
+    }
     text(out, "tables");
     head(out, ARRAY, unit.tables.len() as u64);
     for shape in &unit.tables {
@@ -129,6 +140,22 @@ fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
     head(out, ARRAY, unit.changes.len() as u64);
     for change in &unit.changes {
         push_change(out, change);
+    }
+}
+
+fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
+    let optional = [("name_before", &step.name_before), ("before", &step.before), ("after", &step.after)]
+        .map(|(key, value)| (key, value.as_deref()));
+    head(out, MAP, 3 + optional.iter().filter(|(_, value)| value.is_some()).count() as u64);
+    for (key, value) in [("kind", &step.kind), ("name", &step.name), ("table", &step.table)] {
+        text(out, key);
+        text(out, value);
+    }
+    for (key, value) in optional {
+        if let Some(value) = value {
+            text(out, key);
+            text(out, value);
+        }
     }
 }
 
@@ -263,6 +290,19 @@ pub(in super::super) fn change_bytes(change: &UnitChange) -> usize {
     let changed = change.mask.iter().filter(|changed| **changed).count() * 3;
     let rows = [&change.image, &change.before].into_iter().flatten().map(|row| row_bytes(row)).sum::<usize>();
     FIXED + key + changed + rows
+}
+
+/// The most bytes that a change of the schema takes when encoded.
+pub(in super::super) fn schema_bytes(step: &SchemaStep) -> usize {
+    let texts = [
+        Some(&step.kind),
+        Some(&step.name),
+        Some(&step.table),
+        step.name_before.as_ref(),
+        step.before.as_ref(),
+        step.after.as_ref(),
+    ];
+    96 + texts.into_iter().flatten().map(String::len).sum::<usize>()
 }
 
 /// The most bytes that a table's shape takes when encoded.

@@ -34,6 +34,7 @@ use super::waiting::FoldedOf;
 use crate::apply::{Blocked, InFlight, Replica};
 use crate::capture::{Position, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
+use crate::schema::Catalogue;
 
 /// How long a busy application is followed before anything else gets its turn.
 const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
@@ -122,6 +123,9 @@ pub(super) struct Database {
     log: LogState,
     behind: catching_up::Behind,
     incomplete: incomplete::Incomplete,
+    /// The schema under which every table's rows were last found to travel in order, and whether publishing waits for such a one.
+    in_order: Option<Arc<Catalogue>>,
+    is_waiting_for_order: bool,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
@@ -168,6 +172,8 @@ impl Database {
             log: LogState::default(),
             behind: catching_up::Behind::default(),
             incomplete: incomplete::Incomplete::default(),
+            in_order: None,
+            is_waiting_for_order: false,
             verifying: verifying::Verifying::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),

@@ -1,6 +1,7 @@
 //! Rounds: sealed one at a time, and sent again until the log has them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Database, RoundUnderWay};
 use crate::apply::SealLimits;
@@ -34,6 +35,37 @@ impl Database {
         })
     }
 
+    /// Whether rows travel in many shards although a UNIQUE index says by now that they can be in each other's way. What is captured waits
+    /// until that is decided.
+    fn is_out_of_order(&mut self) -> bool {
+        let catalogue = self.attached.follower.catalogue();
+        if self.shards.len() > 1 && !self.in_order.as_ref().is_some_and(|known| Arc::ptr_eq(known, catalogue)) {
+            let is_unique = |name: &str| catalogue.table(name).is_some_and(|table| !table.uniques.is_empty());
+            let names = self.replica.state().tables_out_of_order(is_unique);
+            if !names.is_empty() {
+                let text = format!(
+                    "publishing waits: UNIQUE was added to a table whose rows already travel in {} shards, where nothing orders those that collide: {}",
+                    self.shards.len(),
+                    names.join(", ")
+                );
+                if !self.is_waiting_for_order {
+                    tracing::error!("{text}");
+                    tracing::error!(
+                        "hint: drop the index, or begin anew on new streams with all nodes (--stream-prefix)"
+                    );
+                    self.reporter.trouble(text);
+                    self.is_waiting_for_order = true;
+                }
+                return true;
+            }
+            self.in_order = Some(Arc::clone(catalogue));
+        }
+        if std::mem::take(&mut self.is_waiting_for_order) {
+            self.reporter.trouble(String::new());
+        }
+        false
+    }
+
     /// Seals the next round if none is under way, and hands out as much of it as the network takes.
     ///
     /// While there are suspects nothing is sealed. What was sealed before goes out, and must: the part of a round that the log has already
@@ -55,7 +87,7 @@ impl Database {
                 message_bytes_max: wanted.min(MESSAGE_BYTES_WANTED),
                 shard_messages_max: usize::try_from(self.config.log.max_entries / 2).unwrap_or(usize::MAX).max(1),
             };
-            if self.is_ahead_of_itself() {
+            if self.is_ahead_of_itself() || self.is_out_of_order() {
                 return Ok(());
             }
             self.to_send = self.replica.seal(limits)?.into();

@@ -1,0 +1,169 @@
+//! What became of names: a change that was made under an old one finds its table and column, and one of something that is gone finds that
+//! it is gone.
+//!
+//! A name that is there again means what is there. So names are looked up here only when they are not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::error::ApplyError;
+use super::schema_steps::{ColumnStep, step_digest};
+use super::shape::Tables;
+use super::state::{State, from_db, origin_bytes, to_db};
+use crate::log::{Origin, SchemaStep};
+use crate::schema::Table;
+
+/// Under this name of a column stands what became of the table itself.
+const ITSELF: &str = "";
+
+/// Renames that are followed at most: a circle of them leads nowhere.
+const RENAMES_MAX: usize = 64;
+
+/// What a name means now.
+#[derive(Debug)]
+pub(super) enum Named {
+    /// This table.
+    Table(Arc<Table>),
+    /// It was dropped.
+    Gone,
+    /// Nobody has ever told.
+    Unknown,
+}
+
+impl State {
+    /// The table that had this name when a change was made.
+    pub(super) fn table_named(&self, tables: &dyn Tables, name: &str) -> Result<Named, ApplyError> {
+        let mut name = name.to_owned();
+        for _ in 0..RENAMES_MAX {
+            if let Some(table) = tables.table(&name) {
+                return Ok(Named::Table(table));
+            }
+            match self.name_now(&name, ITSELF)? {
+                Some(Some(now)) => name = now,
+                Some(None) => return Ok(Named::Gone),
+                None => return Ok(Named::Unknown),
+            }
+        }
+        Ok(Named::Unknown)
+    }
+
+    /// What columns of a table are called now, by the name in lower case that they had; `None` for those that are gone.
+    pub(super) fn columns_named(&self, table: &str) -> Result<HashMap<String, Option<String>>, ApplyError> {
+        let sql = "SELECT column_name, now FROM names WHERE table_name = ?1 AND column_name <> ''";
+        let mut found = self.db.prepare_cached(sql)?;
+        let found = found.query_map([table.to_ascii_lowercase()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(found.collect::<rusqlite::Result<_>>()?)
+    }
+
+    fn name_now(&self, table: &str, column: &str) -> Result<Option<Option<String>>, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT now FROM names WHERE table_name = ?1 AND column_name = ?2")?;
+        let mut rows = found.query([table.to_ascii_lowercase(), column.to_ascii_lowercase()])?;
+        Ok(match rows.next()? {
+            Some(row) => Some(row.get(0)?),
+            None => None,
+        })
+    }
+
+    fn set_name(&self, table: &str, column: &str, now: Option<&str>) -> Result<(), ApplyError> {
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO names(table_name, column_name, now) VALUES(?1, ?2, ?3)")?
+            .execute(params![
+                table.to_ascii_lowercase(),
+                column.to_ascii_lowercase(),
+                now.map(str::to_ascii_lowercase)
+            ])?;
+        Ok(())
+    }
+
+    fn forget_name(&self, table: &str, column: &str) -> Result<(), ApplyError> {
+        let of = [table.to_ascii_lowercase(), column.to_ascii_lowercase()];
+        self.db.prepare_cached("DELETE FROM names WHERE table_name = ?1 AND column_name = ?2")?.execute(of)?;
+        Ok(())
+    }
+
+    /// Takes note of a change of the schema that was made here, or is about to be. `columns` is what it does to those of a table.
+    pub(super) fn note_step(&mut self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
+        self.db
+            .prepare_cached("INSERT OR IGNORE INTO schema_steps(digest) VALUES(?1)")?
+            .execute([step_digest(step)])?;
+        if step.kind != "table" {
+            return Ok(());
+        }
+        match (&step.before, &step.after) {
+            (_, None) => {
+                self.clear_base(&step.name)?;
+                self.forget_names(&step.name)?;
+                self.set_name(&step.name, ITSELF, None)?;
+            }
+            (None, Some(_)) => self.forget_names(&step.name)?,
+            (Some(_), Some(_)) => {
+                if let Some(before) = &step.name_before {
+                    self.note_renamed(before, &step.name)?;
+                }
+                for column in columns {
+                    match column {
+                        ColumnStep::Add { name, .. } => self.forget_name(&step.name, name)?,
+                        ColumnStep::Drop { name } => self.set_name(&step.name, name, None)?,
+                        ColumnStep::Rename { from, to } => {
+                            self.forget_name(&step.name, to)?;
+                            self.set_name(&step.name, from, Some(to))?;
+                        }
+                    }
+                }
+            }
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// Whether this very change was made here before, whatever became of it since.
+    pub(super) fn was_step_made(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
+        Ok(self.db.prepare_cached("SELECT 1 FROM schema_steps WHERE digest = ?1")?.exists([step_digest(step)])?)
+    }
+
+    /// The last round of an origin whose change of the schema was made here.
+    pub(super) fn schema_round(&self, origin: Origin) -> Result<u64, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT round_no FROM schema_rounds WHERE origin = ?1")?;
+        Ok(found.query_row([origin_bytes(origin)], |row| row.get(0)).optional()?.map_or(0, from_db))
+    }
+
+    pub(super) fn set_schema_round(&self, origin: Origin, round_no: u64) -> Result<(), ApplyError> {
+        let sql = "INSERT INTO schema_rounds(origin, round_no) VALUES(?1, ?2)
+            ON CONFLICT DO UPDATE SET round_no = excluded.round_no";
+        self.db.prepare_cached(sql)?.execute(params![origin_bytes(origin), to_db(round_no)])?;
+        Ok(())
+    }
+
+    fn forget_names(&self, table: &str) -> Result<(), ApplyError> {
+        self.db.prepare_cached("DELETE FROM names WHERE table_name = ?1")?.execute([table.to_ascii_lowercase()])?;
+        Ok(())
+    }
+
+    /// The table keeps its number, what is in base and what became of its columns.
+    fn note_renamed(&mut self, before: &str, now: &str) -> Result<(), ApplyError> {
+        if before.eq_ignore_ascii_case(now) {
+            return Ok(());
+        }
+        self.forget_names(now)?;
+        let of = [before.to_ascii_lowercase(), now.to_ascii_lowercase()];
+        self.db
+            .prepare_cached("UPDATE names SET table_name = ?2 WHERE table_name = ?1 AND column_name <> ''")?
+            .execute([&of[0], &of[1]])?;
+        self.set_name(before, ITSELF, Some(now))?;
+        // What had the name before is gone, and its number with it.
+        let gone = self.tables.get(&of[1]).map(|table| table.id);
+        if let Some(id) = gone {
+            self.clear_base(now)?;
+            let unused = format!("{now} (gone, {id})");
+            self.db.prepare_cached("UPDATE tables SET name = ?2 WHERE id = ?1")?.execute(params![id, unused])?;
+            self.tables.remove(&of[1]);
+        }
+        if let Some(table) = self.tables.remove(&of[0]) {
+            self.db.prepare_cached("UPDATE tables SET name = ?2 WHERE id = ?1")?.execute(params![table.id, now])?;
+            self.tables.insert(of[1].clone(), table);
+        }
+        Ok(())
+    }
+}

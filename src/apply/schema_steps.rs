@@ -1,0 +1,454 @@
+//! Changes of the schema that were made elsewhere: the smallest statements that make them here.
+//!
+//! A step says what the object's CREATE statement was and what it is. Statements that lead from the one to the other are tried on an empty
+//! database first; those that end at exactly the statement wanted are made here, and where none do the table is rebuilt as SQLite's
+//! documentation has it. Whatever is as wanted already is left alone, so a step may come more than once.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::connection::Bound;
+use super::error::{ApplyError, Cannot};
+use super::names::Named;
+use super::net_effect::SchemaEffect;
+use super::sql::quoted;
+use super::state::State;
+use crate::format::PageNo;
+use crate::log::SchemaStep;
+use crate::schema::{Catalogue, Identity, SchemaRow, Table};
+
+/// What a change of a table does to its columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ColumnStep {
+    /// A new one behind the others.
+    Add {
+        /// Its name.
+        name: String,
+        /// Its definition, with the name; empty where no statement can add it.
+        definition: String,
+    },
+    /// One is gone.
+    Drop {
+        /// Its name.
+        name: String,
+    },
+    /// One has another name.
+    Rename {
+        /// Its name before.
+        from: String,
+        /// Its name now.
+        to: String,
+    },
+}
+
+/// How one CREATE TABLE becomes another.
+#[derive(Debug)]
+pub(super) struct Alteration {
+    /// What happens to columns.
+    pub(super) columns: Vec<ColumnStep>,
+    /// `columns` as ALTER TABLE statements lead to the statement wanted.
+    is_alter: bool,
+    /// The statement before under the name after.
+    renamed: String,
+}
+
+/// Tells steps apart: the object and what it became.
+pub(super) fn step_digest(step: &SchemaStep) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for text in [&step.kind, &step.name.to_ascii_lowercase()] {
+        hasher.update(text.as_bytes()).update(&[0]);
+    }
+    for text in [&step.before, &step.after] {
+        hasher.update(text.as_deref().unwrap_or_default().as_bytes()).update(&[0]);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
+    conn.prepare_cached(
+        "SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE AND sql IS NOT NULL",
+    )?
+    .query_row([kind, name], |row| row.get(0))
+    .optional()
+}
+
+fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut found = conn.prepare("SELECT name FROM pragma_table_xinfo(?1)")?;
+    found.query_map([table], |row| row.get(0))?.collect()
+}
+
+/// Works out how a table's statement became another one. Without a way by ALTER TABLE the columns are still told.
+///
+/// # Errors
+/// When SQLite does not take one of the statements.
+pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqlite::Result<Alteration> {
+    let wanted = Connection::open_in_memory()?;
+    wanted.execute(after, [])?;
+    let scratch = Connection::open_in_memory()?;
+    scratch.execute(before, [])?;
+    let old_name = step.name_before.as_ref().unwrap_or(&step.name);
+    if old_name != &step.name {
+        scratch.execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(old_name), quoted(&step.name)), [])?;
+    }
+    let renamed = sql_of(&scratch, "table", &step.name)?.unwrap_or_default();
+    let (old, new) = (columns_of(&scratch, &step.name)?, columns_of(&wanted, &step.name)?);
+    let lacks = |all: &[String], name: &String| !all.iter().any(|other| other.eq_ignore_ascii_case(name));
+    let gone: Vec<&String> = old.iter().filter(|name| lacks(&new, name)).collect();
+    let come: Vec<&String> = new.iter().filter(|name| lacks(&old, name)).collect();
+    let place = |all: &[String], name: &String| all.iter().position(|other| other == name);
+    let pairs = gone.len() == come.len()
+        && old.len() == new.len()
+        && gone.iter().zip(&come).all(|(gone, come)| place(&old, gone) == place(&new, come));
+    if pairs && !gone.is_empty() {
+        let rename = |(from, to): (&&String, &&String)| ColumnStep::Rename { from: (*from).clone(), to: (*to).clone() };
+        let columns: Vec<ColumnStep> = gone.iter().zip(&come).map(rename).collect();
+        if leads_to(&scratch, &step.name, &columns, after)? {
+            return Ok(Alteration { columns, is_alter: true, renamed });
+        }
+    }
+    let dropped = gone.iter().map(|name| ColumnStep::Drop { name: (*name).clone() });
+    let mut columns: Vec<ColumnStep> = dropped.collect();
+    let added = added(&scratch, &step.name, &columns, &come, after)?;
+    let is_known =
+        added.iter().all(|step| !matches!(step, ColumnStep::Add { definition, .. } if definition.is_empty()));
+    columns.extend(added);
+    let is_alter = is_known && leads_to(&scratch, &step.name, &columns, after)?;
+    Ok(Alteration { columns, is_alter, renamed })
+}
+
+/// The columns that come, with their definitions where the statement after is the one before with something put in.
+fn added(
+    scratch: &Connection,
+    table: &str,
+    dropped: &[ColumnStep],
+    come: &[&String],
+    after: &str,
+) -> rusqlite::Result<Vec<ColumnStep>> {
+    let unknown = || come.iter().map(|name| ColumnStep::Add { name: (*name).clone(), definition: String::new() });
+    if come.is_empty() {
+        return Ok(Vec::new());
+    }
+    scratch.execute_batch("SAVEPOINT without")?;
+    let done = dropped.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
+    let now = sql_of(scratch, "table", table);
+    scratch.execute_batch("ROLLBACK TO without; RELEASE without")?;
+    let (Ok(()), Some(now)) = (done, now?) else { return Ok(unknown().collect()) };
+    let same = now.bytes().zip(after.bytes()).take_while(|(a, b)| a == b).count();
+    let end = now.bytes().rev().zip(after.bytes().rev()).take_while(|(a, b)| a == b).count();
+    // Where both begin and end alike the same bytes can count on either side.
+    let begin = same.min(now.len().saturating_sub(end.min(now.len())));
+    let put_in = after.len().checked_sub(now.len()).and_then(|length| after.get(begin..begin + length));
+    let definitions: Vec<&str> = match put_in.map(|text| text.trim_start().strip_prefix(',')) {
+        Some(Some(text)) => definitions(text),
+        // What is put in can begin with what stands behind the place, and the comma at its end.
+        _ => Vec::new(),
+    };
+    if definitions.len() != come.len() {
+        return Ok(unknown().collect());
+    }
+    let add =
+        |(name, text): (&&String, &str)| ColumnStep::Add { name: (*name).clone(), definition: text.trim().to_owned() };
+    Ok(come.iter().zip(definitions).map(add).collect())
+}
+
+/// Cuts a list of column definitions at its commas, not at those in brackets, texts, names and comments.
+fn definitions(text: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut depth, mut start, mut quote) = (0_i32, 0, None);
+    for (at, byte) in text.bytes().enumerate() {
+        match (quote, byte) {
+            (Some(end), byte) if byte == end => quote = None,
+            (Some(_), _) => {}
+            (None, b'\'' | b'"' | b'`') => quote = Some(byte),
+            (None, b'[') => quote = Some(b']'),
+            (None, b'(') => depth += 1,
+            (None, b')') => depth -= 1,
+            (None, b',') if depth == 0 => {
+                parts.extend(text.get(start..at));
+                start = at + 1;
+            }
+            (None, _) => {}
+        }
+    }
+    parts.extend(text.get(start..));
+    parts
+}
+
+fn statement(table: &str, step: &ColumnStep) -> String {
+    let table = quoted(table);
+    match step {
+        ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
+        ColumnStep::Drop { name } => format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name)),
+        ColumnStep::Rename { from, to } => {
+            format!("ALTER TABLE {table} RENAME COLUMN {} TO {}", quoted(from), quoted(to))
+        }
+    }
+}
+
+/// Whether the statements lead to `after`. The scratch database is as it was.
+fn leads_to(scratch: &Connection, table: &str, columns: &[ColumnStep], after: &str) -> rusqlite::Result<bool> {
+    scratch.execute_batch("SAVEPOINT attempt")?;
+    let done = columns.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
+    let now = sql_of(scratch, "table", table);
+    scratch.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
+    Ok(done.is_ok() && now?.as_deref() == Some(after))
+}
+
+/// The tables of an open connection, as they are within its transaction.
+pub(super) fn catalogue_of(conn: &Connection) -> Result<Catalogue, ApplyError> {
+    let failed = |source| ApplyError::Database { doing: "reading the schema", source };
+    let mut found = conn
+        .prepare("SELECT type, name, tbl_name, rootpage, sql FROM main.sqlite_schema ORDER BY rowid")
+        .map_err(failed)?;
+    let row = |row: &rusqlite::Row<'_>| {
+        let root: Option<i64> = row.get(3)?;
+        Ok(SchemaRow {
+            kind: row.get(0)?,
+            name: row.get(1)?,
+            table: row.get(2)?,
+            root: root.and_then(|root| PageNo::new(u32::try_from(root).ok()?)),
+            sql: row.get(4)?,
+        })
+    };
+    let rows = found.query_map([], row).and_then(Iterator::collect).map_err(failed)?;
+    let written_by = u32::try_from(rusqlite::version_number()).unwrap_or_default();
+    Catalogue::build(rows, written_by).map_err(|_| ApplyError::Damaged { what: "the schema of the database" })
+}
+
+/// All of the schema as an effect, to be compared with itself later.
+fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
+    let failed = |source| ApplyError::Database { doing: "reading the schema", source };
+    let mut found =
+        conn.prepare_cached("SELECT type, name, sql FROM main.sqlite_schema WHERE sql IS NOT NULL").map_err(failed)?;
+    let mut rows = found.query([]).map_err(failed)?;
+    let mut effect = SchemaEffect::default();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let texts = (row.get(0), row.get(1), row.get(2));
+        let (kind, name, sql): (String, String, String) =
+            (texts.0.map_err(failed)?, texts.1.map_err(failed)?, texts.2.map_err(failed)?);
+        effect.toggle(&kind, &name, &sql);
+    }
+    Ok(effect)
+}
+
+/// Makes steps on a connection that holds the write lock.
+pub(super) struct Maker<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) state: &'a mut State,
+}
+
+impl Maker<'_> {
+    /// Makes all of them, and tells what that did to the schema; nothing where all was as wanted.
+    pub(super) fn make(&mut self, steps: &[SchemaStep]) -> Result<SchemaEffect, ApplyError> {
+        let mut effect = schema_effect(self.conn)?;
+        for step in steps {
+            self.make_one(step)?;
+        }
+        effect.merge(&schema_effect(self.conn)?);
+        Ok(effect)
+    }
+
+    fn refused(step: &SchemaStep) -> impl Fn(rusqlite::Error) -> ApplyError {
+        let (kind, name) = (step.kind.clone(), step.name.clone());
+        move |source| ApplyError::schema(&kind, &name, source)
+    }
+
+    fn make_one(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        let refused = Maker::refused(step);
+        let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
+        match (&step.before, &step.after) {
+            (_, None) => {
+                self.state.note_step(step, &[])?;
+                if here.is_some() {
+                    self.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)))?;
+                }
+                Ok(())
+            }
+            (None, Some(after)) => match here {
+                Some(here) if here == *after => self.state.note_step(step, &[]),
+                Some(here) => self.differs(step, here, after),
+                None if self.belongs_to_nothing(step)? => Ok(()),
+                None => {
+                    self.state.note_step(step, &[])?;
+                    self.run(step, after)
+                }
+            },
+            (Some(before), Some(after)) if step.kind == "table" => self.alter(step, before, after),
+            (Some(before), Some(after)) => match here {
+                Some(here) if here == *after => Ok(()),
+                Some(here) if here != *before => self.differs(step, here, after),
+                None if self.belongs_to_nothing(step)? => Ok(()),
+                here => {
+                    if here.is_some() {
+                        self.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)))?;
+                    }
+                    self.run(step, after)
+                }
+            },
+        }
+    }
+
+    /// An index or a trigger of a table that was dropped since: it has gone with it.
+    fn belongs_to_nothing(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
+        if step.kind == "table" || step.kind == "view" {
+            return Ok(false);
+        }
+        Ok(matches!(self.named_now(&step.table)?, Named::Gone))
+    }
+
+    fn named_now(&self, name: &str) -> Result<Named, ApplyError> {
+        let there = sql_of(self.conn, "table", name).map_err(|source| ApplyError::schema("table", name, source))?;
+        match there {
+            // The tables that the caller knows are those before the first step.
+            Some(_) => Ok(Named::Unknown),
+            None => self.state.table_named(&|_: &str| None::<Arc<Table>>, name),
+        }
+    }
+
+    /// What is here is neither what the step begins with nor what it ends with.
+    fn differs(&self, step: &SchemaStep, here: String, after: &str) -> Result<(), ApplyError> {
+        if self.state.was_step_made(step)? {
+            return Ok(());
+        }
+        let (kind, name) = (step.kind.clone(), step.name.clone());
+        Err(Cannot::SchemaDiffers { kind, name, ours: here, theirs: after.to_owned() }.into())
+    }
+
+    fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
+        let begins = |word: &str| sql.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word));
+        if !["create", "alter", "drop"].into_iter().any(begins) {
+            return Err(ApplyError::Damaged { what: "a change of the schema" });
+        }
+        self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
+    }
+
+    fn alter(&mut self, step: &SchemaStep, before: &str, after: &str) -> Result<(), ApplyError> {
+        let refused = Maker::refused(step);
+        let way = alteration(step, before, after).map_err(&refused)?;
+        if let Some(old_name) = &step.name_before
+            && sql_of(self.conn, "table", old_name).map_err(&refused)?.is_some()
+            && (old_name.eq_ignore_ascii_case(&step.name)
+                || sql_of(self.conn, "table", &step.name).map_err(&refused)?.is_none())
+        {
+            self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(old_name), quoted(&step.name)))?;
+        }
+        let Some(here) = sql_of(self.conn, "table", &step.name).map_err(&refused)? else {
+            return match self.named_now(&step.name)? {
+                Named::Gone => Ok(()),
+                Named::Table(_) | Named::Unknown => Err(Cannot::NoTable { table: step.name.clone() }.into()),
+            };
+        };
+        if here == after {
+            return self.state.note_step(step, &way.columns);
+        }
+        if way.is_alter {
+            let has = |name: &String, all: &[String]| all.iter().any(|other| other.eq_ignore_ascii_case(name));
+            for column in &way.columns {
+                let all = columns_of(self.conn, &step.name).map_err(&refused)?;
+                let is_due = match column {
+                    ColumnStep::Add { name, .. } => !has(name, &all),
+                    ColumnStep::Drop { name } => has(name, &all),
+                    ColumnStep::Rename { from, to } => has(from, &all) && !has(to, &all),
+                };
+                if is_due {
+                    self.run(step, &statement(&step.name, column))?;
+                }
+            }
+            return self.state.note_step(step, &way.columns);
+        }
+        if here != way.renamed && here != *before {
+            return self.differs(step, here, after);
+        }
+        self.state.note_step(step, &way.columns)?;
+        self.rebuild(step, after)
+    }
+
+    /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
+    fn rebuild(&self, step: &SchemaStep, after: &str) -> Result<(), ApplyError> {
+        let refused = Maker::refused(step);
+        let old_catalogue = catalogue_of(self.conn)?;
+        let lower = step.name.to_ascii_lowercase();
+        let taken: BTreeSet<String> = old_catalogue.rows().iter().map(|row| row.name.to_ascii_lowercase()).collect();
+        let aside = (0_u32..).map(|no| format!("woodchuck_old_{no}")).find(|name| !taken.contains(name));
+        let aside = aside.unwrap_or_default();
+        let stood: Vec<&SchemaRow> = old_catalogue
+            .rows()
+            .iter()
+            .filter(|row| {
+                row.table.eq_ignore_ascii_case(&step.name) && matches!(row.kind.as_str(), "index" | "trigger")
+            })
+            .filter(|row| row.sql.is_some())
+            .collect();
+        let sequence: Option<i64> = if taken.contains("sqlite_sequence") {
+            let found = self.conn.query_row(
+                "SELECT seq FROM sqlite_sequence WHERE name = ?1 COLLATE NOCASE",
+                [&lower],
+                |row| row.get(0),
+            );
+            found.optional().map_err(&refused)?
+        } else {
+            None
+        };
+        // The old way of renaming leaves alone what speaks of the table, which is soon there again.
+        self.pragma("legacy_alter_table = ON", &refused)?;
+        let moved = self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(&step.name), quoted(&aside)));
+        self.pragma("legacy_alter_table = OFF", &refused)?;
+        moved?;
+        self.run(step, after)?;
+        let catalogue = catalogue_of(self.conn)?;
+        let (Some(old), Some(new)) = (catalogue.table(&aside), catalogue.table(&step.name)) else {
+            return Err(Cannot::NoTable { table: step.name.clone() }.into());
+        };
+        self.copy(&aside, old, new, &refused)?;
+        self.run(step, &format!("DROP TABLE {}", quoted(&aside)))?;
+        if let Some(sequence) = sequence {
+            let keep = "UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1 COLLATE NOCASE";
+            if self.conn.execute(keep, params![lower, sequence]).map_err(&refused)? == 0 && new.autoincrement {
+                let keep = "INSERT INTO sqlite_sequence(name, seq) VALUES(?1, ?2)";
+                self.conn.execute(keep, params![new.name, sequence]).map_err(&refused)?;
+            }
+        }
+        stood.iter().filter_map(|row| row.sql.as_ref()).try_for_each(|sql| self.run(step, sql))
+    }
+
+    fn pragma(&self, setting: &str, refused: &dyn Fn(rusqlite::Error) -> ApplyError) -> Result<(), ApplyError> {
+        self.conn.execute_batch(&format!("PRAGMA {setting}")).map_err(refused)
+    }
+
+    fn copy(
+        &self,
+        from: &str,
+        old: &Table,
+        new: &Table,
+        refused: &dyn Fn(rusqlite::Error) -> ApplyError,
+    ) -> Result<(), ApplyError> {
+        let there: HashMap<String, &str> =
+            old.columns.iter().map(|column| (column.name.to_ascii_lowercase(), column.name.as_str())).collect();
+        let (mut into, mut values, mut bound) = (Vec::new(), Vec::new(), Vec::new());
+        for column in new.columns.iter().filter(|column| !column.generated) {
+            into.push(quoted(&column.name));
+            match there.get(&column.name.to_ascii_lowercase()) {
+                Some(name) => values.push(quoted(name)),
+                // As rows that come later without the column get it.
+                None => {
+                    bound.push(Bound(&column.default));
+                    values.push(format!("?{}", bound.len()));
+                }
+            }
+        }
+        if let (Identity::Rowid, Some(ours), Some(theirs)) = (&new.identity, new.rowid_name, old.rowid_name) {
+            into.push(ours.to_owned());
+            values.push(theirs.to_owned());
+        }
+        let sql = format!(
+            "INSERT INTO {}({}) SELECT {} FROM {}",
+            quoted(&new.name),
+            into.join(", "),
+            values.join(", "),
+            quoted(from)
+        );
+        self.conn.execute(&sql, rusqlite::params_from_iter(bound)).map(drop).map_err(refused)
+    }
+}

@@ -1,0 +1,147 @@
+//! Changes of the schema on a running cluster.
+
+use rusqlite::Connection;
+
+use crate::support::cluster::{Cluster, wait_for};
+
+const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b INT);
+    CREATE INDEX t_a ON t(a);
+    INSERT INTO t VALUES(1, 'one', 1), (2, 'two', 2), (3, 'three', 3)";
+
+fn schema_of(cluster: &Cluster, node: usize) -> Vec<(String, String, String)> {
+    let conn = Connection::open(&cluster.nodes[node].db).unwrap();
+    let sql = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name";
+    let mut found = conn.prepare(sql).unwrap();
+    let rows = found.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    rows.collect::<rusqlite::Result<_>>().unwrap()
+}
+
+/// Waits until all nodes are equal, in their schemas as well, and sound.
+fn settle(cluster: &Cluster) {
+    let count = cluster.nodes.len();
+    wait_for("equal schemas", || {
+        let all: Vec<_> = (0..count).map(|node| schema_of(cluster, node)).collect();
+        match all.windows(2).all(|pair| pair[0] == pair[1]) {
+            true => Ok(()),
+            false => Err(format!("{all:#?}")),
+        }
+    });
+    cluster.settle();
+    for node in &cluster.nodes {
+        assert_eq!(node.value("PRAGMA integrity_check"), "'ok'");
+        let status = node.status().unwrap();
+        assert!(status.last_error.is_empty(), "{}", status.last_error);
+    }
+}
+
+#[test]
+fn each_kind_of_change_arrives_and_rows_around_it_are_whole() {
+    let cluster = Cluster::start(3, SCHEMA);
+    let steps = [
+        "ALTER TABLE t ADD COLUMN c TEXT DEFAULT 'new'",
+        "UPDATE t SET c = 'set' WHERE id = 2; INSERT INTO t VALUES(4, 'four', 4, 'given')",
+        "CREATE TABLE u(k TEXT PRIMARY KEY, v) WITHOUT ROWID; INSERT INTO u VALUES('x', 1), ('y', 2)",
+        "ALTER TABLE t RENAME COLUMN b TO number; UPDATE t SET number = number * 10",
+        "ALTER TABLE u RENAME TO named; INSERT INTO named VALUES('z', 3)",
+        "CREATE VIEW seen AS SELECT a, number FROM t; CREATE TRIGGER noted AFTER INSERT ON t BEGIN UPDATE named SET v = v + 1 WHERE k = 'x'; END",
+        "INSERT INTO t(id, a) VALUES(5, 'five')",
+        "ALTER TABLE t DROP COLUMN c",
+        "DROP INDEX t_a; CREATE INDEX t_number ON t(number DESC)",
+        "BEGIN; CREATE TABLE w(id INTEGER PRIMARY KEY, x UNIQUE); INSERT INTO w VALUES(1, 'a'), (2, 'b'); DROP TRIGGER noted; DROP VIEW seen; COMMIT",
+        "DROP TABLE named",
+    ];
+    for (turn, sql) in steps.iter().enumerate() {
+        let node = &cluster.nodes[turn % 3];
+        node.sql(sql);
+        println!("{sql}");
+        settle(&cluster);
+    }
+    assert_eq!(cluster.nodes[0].value("SELECT group_concat(number) FROM t"), "'10,20,30,40'");
+}
+
+/// The way in which Django, Alembic and SQLite's own documentation change a table: a new one, filled from the old one, under its name.
+#[test]
+fn a_table_that_is_rebuilt_keeps_the_rows_that_others_wrote_meanwhile() {
+    let mut cluster = Cluster::start(3, SCHEMA);
+    cluster.nodes[1].sql("UPDATE t SET b = 20 WHERE id = 2");
+    settle(&cluster);
+    // None of this can have been seen by the node that rebuilds.
+    cluster.server.kill();
+    cluster.nodes[1]
+        .sql("INSERT INTO t VALUES(99, 'meanwhile', 99); UPDATE t SET b = 33 WHERE id = 3; DELETE FROM t WHERE id = 1");
+    cluster.nodes[0].sql(
+        "PRAGMA foreign_keys = OFF; BEGIN;
+         CREATE TABLE new__t(id INTEGER PRIMARY KEY AUTOINCREMENT, a TEXT NOT NULL, b INT, kind TEXT NOT NULL CHECK (kind <> 'x'));
+         INSERT INTO new__t(id, a, b, kind) SELECT id, a, b, 'plain' FROM t;
+         DROP TABLE t; ALTER TABLE new__t RENAME TO t;
+         CREATE INDEX t_a ON t(a); CREATE INDEX t_kind ON t(kind); COMMIT",
+    );
+    cluster.nodes[0].sql("INSERT INTO t(id, a, b, kind) VALUES(50, 'after', 50, 'own')");
+    cluster.nodes[2].sql("UPDATE t SET a = 'TWO' WHERE id = 2");
+    cluster.server.restart();
+    settle(&cluster);
+    let found = cluster.nodes[2].value("SELECT group_concat(id || ' ' || a || ' ' || b || ' ' || kind, '; ') FROM t");
+    assert_eq!(found, "'2 TWO 20 plain; 3 three 33 plain; 50 after 50 own; 99 meanwhile 99 '");
+}
+
+#[test]
+fn changes_of_one_table_that_meet_leave_one_schema() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    cluster.server.kill();
+    cluster.nodes[0]
+        .sql("ALTER TABLE t ADD COLUMN x INT; UPDATE t SET x = id; CREATE TABLE both(id INTEGER PRIMARY KEY, v)");
+    cluster.nodes[1]
+        .sql("ALTER TABLE t ADD COLUMN y INT; UPDATE t SET y = id * 2; CREATE TABLE both(id INTEGER PRIMARY KEY, v)");
+    cluster.nodes[1].sql("INSERT INTO both VALUES(1, 'of two'); ALTER TABLE t DROP COLUMN a");
+    cluster.nodes[0].sql("INSERT INTO both VALUES(2, 'of one'); UPDATE t SET a = 'gone' WHERE id = 1");
+    cluster.server.restart();
+    wait_for("equal rows", || {
+        let all: Vec<String> = cluster
+            .nodes
+            .iter()
+            .map(|node| node.value("SELECT (SELECT group_concat(concat_ws(' ', id, b, x, y), '; ') FROM t) || (SELECT group_concat(v) FROM both)"))
+            .collect();
+        let wanted = "'1 1 1 2; 2 2 2 4; 3 3 3 6of two,of one'";
+        if all.iter().all(|found| found == wanted) { Ok(()) } else { Err(format!("{all:?}")) }
+    });
+    cluster.stop();
+}
+
+#[test]
+fn definitions_that_cannot_be_made_one_stop_and_go_on_by_themselves() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    cluster.server.kill();
+    cluster.nodes[0].sql("CREATE TABLE u(id INTEGER PRIMARY KEY, v TEXT)");
+    cluster.nodes[1].sql("CREATE TABLE u(id INTEGER PRIMARY KEY, v INT)");
+    cluster.nodes[0].sql("INSERT INTO t VALUES(10, 'behind', 1)");
+    cluster.server.restart();
+    cluster.nodes[1].wait_until_it_says("cannot apply: table u is here \"CREATE TABLE u(id INTEGER PRIMARY KEY, v INT)\", and \"CREATE TABLE u(id INTEGER PRIMARY KEY, v TEXT)\" at the origin");
+    // The remedy: one of them gives way.
+    cluster.nodes[1].sql("DROP TABLE u");
+    wait_for("the row behind it", || {
+        let found = cluster.nodes[1].value("SELECT a FROM t WHERE id = 10");
+        if found == "'behind'" { Ok(()) } else { Err(found) }
+    });
+    cluster.stop();
+}
+
+#[test]
+fn unique_on_a_table_whose_rows_travel_apart_waits_for_a_decision() {
+    let cluster = Cluster::start(2, SCHEMA);
+    cluster.nodes[0].sql("UPDATE t SET b = b + 1");
+    settle(&cluster);
+    cluster.nodes[0].sql("CREATE UNIQUE INDEX t_b ON t(b)");
+    wait_for("the word", || {
+        let said = cluster.nodes[0].status()?.last_error;
+        if said.contains("publishing waits: UNIQUE was added to a table") { Ok(()) } else { Err(said) }
+    });
+    cluster.nodes[0].sql("UPDATE t SET a = 'waits' WHERE id = 1");
+    cluster.nodes[1].sql("UPDATE t SET a = 'goes on' WHERE id = 2");
+    wait_for("what others write", || {
+        let found = cluster.nodes[0].value("SELECT a FROM t WHERE id = 2");
+        if found == "'goes on'" { Ok(()) } else { Err(found) }
+    });
+    cluster.nodes[0].sql("DROP INDEX t_b");
+    settle(&cluster);
+    assert_eq!(cluster.nodes[1].value("SELECT a FROM t WHERE id = 1"), "'waits'");
+}
