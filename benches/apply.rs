@@ -114,6 +114,7 @@ fn messages(transactions: u64) -> Vec<Vec<(ShardId, Vec<u8>)>> {
                 image: Some(image),
                 mask: Vec::new(),
                 before: None,
+                if_there: false,
             });
         }
         let part = |shard: usize| changes[shard].len().div_ceil(ROWS_PER_UNIT) as u32;

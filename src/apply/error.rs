@@ -36,7 +36,7 @@ pub enum Cannot {
         table: String,
     },
     /// SQLite refuses the row: NOT NULL, a type of a STRICT table, a collation or function that this process does not have.
-    #[error("cannot apply: table {table} refuses a row")]
+    #[error("cannot apply: table {table} refuses a row: {source}")]
     Refused {
         /// The table.
         table: String,
@@ -57,7 +57,7 @@ pub enum Cannot {
         theirs: String,
     },
     /// SQLite refuses a change of the schema: rows are in its way, or a function or collation that this process does not have.
-    #[error("cannot apply: {kind} {name} cannot be changed")]
+    #[error("cannot apply: {kind} {name} cannot be changed: {source}")]
     SchemaRefused {
         /// `table`, `index`, `view` or `trigger`.
         kind: String,
@@ -225,7 +225,11 @@ impl ApplyError {
     /// the database itself.
     pub(super) fn row(table: &str, source: rusqlite::Error) -> ApplyError {
         use rusqlite::ErrorCode;
-        let about_row = match source.sqlite_error_code() {
+        let code = match &source {
+            rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+            other => other.sqlite_error_code(),
+        };
+        let about_row = match code {
             // `Unknown` is plain SQLITE_ERROR: no such collation, no such function, no such column.
             Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig | ErrorCode::Unknown) => {
                 true

@@ -118,6 +118,9 @@ impl<'c> Folder<'c> {
             note(state, table, &change.key, &change.canonical, old.as_ref())?;
         }
         let Some(old) = old else {
+            if change.if_there {
+                return Ok(true);
+            }
             let done = self.rows.insert(table, &change.key, image)? == Written::Done;
             if done {
                 self.added(table, &change.canonical, image);

@@ -1,13 +1,13 @@
 //! Takes local transactions from capture into pending and base, streaming: one commit of `state.db` for each, or for many.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::base::BaseRow;
 use super::error::ApplyError;
 use super::net_effect::{NetEffect, SchemaEffect, Versions, written};
 use super::replica::{Phase, Replica};
-use super::schema_steps::alteration;
+use super::schema_steps::{ColumnStep, alteration};
 use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
@@ -77,6 +77,8 @@ pub struct LocalSink<'r> {
     judged: Option<Judged>,
     /// The transaction changes the schema.
     barrier: bool,
+    /// The columns that it adds, by table, all in lower case.
+    added: HashMap<String, HashSet<String>>,
     /// After a gap: the rows that the intent made.
     ours: Option<Versions>,
     recovered: Option<Recovered>,
@@ -94,6 +96,7 @@ impl<'r> LocalSink<'r> {
             position: None,
             judged: None,
             barrier: false,
+            added: HashMap::new(),
             ours: None,
             recovered: None,
             grouped,
@@ -148,7 +151,7 @@ impl<'r> LocalSink<'r> {
     /// When `state.db` fails.
     pub fn abandon(&mut self) -> Result<(), ApplyError> {
         self.open.clear();
-        self.barrier = false;
+        self.forget_schema();
         self.judged = None;
         if self.origin.take().is_some() { self.roll_back_stored() } else { Ok(()) }
     }
@@ -191,8 +194,9 @@ impl<'r> LocalSink<'r> {
             RowKey::Rowid(rowid) => UnitKey::Rowid(*rowid),
             RowKey::Columns(values) => UnitKey::Columns(values.clone()),
         };
+        let if_there = change.op == Op::Update && self.is_filled(&local, &mask);
         let sent_before = if self.replica.send_before { before.clone() } else { None };
-        let unit_change = UnitChange { table: 0, op: change.op, key, image, mask, before: sent_before };
+        let unit_change = UnitChange { table: 0, op: change.op, key, image, mask, before: sent_before, if_there };
         let id = self.push(shard, &local, unit_change)?;
         self.replica.state.note_local(
             &local,
@@ -200,6 +204,18 @@ impl<'r> LocalSink<'r> {
             BaseRow { pending: Vec::new(), key: change.key, row: before },
             id,
         )
+    }
+
+    fn forget_schema(&mut self) {
+        self.barrier = false;
+        self.added.clear();
+    }
+
+    /// Whether a change writes nothing but columns that came in the same transaction.
+    fn is_filled(&self, local: &LocalTable, mask: &[bool]) -> bool {
+        let Some(added) = self.added.get(&local.name_lower) else { return false };
+        let mut written = local.shape.columns.iter().zip(mask).filter(|(_, written)| **written);
+        written.all(|(column, _)| added.contains(&column.to_ascii_lowercase()))
     }
 
     /// Changes of the schema go to every shard, where they stand between what comes before them and what comes after.
@@ -221,6 +237,11 @@ impl<'r> LocalSink<'r> {
             }
             _ => Vec::new(),
         };
+        for column in &columns {
+            if let ColumnStep::Add { name, .. } = column {
+                self.added.entry(step.name.to_ascii_lowercase()).or_default().insert(name.to_ascii_lowercase());
+            }
+        }
         let state = &mut self.replica.state;
         state.note_step(&step, &columns)?;
         self.barrier = true;
@@ -258,10 +279,11 @@ impl<'r> LocalSink<'r> {
                 self.replica.state.push_pending(id, shard, &unit, &tables, self.barrier)?;
             }
         }
-        self.ours = None;
-        self.barrier = false;
+        // With a changed schema only some rows are compared, and after a gap others may be in between.
+        let is_sure = self.ours.take().is_none() || self.judged.as_ref().is_none_or(|judged| judged.schema.is_none());
+        self.forget_schema();
         if let Some(judged) = self.judged.take() {
-            if judged.is_wanted() {
+            if is_sure && judged.is_wanted() {
                 // The rows are the intent's. What was written here in the meantime took it for somebody else's.
                 self.replica.state.rollback()?;
                 self.origin = None;

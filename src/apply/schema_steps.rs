@@ -4,7 +4,7 @@
 //! database first; those that end at exactly the statement wanted are made here, and where none do the table is rebuilt as SQLite's
 //! documentation has it. Whatever is as wanted already is left alone, so a step may come more than once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -15,6 +15,7 @@ use super::names::Named;
 use super::net_effect::SchemaEffect;
 use super::sql::quoted;
 use super::state::State;
+use crate::change::reshape;
 use crate::format::PageNo;
 use crate::log::SchemaStep;
 use crate::schema::{Catalogue, Identity, SchemaRow, Table};
@@ -97,24 +98,16 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     let lacks = |all: &[String], name: &String| !all.iter().any(|other| other.eq_ignore_ascii_case(name));
     let gone: Vec<&String> = old.iter().filter(|name| lacks(&new, name)).collect();
     let come: Vec<&String> = new.iter().filter(|name| lacks(&old, name)).collect();
-    let place = |all: &[String], name: &String| all.iter().position(|other| other == name);
-    let pairs = gone.len() == come.len()
-        && old.len() == new.len()
-        && gone.iter().zip(&come).all(|(gone, come)| place(&old, gone) == place(&new, come));
-    if pairs && !gone.is_empty() {
-        let rename = |(from, to): (&&String, &&String)| ColumnStep::Rename { from: (*from).clone(), to: (*to).clone() };
-        let columns: Vec<ColumnStep> = gone.iter().zip(&come).map(rename).collect();
-        if leads_to(&scratch, &step.name, &columns, after)? {
-            return Ok(Alteration { columns, is_alter: true, renamed });
-        }
-    }
-    let dropped = gone.iter().map(|name| ColumnStep::Drop { name: (*name).clone() });
-    let mut columns: Vec<ColumnStep> = dropped.collect();
-    let added = added(&scratch, &step.name, &columns, &come, after)?;
-    let is_known =
-        added.iter().all(|step| !matches!(step, ColumnStep::Add { definition, .. } if definition.is_empty()));
-    columns.extend(added);
-    let is_alter = is_known && leads_to(&scratch, &step.name, &columns, after)?;
+    // A name in the place of one that is gone is the same column under another name: so rows are compared as well.
+    let renames: Vec<(&String, &String)> =
+        old.iter().zip(&new).filter(|(from, to)| gone.contains(from) && come.contains(to)).collect();
+    let rename = |(from, to): &(&String, &String)| ColumnStep::Rename { from: (*from).clone(), to: (*to).clone() };
+    let mut columns: Vec<ColumnStep> = renames.iter().map(rename).collect();
+    let is_left = |name: &&&String| !renames.iter().any(|(from, to)| *from == **name || *to == **name);
+    columns.extend(gone.iter().filter(is_left).map(|name| ColumnStep::Drop { name: (*name).clone() }));
+    let rest: Vec<&String> = come.iter().filter(is_left).copied().collect();
+    columns.extend(added(&scratch, &step.name, &columns, &rest, after)?);
+    let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
     Ok(Alteration { columns, is_alter, renamed })
 }
 
@@ -134,17 +127,13 @@ fn added(
     let done = dropped.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
     let now = sql_of(scratch, "table", table);
     scratch.execute_batch("ROLLBACK TO without; RELEASE without")?;
-    let (Ok(()), Some(now)) = (done, now?) else { return Ok(unknown().collect()) };
+    let (true, Some(now)) = (done.is_ok(), now?) else { return Ok(unknown().collect()) };
     let same = now.bytes().zip(after.bytes()).take_while(|(a, b)| a == b).count();
     let end = now.bytes().rev().zip(after.bytes().rev()).take_while(|(a, b)| a == b).count();
-    // Where both begin and end alike the same bytes can count on either side.
-    let begin = same.min(now.len().saturating_sub(end.min(now.len())));
-    let put_in = after.len().checked_sub(now.len()).and_then(|length| after.get(begin..begin + length));
-    let definitions: Vec<&str> = match put_in.map(|text| text.trim_start().strip_prefix(',')) {
-        Some(Some(text)) => definitions(text),
-        // What is put in can begin with what stands behind the place, and the comma at its end.
-        _ => Vec::new(),
-    };
+    // SQLite puts columns in behind everything else, so the statements are alike up to there.
+    let put_in = after.len().checked_sub(now.len()).filter(|_| same + end >= now.len());
+    let put_in = put_in.and_then(|length| after.get(same..same + length)?.trim_start().strip_prefix(','));
+    let definitions = put_in.map(definitions).unwrap_or_default();
     if definitions.len() != come.len() {
         return Ok(unknown().collect());
     }
@@ -244,7 +233,7 @@ impl Maker<'_> {
     pub(super) fn make(&mut self, steps: &[SchemaStep]) -> Result<SchemaEffect, ApplyError> {
         let mut effect = schema_effect(self.conn)?;
         for step in steps {
-            self.make_one(step)?;
+            self.make_one(step, steps)?;
         }
         effect.merge(&schema_effect(self.conn)?);
         Ok(effect)
@@ -255,7 +244,7 @@ impl Maker<'_> {
         move |source| ApplyError::schema(&kind, &name, source)
     }
 
-    fn make_one(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+    fn make_one(&mut self, step: &SchemaStep, all: &[SchemaStep]) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
         match (&step.before, &step.after) {
@@ -275,7 +264,7 @@ impl Maker<'_> {
                     self.run(step, after)
                 }
             },
-            (Some(before), Some(after)) if step.kind == "table" => self.alter(step, before, after),
+            (Some(before), Some(after)) if step.kind == "table" => self.alter(step, all, before, after),
             (Some(before), Some(after)) => match here {
                 Some(here) if here == *after => Ok(()),
                 Some(here) if here != *before => self.differs(step, here, after),
@@ -324,7 +313,7 @@ impl Maker<'_> {
         self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
     }
 
-    fn alter(&mut self, step: &SchemaStep, before: &str, after: &str) -> Result<(), ApplyError> {
+    fn alter(&mut self, step: &SchemaStep, all: &[SchemaStep], before: &str, after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let way = alteration(step, before, after).map_err(&refused)?;
         if let Some(old_name) = &step.name_before
@@ -362,11 +351,11 @@ impl Maker<'_> {
             return self.differs(step, here, after);
         }
         self.state.note_step(step, &way.columns)?;
-        self.rebuild(step, after)
+        self.rebuild(step, all, after)
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
-    fn rebuild(&self, step: &SchemaStep, after: &str) -> Result<(), ApplyError> {
+    fn rebuild(&self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let old_catalogue = catalogue_of(self.conn)?;
         let lower = step.name.to_ascii_lowercase();
@@ -380,6 +369,8 @@ impl Maker<'_> {
                 row.table.eq_ignore_ascii_case(&step.name) && matches!(row.kind.as_str(), "index" | "trigger")
             })
             .filter(|row| row.sql.is_some())
+            // What other steps are about is theirs.
+            .filter(|row| !all.iter().any(|other| other.kind == row.kind && other.name.eq_ignore_ascii_case(&row.name)))
             .collect();
         let sequence: Option<i64> = if taken.contains("sqlite_sequence") {
             let found = self.conn.query_row(
@@ -424,13 +415,13 @@ impl Maker<'_> {
         new: &Table,
         refused: &dyn Fn(rusqlite::Error) -> ApplyError,
     ) -> Result<(), ApplyError> {
-        let there: HashMap<String, &str> =
-            old.columns.iter().map(|column| (column.name.to_ascii_lowercase(), column.name.as_str())).collect();
+        let sources = reshape(old, new);
         let (mut into, mut values, mut bound) = (Vec::new(), Vec::new(), Vec::new());
-        for column in new.columns.iter().filter(|column| !column.generated) {
+        for (index, column) in new.columns.iter().enumerate().filter(|(_, column)| !column.generated) {
             into.push(quoted(&column.name));
-            match there.get(&column.name.to_ascii_lowercase()) {
-                Some(name) => values.push(quoted(name)),
+            let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
+            match source.and_then(|source| old.columns.get(source)) {
+                Some(source) => values.push(quoted(&source.name)),
                 // As rows that come later without the column get it.
                 None => {
                     bound.push(Bound(&column.default));

@@ -178,7 +178,8 @@ impl LocalTable {
             (Some(i), Merge::Column) => change.mask.get(*i).copied().unwrap_or(true),
         };
         let mask = if change.op == Op::Update { fit.columns.iter().map(carried).collect() } else { Vec::new() };
-        Change { op: change.op, canonical: canonical_key(&self.table, &key), key, image, mask }
+        let canonical = canonical_key(&self.table, &key);
+        Change { op: change.op, canonical, key, image, mask, if_there: change.if_there }
     }
 
     fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
@@ -225,6 +226,8 @@ pub(super) struct Change<'a> {
     pub(super) image: Option<Cow<'a, [Value]>>,
     /// For updates: the columns that are written.
     pub(super) mask: Vec<bool>,
+    /// For updates: a row that is gone stays gone.
+    pub(super) if_there: bool,
 }
 
 impl Change<'_> {
@@ -233,6 +236,7 @@ impl Change<'_> {
         let image = self.image.as_ref()?;
         match (self.op, old) {
             (Op::Delete, _) => None,
+            (_, None) if self.if_there => None,
             (Op::Update, Some(old)) => Some(self.merged(old)),
             (Op::Insert | Op::Update, _) => Some(image.to_vec()),
         }

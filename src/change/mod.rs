@@ -17,3 +17,4 @@ pub use differ::{Differ, TransactionError};
 pub use identity::{canonical_key, row_key};
 pub use pages::{DiffError, PageError, PageSource};
 pub use row::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan};
+pub(crate) use rows::reshape;

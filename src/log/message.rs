@@ -57,6 +57,8 @@ pub struct UnitChange {
     pub mask: Vec<bool>,
     /// The row before, when the origin was asked to send it.
     pub before: Option<Row>,
+    /// For updates: a row that is gone stays gone. What fills a column that came in the same transaction says nothing about the row.
+    pub if_there: bool,
 }
 
 /// A change of one schema object, as its origin saw it: which statements make it is for the receiver to find.

@@ -52,17 +52,22 @@ impl Reporter {
         Instant::now() >= self.due_at
     }
 
-    /// A shard stopped.
+    /// A shard stopped. It is said once, however often it is tried again.
     pub(super) fn blocked(&mut self, shard: ShardId, text: &str, remedy: &str) {
-        tracing::error!("{text}; {remedy}");
-        self.blocked.insert(shard.0, format!("{text}; {remedy}"));
-        text.clone_into(&mut self.last_error);
+        let all = format!("{text}; {remedy}");
+        if self.blocked.get(&shard.0) != Some(&all) {
+            tracing::error!("{all}");
+            text.clone_into(&mut self.last_error);
+            self.blocked.insert(shard.0, all);
+        }
     }
 
     /// A shard went on.
     pub(super) fn applied(&mut self, shard: ShardId) {
-        if self.blocked.remove(&shard.0).is_some() {
-            tracing::info!("shard {} goes on", shard.0);
+        let Some(was) = self.blocked.remove(&shard.0) else { return };
+        tracing::info!("shard {} goes on", shard.0);
+        if was.starts_with(&self.last_error) {
+            self.last_error = self.blocked.values().next().cloned().unwrap_or_default();
         }
     }
 

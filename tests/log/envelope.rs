@@ -183,6 +183,7 @@ fn example() -> woodchuck::log::Batch {
         image,
         mask: mask.to_vec(),
         before: None,
+        if_there: false,
     };
     let text = |bytes: &[u8]| Value::Text(bytes.to_vec());
     let changes = vec![

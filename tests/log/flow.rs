@@ -28,6 +28,7 @@ pub fn unit(tx: u64, blob_bytes: usize) -> Unit {
         image: Some(vec![id, Value::Blob((0..blob_bytes).map(|i| (i * 7 + i / 251) as u8).collect())]),
         mask: Vec::new(),
         before: None,
+        if_there: false,
     };
     let tables = vec![Arc::new(shape)];
     Unit { tx, part: 0, salts: [0; 8], frame: 1, repaired: false, schema: Vec::new(), tables, changes: vec![change] }

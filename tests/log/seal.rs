@@ -71,6 +71,7 @@ fn blob_change(bytes: usize) -> UnitChange {
         image: Some(vec![Value::Blob(vec![7; bytes])]),
         mask: Vec::new(),
         before: None,
+        if_there: false,
     }
 }
 

@@ -110,6 +110,7 @@ pub fn change(random: &mut Random, table: u16, shape: &TableShape) -> UnitChange
         image: (op != Op::Delete).then(|| row(random, columns)),
         mask: if op == Op::Update { (0..columns).map(|_| random.percent(30)).collect() } else { Vec::new() },
         before: (op != Op::Insert && random.percent(30)).then(|| row(random, columns)),
+        if_there: random.percent(10),
     }
 }
 

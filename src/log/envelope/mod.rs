@@ -9,7 +9,8 @@
 //! step      {"kind", "name", "table": text, "name_before", "before", "after": text (where there is one)}
 //! table     {"name": text, "columns": [text…], "key": [uint…]}
 //! change    {"op": "insert" | "update" | "delete", "table": uint, "key": [value…] | "rowid": int,
-//!            "changed": [uint…] (updates), "after": [value…] (not deletes), "before": [value…] (on request)}
+//!            "changed": [uint…] (updates), "after": [value…] (not deletes), "before": [value…] (on request),
+//!            "if_there": true (updates of rows that may be gone)}
 //! value     null | int | float64 | text | bytes | [bytes] (TEXT that is not valid UTF-8)
 //! ```
 //!

@@ -302,6 +302,7 @@ fn read_shape(d: &mut Decoder<'_>) -> Result<TableShape> {
 
 fn read_change(d: &mut Decoder<'_>, tables: &[Arc<TableShape>]) -> Result<UnitChange> {
     let (mut op, mut table, mut key, mut changed, mut image, mut before) = (None, None, None, None, None, None);
+    let mut if_there = false;
     for _ in 0..map(d)? {
         match next(d, Decoder::str)? {
             "op" => {
@@ -318,6 +319,7 @@ fn read_change(d: &mut Decoder<'_>, tables: &[Arc<TableShape>]) -> Result<UnitCh
             "changed" => changed = Some(read_list(d, |d| next(d, Decoder::u16))?),
             "after" => image = Some(read_row(d)?),
             "before" => before = Some(read_row(d)?),
+            "if_there" => if_there = next(d, Decoder::bool)?,
             _ => skip(d, 0)?,
         }
     }
@@ -338,7 +340,7 @@ fn read_change(d: &mut Decoder<'_>, tables: &[Arc<TableShape>]) -> Result<UnitCh
         (Op::Update, None, _) => return Err(missing("changed")),
         (Op::Update, Some(_), _) | (Op::Insert | Op::Delete, _, _) => Vec::new(),
     };
-    Ok(UnitChange { table, op, key: key.ok_or_else(|| missing("key"))?, image, mask, before })
+    Ok(UnitChange { table, op, key: key.ok_or_else(|| missing("key"))?, image, mask, before, if_there })
 }
 
 fn read_row(d: &mut Decoder<'_>) -> Result<Row> {

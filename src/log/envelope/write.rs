@@ -177,7 +177,11 @@ fn push_shape(out: &mut Vec<u8>, shape: &TableShape) {
 
 fn push_change(out: &mut Vec<u8>, change: &UnitChange) {
     let update = change.op == Op::Update;
-    let fields = 3 + u64::from(update) + u64::from(change.image.is_some()) + u64::from(change.before.is_some());
+    let fields = 3
+        + u64::from(change.if_there)
+        + u64::from(update)
+        + u64::from(change.image.is_some())
+        + u64::from(change.before.is_some());
     head(out, MAP, fields);
     text(out, "op");
     text(
@@ -202,6 +206,10 @@ fn push_change(out: &mut Vec<u8>, change: &UnitChange) {
         for (column, _) in change.mask.iter().enumerate().filter(|(_, changed)| **changed) {
             head(out, UINT, column as u64);
         }
+    }
+    if change.if_there {
+        text(out, "if_there");
+        out.push(TRUE);
     }
     if let Some(image) = &change.image {
         key_row(out, "after", image);

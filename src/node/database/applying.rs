@@ -219,12 +219,8 @@ impl Database {
         let report = report.map_err(|error| arrived.explain(error))?;
         if !report.blocked.is_empty() {
             for blocked in report.blocked {
-                let told = self.blocked.get(&blocked.shard).is_some_and(|(known, _)| known.seq == blocked.seq);
-                if !told {
-                    let text =
-                        format!("shard {} stops at message {}: {}", blocked.shard.0, blocked.seq.0, blocked.cause);
-                    self.reporter.blocked(blocked.shard, &text, &blocked.cause.remedy());
-                }
+                let text = format!("shard {} stops at message {}: {}", blocked.shard.0, blocked.seq.0, blocked.cause);
+                self.reporter.blocked(blocked.shard, &text, &blocked.cause.remedy());
                 self.blocked.insert(blocked.shard, (blocked, Instant::now() + BLOCKED_RETRY));
             }
             return Ok(false);
