@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod fold;
 mod found;
+mod migrations;
 mod named;
 mod node;
 mod schedule;

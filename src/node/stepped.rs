@@ -143,6 +143,11 @@ impl SteppedNode {
         self.database.publish()
     }
 
+    /// The shards that stopped, and why.
+    pub fn stops(&self) -> Vec<String> {
+        self.database.blocked.values().map(|(blocked, _)| format!("{blocked:?}")).collect()
+    }
+
     /// Sets how long the rest of a transaction is waited for that other shards bring.
     pub fn set_cut_wait(&mut self, wait: Duration) {
         self.database.config.apply.cut_wait = wait;
