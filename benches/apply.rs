@@ -132,6 +132,7 @@ fn messages(transactions: u64) -> Vec<Vec<(ShardId, Vec<u8>)>> {
                     salts: [1; 8],
                     frame: tx as u32 + 1,
                     repaired: false,
+                    seen: woodchuck::log::StreamSeq(0),
                     schema: Vec::new(),
                     tables: vec![Arc::clone(&shape)],
                     changes: changes.to_vec(),

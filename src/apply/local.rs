@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::base::BaseRow;
 use super::error::ApplyError;
+use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, Versions, written};
 use super::replica::{Phase, Replica};
 use super::schema_steps::{ColumnStep, alteration};
@@ -12,7 +13,7 @@ use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
-use crate::log::{SchemaStep, ShardId, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+use crate::log::{SchemaStep, ShardId, StreamSeq, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
 
 /// What became of the intent of a node that died between its two commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,8 @@ struct Open {
 
 impl Open {
     fn begin(state: &mut State, origin: Option<UnitOrigin>, unit_bytes_max: usize) -> Open {
-        let origin = origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false });
+        let origin =
+            origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false, seen: StreamSeq(0) });
         let builder = UnitBuilder::new(origin, unit_bytes_max);
         Open { builder, id: state.pending_id(), tables: Vec::new() }
     }
@@ -243,7 +245,8 @@ impl<'r> LocalSink<'r> {
             }
         }
         let state = &mut self.replica.state;
-        state.note_step(&step, &columns)?;
+        let tx = self.origin.map_or(0, |origin| origin.tx);
+        state.note_step(&step, &columns, &Birth { origin: state.origin(), tx, seq: None })?;
         self.barrier = true;
         let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
         for shard in shards {
@@ -309,7 +312,8 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         assert!(self.origin.is_none(), "a transaction ends before the next begins");
         let frame = if span.repaired { 0 } else { span.frame_last.0 };
         self.begin_stored()?;
-        self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired });
+        let seen = self.replica.state.position(FIRST_SHARD)?;
+        self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired, seen });
         if let Phase::Recovering(intent) = self.replica.phase {
             self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema: None });
             self.ours = if span.repaired { Some(self.replica.state.intent_versions()?) } else { None };

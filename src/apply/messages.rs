@@ -7,6 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
+use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::NetEffect;
 use super::replica::Arrivals;
 use super::shape::{Merge, Tables};
@@ -102,8 +103,9 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let Some(rest) = waiting else { return Ok(()) };
         let Some((shard, seq, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
         let (origin, round_no) = (header.origin, header.round_no);
-        let steps = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
-        call.make_steps(conn, &steps).map_err(|error| stop_at(shard, seq, error))?;
+        let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
+        let birth = Birth { origin, tx, seq: None };
+        call.make_steps(conn, shard, &steps, birth).map_err(|error| stop_at(shard, seq, error))?;
         call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
     }
 }
@@ -129,7 +131,7 @@ fn steps_of_round<A: Arrivals + ?Sized>(
     call: &Call<'_, '_>,
     arrived: &A,
     rest: &[usize],
-) -> Result<Vec<SchemaStep>, ApplyError> {
+) -> Result<(u64, Vec<SchemaStep>), ApplyError> {
     let first = rest.first().and_then(|index| arrived.place(*index)).ok_or(ApplyError::NotRead)?;
     let (shard, origin, round_no) = (first.0, first.2.origin, first.2.round_no);
     let mut joined = kept_pieces(call.state, shard, origin)?;
@@ -151,9 +153,9 @@ fn steps_of_round<A: Arrivals + ?Sized>(
                 Cow::Owned(decode_units(&joined).map_err(bad)?)
             }
         };
-        return Ok(units.first().map(|unit| unit.schema.clone()).unwrap_or_default());
+        return Ok(units.first().map(|unit| (unit.tx, unit.schema.clone())).unwrap_or_default());
     }
-    Ok(Vec::new())
+    Ok((0, Vec::new()))
 }
 
 /// Folds the first of the messages that are left.
@@ -210,17 +212,33 @@ fn fold_message<A: Arrivals + ?Sized>(
             if units.get(index).is_some_and(|arrived| *arrived != unit) {
                 return Err(not_ours().into());
             }
+            note_place(call.state, (shard, seq), own, &unit)?;
             call.fold_own(id, &unit, whole)?;
         }
         return Ok(());
     }
     match &batch.body {
-        Body::Units(units) => units.iter().try_for_each(|unit| call.fold_foreign(unit, header.origin)),
+        Body::Units(units) => units.iter().try_for_each(|unit| {
+            note_place(call.state, (shard, seq), header.origin, unit)?;
+            call.fold_foreign(unit, header.origin)
+        }),
         Body::Piece { index, count, bytes } => {
             let joined = join_piece(call.state, shard, header.origin, *index, *count, bytes)?;
-            joined.iter().try_for_each(|unit| call.fold_foreign(unit, header.origin))
+            joined.iter().try_for_each(|unit| {
+                note_place(call.state, (shard, seq), header.origin, unit)?;
+                call.fold_foreign(unit, header.origin)
+            })
         }
     }
+}
+
+/// Where a change of the schema stands among all of them.
+fn note_place(state: &State, at: (ShardId, StreamSeq), origin: Origin, unit: &Unit) -> Result<(), ApplyError> {
+    let (shard, seq) = at;
+    if shard == FIRST_SHARD && !unit.schema.is_empty() {
+        state.set_birth_seq(origin, unit.tx, seq)?;
+    }
+    Ok(())
 }
 
 /// The last own message that follows here with none of another origin between.

@@ -12,7 +12,7 @@ use super::error::ApplyError;
 use super::schema_steps::{ColumnStep, step_digest};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
-use crate::log::{Origin, SchemaStep};
+use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, Unit};
 use crate::schema::Table;
 
 /// Under this name of a column stands what became of the table itself.
@@ -20,6 +20,19 @@ const ITSELF: &str = "";
 
 /// Renames that are followed at most: a circle of them leads nowhere.
 const RENAMES_MAX: usize = 64;
+
+/// The order of changes of the schema is that of this shard.
+pub(super) const FIRST_SHARD: ShardId = ShardId(1);
+
+/// Where a step was made first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Birth {
+    pub(super) origin: Origin,
+    /// The transaction at its origin.
+    pub(super) tx: u64,
+    /// Its message in the first shard, once that is known.
+    pub(super) seq: Option<StreamSeq>,
+}
 
 /// What a name means now.
 #[derive(Debug)]
@@ -84,7 +97,12 @@ impl State {
     }
 
     /// Takes note of a change of the schema that was made here, or is about to be. `columns` is what it does to those of a table.
-    pub(super) fn note_step(&mut self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
+    pub(super) fn note_step(
+        &mut self,
+        step: &SchemaStep,
+        columns: &[ColumnStep],
+        birth: &Birth,
+    ) -> Result<(), ApplyError> {
         self.db
             .prepare_cached("INSERT OR IGNORE INTO schema_steps(digest) VALUES(?1)")?
             .execute([step_digest(step)])?;
@@ -96,10 +114,15 @@ impl State {
                 self.clear_base(&step.name)?;
                 self.forget_names(&step.name)?;
                 self.set_name(&step.name, ITSELF, None)?;
+                self.forget_births(&step.name)?;
             }
-            (None, Some(_)) => self.forget_names(&step.name)?,
+            (None, Some(_)) => {
+                self.note_birth(&step.name, birth)?;
+                self.forget_names(&step.name)?;
+            }
             (Some(_), Some(_)) => {
                 if let Some(before) = &step.name_before {
+                    self.note_birth(&step.name, birth)?;
                     self.note_renamed(before, &step.name)?;
                 }
                 for column in columns {
@@ -116,6 +139,67 @@ impl State {
         }
         self.forget_tables();
         Ok(())
+    }
+
+    /// A table gets a name that another one had: changes that were made under it by who had not seen this are of the other.
+    fn note_birth(&mut self, table: &str, birth: &Birth) -> Result<(), ApplyError> {
+        let lower = table.to_ascii_lowercase();
+        let is_again = self.name_now(table, ITSELF)?.is_some();
+        if is_again {
+            self.forget_births(table)?;
+        } else if !self.born_again.contains(&lower) {
+            return Ok(());
+        }
+        let sql = "INSERT OR REPLACE INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
+        let seq = birth.seq.map(|seq| to_db(seq.0));
+        self.db.prepare_cached(sql)?.execute(params![lower, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
+        self.born_again.insert(lower);
+        Ok(())
+    }
+
+    fn forget_births(&mut self, table: &str) -> Result<(), ApplyError> {
+        let lower = table.to_ascii_lowercase();
+        if self.born_again.remove(&lower) {
+            self.db.prepare_cached("DELETE FROM births WHERE table_name = ?1")?.execute([lower])?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_births(&mut self) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT DISTINCT table_name FROM births")?;
+        let names = found.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        drop(found);
+        self.born_again = names;
+        Ok(())
+    }
+
+    /// The message of the first shard that carries a step has come.
+    pub(super) fn set_birth_seq(&self, origin: Origin, tx: u64, seq: StreamSeq) -> Result<(), ApplyError> {
+        let sql = "UPDATE births SET seq = ?3 WHERE origin = ?1 AND tx = ?2 AND seq IS NULL";
+        self.db.prepare_cached(sql)?.execute(params![origin_bytes(origin), to_db(tx), to_db(seq.0)])?;
+        Ok(())
+    }
+
+    /// Whether a unit means by this name a table that is gone, and not the one that has it now.
+    pub(super) fn means_another(&self, table: &str, unit: &Unit, origin: Origin) -> Result<bool, ApplyError> {
+        if self.born_again.is_empty() || !self.born_again.contains(&table.to_ascii_lowercase()) {
+            return Ok(false);
+        }
+        let sql = "SELECT 1 FROM births WHERE table_name = ?1 AND ((origin = ?2 AND tx <= ?3) OR seq <= ?4)";
+        let of = params![table.to_ascii_lowercase(), origin_bytes(origin), to_db(unit.tx), to_db(unit.seen.0)];
+        Ok(!self.db.prepare_cached(sql)?.exists(of)?)
+    }
+
+    /// Own steps that the fold of a shard has not reached, in order.
+    pub(super) fn steps_pending(&self, shard: ShardId) -> Result<Vec<SchemaStep>, ApplyError> {
+        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id";
+        let mut found = self.db.prepare_cached(sql)?;
+        let ids = found.query_map([shard.0], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+        let mut steps = Vec::new();
+        for id in ids {
+            steps.extend(self.pending_unit(id)?.schema);
+        }
+        Ok(steps)
     }
 
     /// Whether this very change was made here before, whatever became of it since.

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::connection::Bound;
 use super::error::{ApplyError, Cannot};
-use super::names::Named;
+use super::names::{Birth, Named};
 use super::net_effect::SchemaEffect;
 use super::sql::quoted;
 use super::state::State;
@@ -226,6 +226,9 @@ fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
 pub(super) struct Maker<'a> {
     pub(super) conn: &'a Connection,
     pub(super) state: &'a mut State,
+    /// Own steps that come behind these in the order of all, and are in the database already: they have the last word.
+    pub(super) pending: &'a [SchemaStep],
+    pub(super) birth: Birth,
 }
 
 impl Maker<'_> {
@@ -246,21 +249,24 @@ impl Maker<'_> {
 
     fn make_one(&mut self, step: &SchemaStep, all: &[SchemaStep]) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
+        if self.is_overridden(step) {
+            return Ok(());
+        }
         let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
         match (&step.before, &step.after) {
             (_, None) => {
-                self.state.note_step(step, &[])?;
+                self.state.note_step(step, &[], &self.birth)?;
                 if here.is_some() {
                     self.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)))?;
                 }
                 Ok(())
             }
             (None, Some(after)) => match here {
-                Some(here) if here == *after => self.state.note_step(step, &[]),
+                Some(here) if here == *after => self.state.note_step(step, &[], &self.birth),
                 Some(here) => self.differs(step, here, after),
                 None if self.belongs_to_nothing(step)? => Ok(()),
                 None => {
-                    self.state.note_step(step, &[])?;
+                    self.state.note_step(step, &[], &self.birth)?;
                     self.run(step, after)
                 }
             },
@@ -277,6 +283,39 @@ impl Maker<'_> {
                 }
             },
         }
+    }
+
+    /// Whether a pending step makes or drops the object that this one is about. A change of a table is not overridden by another one.
+    fn is_overridden(&self, step: &SchemaStep) -> bool {
+        let is_same = |other: &SchemaStep| {
+            let names = [Some(&other.name), other.name_before.as_ref()];
+            other.kind == step.kind && names.into_iter().flatten().any(|name| name.eq_ignore_ascii_case(&step.name))
+        };
+        let mut about = self.pending.iter().filter(|other| is_same(other));
+        match (&step.before, &step.after) {
+            _ if step.kind != "table" => about.next().is_some(),
+            // What is equal or not is for the look at what is here.
+            (None, Some(_)) => about.any(|other| other.after.is_none() || other.name_before.is_some()),
+            (_, None) => about.any(|other| other.before.is_none()),
+            (Some(_), Some(_)) => false,
+        }
+    }
+
+    /// Columns of a table that pending steps add, drop or rename.
+    fn columns_pending(&self, table: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        for other in self.pending.iter().filter(|other| other.kind == "table" && other.name.eq_ignore_ascii_case(table))
+        {
+            let (Some(before), Some(after)) = (&other.before, &other.after) else { continue };
+            let Ok(way) = alteration(other, before, after) else { continue };
+            for column in way.columns {
+                match column {
+                    ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => names.push(name),
+                    ColumnStep::Rename { from, to } => names.extend([from, to]),
+                }
+            }
+        }
+        names
     }
 
     /// An index or a trigger of a table that was dropped since: it has gone with it.
@@ -330,11 +369,17 @@ impl Maker<'_> {
             };
         };
         if here == after {
-            return self.state.note_step(step, &way.columns);
+            return self.state.note_step(step, &way.columns, &self.birth);
         }
         if way.is_alter {
+            let pending = self.columns_pending(&step.name);
             let has = |name: &String, all: &[String]| all.iter().any(|other| other.eq_ignore_ascii_case(name));
-            for column in &way.columns {
+            let is_free = |column: &&ColumnStep| match column {
+                ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => !has(name, &pending),
+                ColumnStep::Rename { from, to } => !has(from, &pending) && !has(to, &pending),
+            };
+            let free: Vec<ColumnStep> = way.columns.iter().filter(is_free).cloned().collect();
+            for column in &free {
                 let all = columns_of(self.conn, &step.name).map_err(&refused)?;
                 let is_due = match column {
                     ColumnStep::Add { name, .. } => !has(name, &all),
@@ -345,12 +390,12 @@ impl Maker<'_> {
                     self.run(step, &statement(&step.name, column))?;
                 }
             }
-            return self.state.note_step(step, &way.columns);
+            return self.state.note_step(step, &free, &self.birth);
         }
         if here != way.renamed && here != *before {
             return self.differs(step, here, after);
         }
-        self.state.note_step(step, &way.columns)?;
+        self.state.note_step(step, &way.columns, &self.birth)?;
         self.rebuild(step, all, after)
     }
 
@@ -416,11 +461,20 @@ impl Maker<'_> {
         refused: &dyn Fn(rusqlite::Error) -> ApplyError,
     ) -> Result<(), ApplyError> {
         let sources = reshape(old, new);
+        let mut found =
+            self.conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\"").map_err(refused)?;
+        let never_null: BTreeSet<String> =
+            found.query_map([&new.name], |row| row.get(0)).and_then(Iterator::collect).map_err(refused)?;
         let (mut into, mut values, mut bound) = (Vec::new(), Vec::new(), Vec::new());
         for (index, column) in new.columns.iter().enumerate().filter(|(_, column)| !column.generated) {
             into.push(quoted(&column.name));
             let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
             match source.and_then(|source| old.columns.get(source)) {
+                // Where it was NULL, the origin has given it something, of the rows that it knew.
+                Some(source) if never_null.contains(&column.name) => {
+                    bound.push(Bound(&column.default));
+                    values.push(format!("coalesce({}, ?{})", quoted(&source.name), bound.len()));
+                }
                 Some(source) => values.push(quoted(&source.name)),
                 // As rows that come later without the column get it.
                 None => {

@@ -1,6 +1,6 @@
 //! `state.db`: what a node knows beside the user's database. One SQLite file of ours, one writer, the database thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,6 +57,7 @@ CREATE INDEX conflicts_key ON conflicts(table_name, key);
 CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
 ";
 
 /// What makes a state of version 1 one of version 2, which knows changes of the schema.
@@ -68,6 +69,7 @@ ALTER TABLE sealed ADD COLUMN barrier INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
 ";
 
 /// What is known of one table by number.
@@ -90,6 +92,8 @@ pub struct State {
     pub(super) db: Connection,
     pub(super) tables: HashMap<String, TableState>,
     shapes: HashMap<Vec<String>, i64>,
+    /// Tables that have a name which others had before, in lower case.
+    pub(super) born_again: HashSet<String>,
     locals: HashMap<String, Arc<LocalTable>>,
     pub(super) pending_id_next: i64,
     /// Changes of base are recorded so that they can be taken back.
@@ -154,6 +158,7 @@ impl State {
             db,
             tables: HashMap::new(),
             shapes: HashMap::new(),
+            born_again: HashSet::new(),
             locals: HashMap::new(),
             pending_id_next: 1,
             revertible: false,
@@ -335,6 +340,7 @@ impl State {
         self.locals.clear();
         self.revertible = false;
         self.load_suspicion()?;
+        self.load_births()?;
         let mut found = self.db.prepare(
             "SELECT id, name, dirty, uniques, by_name, (SELECT count(*) FROM base WHERE table_id = id) FROM tables",
         )?;

@@ -15,14 +15,14 @@ use rusqlite::Connection;
 use super::conflicts::{ConflictKind, Met};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
-use super::names::Named;
+use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::schema_steps::{Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
 use crate::change::Op;
 use crate::format::Row;
-use crate::log::{Origin, SchemaStep, TableShape, Unit};
+use crate::log::{Origin, SchemaStep, ShardId, TableShape, Unit};
 use crate::schema::{Catalogue, Table};
 
 /// A plain row whose base row moved under pending.
@@ -114,13 +114,31 @@ impl<'a, 'c> Call<'a, 'c> {
         Ok(Some((table, fit)))
     }
 
+    /// As [`Call::fit`], of a unit: `None` also where it means another table of this name.
+    fn fit_of(
+        &mut self,
+        unit: &Unit,
+        origin: Origin,
+        shape: &Arc<TableShape>,
+        strict: bool,
+    ) -> Result<Option<(Arc<LocalTable>, Arc<Fit>)>, ApplyError> {
+        if self.state.means_another(&shape.name, unit, origin)? { Ok(None) } else { self.fit(shape, strict) }
+    }
+
     /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls.
-    pub(super) fn make_steps(&mut self, conn: &Connection, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+    pub(super) fn make_steps(
+        &mut self,
+        conn: &Connection,
+        shard: ShardId,
+        steps: &[SchemaStep],
+        birth: Birth,
+    ) -> Result<(), ApplyError> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
         self.redo()?;
-        let effect = Maker { conn, state: self.state }.make(steps)?;
+        let pending = self.state.steps_pending(shard)?;
+        let effect = Maker { conn, state: self.state, pending: &pending, birth }.make(steps)?;
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
@@ -153,7 +171,10 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.origin = Some(origin);
         self.folder.counts.units_foreign += 1;
         self.folder.displaced.clear();
-        let fits = unit.tables.iter().map(|shape| self.fit(shape, true)).collect::<Result<Vec<_>, _>>()?;
+        let mut fits = Vec::with_capacity(unit.tables.len());
+        for shape in &unit.tables {
+            fits.push(self.fit_of(unit, origin, shape, true)?);
+        }
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
         for change in &unit.changes {
             let fit =
@@ -244,8 +265,9 @@ impl<'a, 'c> Call<'a, 'c> {
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
         self.folder.counts.units_own += 1;
+        let own = self.state.origin();
         for (index, shape) in unit.tables.iter().enumerate() {
-            let (table, fit) = match self.fit(shape, false) {
+            let (table, fit) = match self.fit_of(unit, own, shape, false) {
                 Ok(Some(found)) => found,
                 // The table is gone here by now, or has another key: there is no row to show anything else than the fold.
                 Ok(None) | Err(ApplyError::Cannot(_)) => {
@@ -343,12 +365,13 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Replays pending on everything that was undone.
     pub(super) fn redo(&mut self) -> Result<(), ApplyError> {
-        self.folder.origin = Some(self.state.origin());
+        let own = self.state.origin();
+        self.folder.origin = Some(own);
         for (id, table) in std::mem::take(&mut self.undone) {
             for pending in self.state.pending_touching(id)? {
                 let unit = self.state.pending_unit(pending)?;
                 for (index, shape) in unit.tables.iter().enumerate() {
-                    let (table, fit) = match self.fit(shape, false) {
+                    let (table, fit) = match self.fit_of(&unit, own, shape, false) {
                         Ok(Some(found)) if found.0.id == table.id => found,
                         Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                         Err(error) => return Err(error),
@@ -364,6 +387,7 @@ impl<'a, 'c> Call<'a, 'c> {
     }
 
     fn redo_rows(&mut self) -> Result<(), ApplyError> {
+        let own = self.state.origin();
         let redo = std::mem::take(&mut self.redo);
         let mut values: HashMap<(i64, Vec<u8>), Option<Row>> = HashMap::with_capacity(redo.len());
         let mut units = BTreeSet::new();
@@ -375,7 +399,7 @@ impl<'a, 'c> Call<'a, 'c> {
         for id in units {
             let unit = self.state.pending_unit(id)?;
             for (index, shape) in unit.tables.iter().enumerate() {
-                let (table, fit) = match self.fit(shape, false) {
+                let (table, fit) = match self.fit_of(&unit, own, shape, false) {
                     Ok(Some(found)) => found,
                     Ok(None) | Err(ApplyError::Cannot(_)) => continue,
                     Err(error) => return Err(error),

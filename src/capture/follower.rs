@@ -83,6 +83,16 @@ impl Pace {
     }
 }
 
+/// Stands for the tables as they were at some time.
+#[derive(Debug, Clone)]
+pub struct SchemaMark(std::sync::Arc<Catalogue>);
+
+impl PartialEq for SchemaMark {
+    fn eq(&self, other: &SchemaMark) -> bool {
+        std::sync::Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// Follows one live database.
 #[derive(Debug)]
 pub struct Follower {
@@ -602,6 +612,12 @@ impl Follower {
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// Equal as long as the tables are the same.
+    #[must_use]
+    pub fn schema_mark(&self) -> SchemaMark {
+        SchemaMark(std::sync::Arc::clone(self.differ.catalogue()))
     }
 
     /// The tables at the position.

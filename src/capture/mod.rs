@@ -23,7 +23,7 @@ pub use checkpoint::CheckpointOptions;
 pub use database_file::{DatabaseFile, FileIdentity, FileStamp};
 pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};
-pub use follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled};
+pub use follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled, SchemaMark};
 pub use position::{POSITION_BYTES, Position};
 pub use resume::Started;
 pub use shadow::{HeldShadow, Progress, ShadowError, ShadowProgress, ShadowStep, write_shadow};

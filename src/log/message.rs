@@ -92,6 +92,8 @@ pub struct Unit {
     pub frame: u32,
     /// The transaction was found by comparing the database with what the origin last knew.
     pub repaired: bool,
+    /// How far its origin had applied the first shard then: what names of tables meant to it.
+    pub seen: StreamSeq,
     /// Changes of the schema, which come before those of rows. They are in the first unit of every shard.
     pub schema: Vec<SchemaStep>,
     /// The tables that the changes name.

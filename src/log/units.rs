@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::envelope::{change_bytes, schema_bytes, shape_bytes};
-use super::message::{SchemaStep, TableShape, Unit, UnitChange};
+use super::message::{SchemaStep, StreamSeq, TableShape, Unit, UnitChange};
 
 /// The encoded size at which a unit is finished. Several fit into a message of the usual 1 MiB, so messages fill up well; a unit that is
 /// larger holds one large change.
@@ -24,6 +24,8 @@ pub struct UnitOrigin {
     pub frame: u32,
     /// See [`Unit::repaired`].
     pub repaired: bool,
+    /// See [`Unit::seen`].
+    pub seen: StreamSeq,
 }
 
 /// Collects the changes of one transaction in one shard. At any time it holds less than a unit and one change, whatever the size of the
@@ -116,6 +118,7 @@ impl UnitBuilder {
             salts: self.origin.salts,
             frame: self.origin.frame,
             repaired: self.origin.repaired,
+            seen: self.origin.seen,
             schema: std::mem::take(&mut self.schema),
             tables: std::mem::take(&mut self.tables),
             changes: std::mem::take(&mut self.changes),

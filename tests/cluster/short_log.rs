@@ -16,6 +16,7 @@ async fn publish_half_a_round(url: &str) {
         salts: [0; 8],
         frame: 1,
         repaired: false,
+        seen: woodchuck::log::StreamSeq(0),
         schema: Vec::new(),
         tables: Vec::new(),
         changes: Vec::new(),

@@ -197,6 +197,7 @@ fn example() -> woodchuck::log::Batch {
         salts: [0x5a, 0x1f, 0, 1, 2, 3, 4, 5],
         frame: 44,
         repaired: false,
+        seen: woodchuck::log::StreamSeq(0),
         schema: Vec::new(),
         tables: vec![Arc::new(shape)],
         changes,

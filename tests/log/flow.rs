@@ -31,7 +31,17 @@ pub fn unit(tx: u64, blob_bytes: usize) -> Unit {
         if_there: false,
     };
     let tables = vec![Arc::new(shape)];
-    Unit { tx, part: 0, salts: [0; 8], frame: 1, repaired: false, schema: Vec::new(), tables, changes: vec![change] }
+    Unit {
+        tx,
+        part: 0,
+        salts: [0; 8],
+        frame: 1,
+        repaired: false,
+        seen: woodchuck::log::StreamSeq(0),
+        schema: Vec::new(),
+        tables,
+        changes: vec![change],
+    }
 }
 
 /// Rounds that each have `messages` messages in every one of `shards` shards.

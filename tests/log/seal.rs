@@ -79,7 +79,8 @@ fn blob_shape() -> Arc<TableShape> {
     Arc::new(TableShape { name: "b".into(), columns: vec!["x".into()], key: Vec::new() })
 }
 
-const UNIT_ORIGIN: UnitOrigin = UnitOrigin { tx: 1, salts: [1; 8], frame: 9, repaired: false };
+const UNIT_ORIGIN: UnitOrigin =
+    UnitOrigin { tx: 1, salts: [1; 8], frame: 9, repaired: false, seen: woodchuck::log::StreamSeq(0) };
 
 #[test]
 fn a_value_larger_than_a_message_is_cut_and_joined() {

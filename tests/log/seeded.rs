@@ -127,6 +127,7 @@ pub fn unit(random: &mut Random, tables: &[Arc<TableShape>]) -> Unit {
         salts: random.next().to_be_bytes(),
         frame: random.next() as u32,
         repaired: random.percent(20),
+        seen: woodchuck::log::StreamSeq(random.next() >> random.below(64)),
         schema: Vec::new(),
         tables: tables.to_vec(),
         changes,

@@ -4,7 +4,8 @@
 //! message   zstd frame of a batch (begins 28 b5 2f fd), or a batch
 //! batch     {"woodchuck": 1, "node", "epoch", "batch", "round", "part": uint, "shards": [[shard, message_count]…], "barrier": true (schema),
 //!            "units": [unit…] | "piece": {"index", "count": uint, "bytes": bytes}}
-//! unit      {"tx", "part": uint, "salts": 8 bytes, "frame": uint, "repaired": bool, "schema": [step…] (where it changes),
+//! unit      {"tx", "part": uint, "salts": 8 bytes, "frame": uint, "repaired": bool, "seen": uint (unless 0),
+//!            "schema": [step…] (where it changes),
 //!            "tables": [table…], "changes": [change…]}
 //! step      {"kind", "name", "table": text, "name_before", "before", "after": text (where there is one)}
 //! table     {"name": text, "columns": [text…], "key": [uint…]}

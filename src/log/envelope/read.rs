@@ -7,7 +7,7 @@ use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
 use super::super::message::{
-    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, TableShape, Unit, UnitChange, UnitKey,
+    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey,
 };
 use super::judge::{judge_header, judge_unit};
 use super::{ENVELOPE_VERSION, EnvelopeError, NESTING_MAX, ZSTD_MAGIC};
@@ -205,7 +205,7 @@ fn read_units(d: &mut Decoder<'_>) -> Result<Vec<Unit>> {
 
 fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
     let (mut tx, mut part, mut salts, mut frame, mut repaired) = (None, None, None, None, false);
-    let (mut schema, mut tables, mut changes) = (Vec::new(), None, None);
+    let (mut seen, mut schema, mut tables, mut changes) = (StreamSeq(0), Vec::new(), None, None);
     let start = d.position();
     for _ in 0..map(d)? {
         match next(d, Decoder::str)? {
@@ -217,6 +217,7 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
             }
             "frame" => frame = Some(next(d, Decoder::u32)?),
             "repaired" => repaired = next(d, Decoder::bool)?,
+            "seen" => seen = StreamSeq(next(d, Decoder::u64)?),
             "schema" => schema = read_list(d, read_step)?,
             "tables" => tables = Some(read_tables(d, known)?),
             "changes" => {
@@ -233,6 +234,7 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
         salts: salts.ok_or_else(|| missing("salts"))?,
         frame: frame.ok_or_else(|| missing("frame"))?,
         repaired,
+        seen,
         schema,
         tables: tables.ok_or_else(|| missing("tables"))?,
         changes: changes.ok_or_else(|| missing("changes"))?,

@@ -116,7 +116,7 @@ pub(in super::super) fn write_batch(header: &Header, body: EncodedBody<'_>, comp
 }
 
 fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
-    head(out, MAP, 7 + u64::from(!unit.schema.is_empty()));
+    head(out, MAP, 7 + u64::from(unit.seen.0 > 0) + u64::from(!unit.schema.is_empty()));
     key_uint(out, "tx", unit.tx);
     key_uint(out, "part", unit.part.into());
     text(out, "salts");
@@ -124,6 +124,9 @@ fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
     key_uint(out, "frame", unit.frame.into());
     text(out, "repaired");
     out.push(if unit.repaired { TRUE } else { FALSE });
+    if unit.seen.0 > 0 {
+        key_uint(out, "seen", unit.seen.0);
+    }
     if !unit.schema.is_empty() {
         text(out, "schema");
         head(out, ARRAY, unit.schema.len() as u64);

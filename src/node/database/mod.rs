@@ -32,9 +32,8 @@ use super::start::position_bytes;
 use super::state_dir::StateDirectory;
 use super::waiting::FoldedOf;
 use crate::apply::{Blocked, InFlight, Replica};
-use crate::capture::{Position, Started};
+use crate::capture::{Position, SchemaMark, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
-use crate::schema::Catalogue;
 
 /// How long a busy application is followed before anything else gets its turn.
 const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
@@ -124,7 +123,7 @@ pub(super) struct Database {
     behind: catching_up::Behind,
     incomplete: incomplete::Incomplete,
     /// The schema under which every table's rows were last found to travel in order, and whether publishing waits for such a one.
-    in_order: Option<Arc<Catalogue>>,
+    in_order: Option<SchemaMark>,
     is_waiting_for_order: bool,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.

@@ -1,7 +1,6 @@
 //! Rounds: sealed one at a time, and sent again until the log has them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::{Database, RoundUnderWay};
 use crate::apply::SealLimits;
@@ -39,7 +38,8 @@ impl Database {
     /// until that is decided.
     fn is_out_of_order(&mut self) -> bool {
         let catalogue = self.attached.follower.catalogue();
-        if self.shards.len() > 1 && !self.in_order.as_ref().is_some_and(|known| Arc::ptr_eq(known, catalogue)) {
+        let mark = self.attached.follower.schema_mark();
+        if self.shards.len() > 1 && self.in_order.as_ref() != Some(&mark) {
             let is_unique = |name: &str| catalogue.table(name).is_some_and(|table| !table.uniques.is_empty());
             let names = self.replica.state().tables_out_of_order(is_unique);
             if !names.is_empty() {
@@ -58,7 +58,7 @@ impl Database {
                 }
                 return true;
             }
-            self.in_order = Some(Arc::clone(catalogue));
+            self.in_order = Some(mark);
         }
         if std::mem::take(&mut self.is_waiting_for_order) {
             self.reporter.trouble(String::new());
