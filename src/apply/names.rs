@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::codec::{Reader, push_row};
 use super::error::ApplyError;
 use super::schema_steps::{ColumnStep, step_digest};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
+use crate::change::reshape;
+use crate::format::{PageNo, Value};
 use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, Unit};
-use crate::schema::Table;
+use crate::schema::{Catalogue, SchemaRow, Table};
 
 /// Under this name of a column stands what became of the table itself.
 const ITSELF: &str = "";
@@ -43,6 +46,21 @@ pub(super) enum Named {
     Gone,
     /// Nobody has ever told.
     Unknown,
+}
+
+/// The table that a statement makes; `None` where SQLite does not take it alone.
+fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
+    let row = SchemaRow {
+        kind: step.kind.clone(),
+        name: step.name.clone(),
+        table: step.name.clone(),
+        root: PageNo::new(2),
+        sql: Some(sql.to_owned()),
+    };
+    let written_by = u32::try_from(rusqlite::version_number()).unwrap_or_default();
+    let catalogue = Catalogue::build(vec![row], written_by);
+    let catalogue = catalogue.map_err(|_| ApplyError::Damaged { what: "a change of the schema" })?;
+    Ok(catalogue.tables().next().cloned())
 }
 
 impl State {
@@ -128,13 +146,20 @@ impl State {
                 for column in columns {
                     match column {
                         ColumnStep::Add { name, .. } => self.forget_name(&step.name, name)?,
-                        ColumnStep::Drop { name } => self.set_name(&step.name, name, None)?,
+                        ColumnStep::Drop { name } => {
+                            self.set_name(&step.name, name, None)?;
+                            self.forget_fill(&step.name, name)?;
+                        }
                         ColumnStep::Rename { from, to } => {
                             self.forget_name(&step.name, to)?;
                             self.set_name(&step.name, from, Some(to))?;
+                            self.db
+                                .prepare_cached("UPDATE OR REPLACE fills SET column_name = ?3 WHERE table_name = ?1 AND column_name = ?2")?
+                                .execute([&step.name, from, to].map(|name| name.to_ascii_lowercase()))?;
                         }
                     }
                 }
+                self.note_fills(step, columns)?;
             }
         }
         self.forget_tables();
@@ -221,8 +246,54 @@ impl State {
     }
 
     fn forget_names(&self, table: &str) -> Result<(), ApplyError> {
-        self.db.prepare_cached("DELETE FROM names WHERE table_name = ?1")?.execute([table.to_ascii_lowercase()])?;
+        for sql in ["DELETE FROM names WHERE table_name = ?1", "DELETE FROM fills WHERE table_name = ?1"] {
+            self.db.prepare_cached(sql)?.execute([table.to_ascii_lowercase()])?;
+        }
         Ok(())
+    }
+
+    fn forget_fill(&self, table: &str, column: &str) -> Result<(), ApplyError> {
+        let of = [table.to_ascii_lowercase(), column.to_ascii_lowercase()];
+        self.db.prepare_cached("DELETE FROM fills WHERE table_name = ?1 AND column_name = ?2")?.execute(of)?;
+        Ok(())
+    }
+
+    /// Takes note of what rows hold that know nothing of a column which came, or that had NULL where that cannot be any more. It stays so
+    /// whatever becomes of the default.
+    fn note_fills(&self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
+        let (Some(before), Some(after)) = (&step.before, &step.after) else { return Ok(()) };
+        let (Some(old), Some(new)) = (table_of(step, before)?, table_of(step, after)?) else { return Ok(()) };
+        let is_added = |name: &str| {
+            columns
+                .iter()
+                .any(|step| matches!(step, ColumnStep::Add { name: added, .. } if added.eq_ignore_ascii_case(name)))
+        };
+        for (index, column) in new.columns.iter().enumerate() {
+            let source = reshape(&old, &new).map_or(Some(index), |sources| sources.get(index).copied().flatten());
+            let was_null = source.and_then(|source| old.columns.get(source)).is_some_and(|column| !column.not_null);
+            if !is_added(&column.name) && !(column.not_null && was_null) {
+                continue;
+            }
+            let mut value = Vec::new();
+            push_row(&mut value, std::slice::from_ref(&column.default));
+            let sql = "INSERT OR REPLACE INTO fills(table_name, column_name, value) VALUES(?1, ?2, ?3)";
+            let of = params![step.name.to_ascii_lowercase(), column.name.to_ascii_lowercase(), value];
+            self.db.prepare_cached(sql)?.execute(of)?;
+        }
+        Ok(())
+    }
+
+    /// What columns of a table hold in rows that know nothing of them, by name in lower case.
+    pub(super) fn fills(&self, table: &str) -> Result<HashMap<String, Value>, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT column_name, value FROM fills WHERE table_name = ?1")?;
+        let mut rows = found.query([table.to_ascii_lowercase()])?;
+        let mut fills = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let bytes: Vec<u8> = row.get(1)?;
+            let value = Reader::new(&bytes).row()?.pop();
+            fills.insert(row.get(0)?, value.ok_or(ApplyError::Damaged { what: "what a column holds" })?);
+        }
+        Ok(fills)
     }
 
     /// The table keeps its number, what is in base and what became of its columns.
@@ -236,6 +307,9 @@ impl State {
             .prepare_cached("UPDATE names SET table_name = ?2 WHERE table_name = ?1 AND column_name <> ''")?
             .execute([&of[0], &of[1]])?;
         self.set_name(before, ITSELF, Some(now))?;
+        self.db
+            .prepare_cached("UPDATE OR REPLACE fills SET table_name = ?2 WHERE table_name = ?1")?
+            .execute([&of[0], &of[1]])?;
         // What had the name before is gone, and its number with it.
         let gone = self.tables.get(&of[1]).map(|table| table.id);
         if let Some(id) = gone {

@@ -55,6 +55,8 @@ pub(super) struct LocalTable {
     pub(super) uniques: Vec<Option<Vec<usize>>>,
     /// What a column holds that a change does not carry.
     pub(super) defaults: Row,
+    /// Columns that could be NULL once and cannot any more: NULL that comes late is the default there.
+    pub(super) never_null: Vec<bool>,
     /// What columns are called now that are not here any more, in lower case; `None` for those that are gone.
     pub(super) names: HashMap<String, Option<String>>,
     pub(super) sql: Sql,
@@ -75,7 +77,23 @@ impl LocalTable {
         let sql = Sql::new(&table, &shape);
         let name_lower = table.name.to_ascii_lowercase();
         let (by_name, names) = (!uniques.is_empty(), HashMap::new());
-        LocalTable { table, shape, name_lower, id, shape_id, by_name, uniques, defaults, names, sql }
+        let never_null = Vec::new();
+        LocalTable { table, shape, name_lower, id, shape_id, by_name, uniques, defaults, never_null, names, sql }
+    }
+
+    /// Takes what columns hold, by name in lower case, that changes from before the column came do not carry.
+    pub(super) fn set_fills(&mut self, fills: &HashMap<String, Value>) {
+        if fills.is_empty() {
+            return;
+        }
+        let written = self.table.columns.iter().filter(|column| !column.generated);
+        for (column, default) in written.zip(&mut self.defaults) {
+            let fill = fills.get(&column.name.to_ascii_lowercase());
+            self.never_null.push(column.not_null && fill.is_some());
+            if let Some(fill) = fill {
+                default.clone_from(fill);
+            }
+        }
     }
 
     /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
@@ -156,7 +174,8 @@ impl LocalTable {
             let found = self.position_of(columns, name).and_then(|i| row.get(i));
             found.unwrap_or(default).clone()
         };
-        self.shape.columns.iter().zip(&self.defaults).map(value).collect()
+        let row: Row = self.shape.columns.iter().zip(&self.defaults).map(value).collect();
+        self.without_null(Cow::Owned(row)).into_owned()
     }
 
     /// A change as this table has it.
@@ -171,7 +190,8 @@ impl LocalTable {
         let image = change
             .image
             .as_ref()
-            .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) });
+            .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) })
+            .map(|image| self.without_null(image));
         let carried = |c: &Option<usize>| match (c, merge) {
             (None, _) => false,
             (Some(_), Merge::Row) => true,
@@ -180,6 +200,17 @@ impl LocalTable {
         let mask = if change.op == Op::Update { fit.columns.iter().map(carried).collect() } else { Vec::new() };
         let canonical = canonical_key(&self.table, &key);
         Change { op: change.op, canonical, key, image, mask, if_there: change.if_there }
+    }
+
+    fn without_null<'a>(&self, mut image: Cow<'a, [Value]>) -> Cow<'a, [Value]> {
+        for (index, _) in self.never_null.iter().enumerate().filter(|(_, never)| **never) {
+            if image.get(index).is_some_and(Value::is_null)
+                && let (Some(value), Some(default)) = (image.to_mut().get_mut(index), self.defaults.get(index))
+            {
+                value.clone_from(default);
+            }
+        }
+        image
     }
 
     fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {

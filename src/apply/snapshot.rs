@@ -122,7 +122,9 @@ impl FrozenState {
         const NO_SHAPE: i64 = -1;
         let shape_id = self.0.known_shape_id(&names_bytes(&shape_of(table).columns))?.unwrap_or(NO_SHAPE);
         let names = self.0.columns_named(&table.name)?;
-        Ok(LocalTable { names, ..LocalTable::new(Arc::clone(table), id, shape_id) })
+        let mut local = LocalTable { names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        local.set_fills(&self.0.fills(&table.name)?);
+        Ok(local)
     }
 }
 

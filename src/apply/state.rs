@@ -58,6 +58,7 @@ CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT
 CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
+CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 ";
 
 /// What makes a state of version 1 one of version 2, which knows changes of the schema.
@@ -70,6 +71,7 @@ CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT
 CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
+CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 ";
 
 /// What is known of one table by number.
@@ -403,7 +405,9 @@ impl State {
         let TableState { id, by_name, .. } = *self.table(&table.name, &uniques)?;
         let shape_id = self.shape_id(&shape_of(table))?;
         let names = self.columns_named(&table.name)?;
-        let local = Arc::new(LocalTable { by_name, names, ..LocalTable::new(Arc::clone(table), id, shape_id) });
+        let mut local = LocalTable { by_name, names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        local.set_fills(&self.fills(&table.name)?);
+        let local = Arc::new(local);
         self.locals.insert(table.name.clone(), Arc::clone(&local));
         Ok(local)
     }

@@ -36,6 +36,7 @@ pub(crate) fn schema_table() -> Table {
         declared_type: String::new(),
         affinity,
         default: Value::Null,
+        not_null: false,
         generated: false,
     };
     Table {

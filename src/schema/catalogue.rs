@@ -303,7 +303,7 @@ impl Oracle {
                 (default, _) => default,
             };
             let generated = hidden == Hidden::Stored;
-            let definition = Column { name, declared_type, affinity, default, generated };
+            let definition = Column { name, declared_type, affinity, default, not_null, generated };
             columns.push(DeclaredColumn { cid, definition, in_key: key > 0, hidden });
         }
         Ok(columns)

@@ -41,6 +41,8 @@ pub struct Column {
     pub affinity: Affinity,
     /// What records that are too short for this column mean (ALTER TABLE ADD COLUMN rewrites nothing).
     pub default: Value,
+    /// It cannot hold NULL.
+    pub not_null: bool,
     /// A STORED generated column: in the record, but not to be written by anybody.
     pub generated: bool,
 }

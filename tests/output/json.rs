@@ -23,6 +23,7 @@ fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
         declared_type: String::new(),
         affinity: Affinity::None,
         default: Value::Null,
+        not_null: false,
         generated: false,
     };
     Arc::new(Table {

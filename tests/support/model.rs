@@ -49,6 +49,7 @@ impl ModelTable {
             declared_type: String::new(),
             affinity,
             default: Value::Null,
+            not_null: false,
             generated: false,
         };
         let mut columns = vec![column("k", Affinity::Text)];
