@@ -21,6 +21,9 @@ use crate::schema::{Catalogue, SchemaRow, Table};
 /// Under this name of a column stands what became of the table itself.
 const ITSELF: &str = "";
 
+/// And under this one what became of the table that had the name before.
+const BEFORE: &str = "\u{1}";
+
 /// Renames that are followed at most: a circle of them leads nowhere.
 const RENAMES_MAX: usize = 64;
 
@@ -82,7 +85,7 @@ impl State {
 
     /// What columns of a table are called now, by the name in lower case that they had; `None` for those that are gone.
     pub(super) fn columns_named(&self, table: &str) -> Result<HashMap<String, Option<String>>, ApplyError> {
-        let sql = "SELECT column_name, now FROM names WHERE table_name = ?1 AND column_name <> ''";
+        let sql = "SELECT column_name, now FROM names WHERE table_name = ?1 AND column_name > char(1)";
         let mut found = self.db.prepare_cached(sql)?;
         let found = found.query_map([table.to_ascii_lowercase()], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
@@ -136,7 +139,7 @@ impl State {
             }
             (None, Some(_)) => {
                 self.note_birth(&step.name, birth)?;
-                self.forget_names(&step.name)?;
+                self.forget_names_but_before(&step.name)?;
             }
             (Some(_), Some(_)) => {
                 if let Some(before) = &step.name_before {
@@ -245,6 +248,21 @@ impl State {
         Ok(())
     }
 
+    /// The name means something else from now on. Who has not seen that means what the table before is called now.
+    fn forget_names_but_before(&self, table: &str) -> Result<(), ApplyError> {
+        let was = self.name_now(table, ITSELF)?;
+        self.forget_names(table)?;
+        match was {
+            Some(now) => self.set_name(table, BEFORE, now.as_deref()),
+            None => Ok(()),
+        }
+    }
+
+    /// What the table is called that had this name before the one that has it now; `None` when it is gone.
+    pub(super) fn name_of_former(&self, table: &str) -> Result<Option<String>, ApplyError> {
+        Ok(self.name_now(table, BEFORE)?.flatten())
+    }
+
     fn forget_names(&self, table: &str) -> Result<(), ApplyError> {
         for sql in ["DELETE FROM names WHERE table_name = ?1", "DELETE FROM fills WHERE table_name = ?1"] {
             self.db.prepare_cached(sql)?.execute([table.to_ascii_lowercase()])?;
@@ -301,10 +319,10 @@ impl State {
         if before.eq_ignore_ascii_case(now) {
             return Ok(());
         }
-        self.forget_names(now)?;
+        self.forget_names_but_before(now)?;
         let of = [before.to_ascii_lowercase(), now.to_ascii_lowercase()];
         self.db
-            .prepare_cached("UPDATE names SET table_name = ?2 WHERE table_name = ?1 AND column_name <> ''")?
+            .prepare_cached("UPDATE names SET table_name = ?2 WHERE table_name = ?1 AND column_name > char(1)")?
             .execute([&of[0], &of[1]])?;
         self.set_name(before, ITSELF, Some(now))?;
         self.db

@@ -107,7 +107,12 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     columns.extend(gone.iter().filter(is_left).map(|name| ColumnStep::Drop { name: (*name).clone() }));
     let rest: Vec<&String> = come.iter().filter(is_left).copied().collect();
     columns.extend(added(&scratch, &step.name, &columns, &rest, after)?);
-    let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
+    // The scratch table is empty, and takes columns that rows are in the way of.
+    let sql = "SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\" AND dflt_value IS NULL";
+    let mut found = wanted.prepare(sql)?;
+    let needs_rows: Vec<String> = found.query_map([&step.name], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let is_refused = |column: &ColumnStep| matches!(column, ColumnStep::Add { name, .. } if needs_rows.contains(name));
+    let is_alter = !columns.iter().any(is_refused) && leads_to(&scratch, &step.name, &columns, after)?;
     Ok(Alteration { columns, is_alter, renamed })
 }
 

@@ -114,7 +114,7 @@ impl<'a, 'c> Call<'a, 'c> {
         Ok(Some((table, fit)))
     }
 
-    /// As [`Call::fit`], of a unit: `None` also where it means another table of this name.
+    /// As [`Call::fit`], of a unit, which may mean the table that had this name before.
     fn fit_of(
         &mut self,
         unit: &Unit,
@@ -122,7 +122,13 @@ impl<'a, 'c> Call<'a, 'c> {
         shape: &Arc<TableShape>,
         strict: bool,
     ) -> Result<Option<(Arc<LocalTable>, Arc<Fit>)>, ApplyError> {
-        if self.state.means_another(&shape.name, unit, origin)? { Ok(None) } else { self.fit(shape, strict) }
+        if !self.state.means_another(&shape.name, unit, origin)? {
+            return self.fit(shape, strict);
+        }
+        match self.state.name_of_former(&shape.name)? {
+            Some(name) => self.fit(&Arc::new(TableShape { name, ..(**shape).clone() }), strict),
+            None => Ok(None),
+        }
     }
 
     /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls.
