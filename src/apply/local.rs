@@ -81,6 +81,8 @@ pub struct LocalSink<'r> {
     barrier: bool,
     /// The columns that it adds, by table, all in lower case.
     added: HashMap<String, HashSet<String>>,
+    /// The tables that it drops, in lower case: their rows need no word of their own.
+    dropped: HashSet<String>,
     /// After a gap: the rows that the intent made.
     ours: Option<Versions>,
     recovered: Option<Recovered>,
@@ -99,6 +101,7 @@ impl<'r> LocalSink<'r> {
             judged: None,
             barrier: false,
             added: HashMap::new(),
+            dropped: HashSet::new(),
             ours: None,
             recovered: None,
             grouped,
@@ -176,6 +179,10 @@ impl<'r> LocalSink<'r> {
         if let Some(judged) = &mut self.judged {
             judged.rows.entry(local.name_lower.clone()).or_default().add_change(&change);
         }
+        // A table that is made anew under its name has come with its rows.
+        if change.op == Op::Delete && self.dropped.contains(&local.name_lower) {
+            return Ok(());
+        }
         let is_ours = self.ours.as_ref().is_some_and(|ours| ours.made(&change));
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
@@ -211,6 +218,7 @@ impl<'r> LocalSink<'r> {
     fn forget_schema(&mut self) {
         self.barrier = false;
         self.added.clear();
+        self.dropped.clear();
     }
 
     /// Whether a change writes nothing but columns that came in the same transaction.
@@ -243,6 +251,9 @@ impl<'r> LocalSink<'r> {
             if let ColumnStep::Add { name, .. } = column {
                 self.added.entry(step.name.to_ascii_lowercase()).or_default().insert(name.to_ascii_lowercase());
             }
+        }
+        if step.kind == "table" && step.after.is_none() {
+            self.dropped.insert(step.name.to_ascii_lowercase());
         }
         let state = &mut self.replica.state;
         let tx = self.origin.map_or(0, |origin| origin.tx);

@@ -289,7 +289,7 @@ impl State {
         for (index, column) in new.columns.iter().enumerate() {
             let source = reshape(&old, &new).map_or(Some(index), |sources| sources.get(index).copied().flatten());
             let was_null = source.and_then(|source| old.columns.get(source)).is_some_and(|column| !column.not_null);
-            if !is_added(&column.name) && !(column.not_null && was_null) {
+            if !(is_added(&column.name) || column.not_null && was_null) {
                 continue;
             }
             let mut value = Vec::new();

@@ -100,10 +100,6 @@ impl SchemaEffect {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.definitions.is_empty()
-    }
-
     /// Together with what was done to the rows of each table, by name in lower case. Those of tables that are defined anew do not count:
     /// what their rows were depends on who looks.
     pub(super) fn with_rows(&self, rows: &HashMap<String, NetEffect>) -> NetEffect {

@@ -50,6 +50,9 @@ impl Redo {
     }
 }
 
+/// A local table, and how changes of some shape fit it.
+type Fitting = (Arc<LocalTable>, Arc<Fit>);
+
 /// A fit that was worked out, with what it was worked out of.
 struct Known {
     shape: Arc<TableShape>,
@@ -86,11 +89,7 @@ impl<'a, 'c> Call<'a, 'c> {
     }
 
     /// Finds the local table of a shape and how they fit; `None` where it was dropped. `strict` as in [`LocalTable::fit`].
-    pub(super) fn fit(
-        &mut self,
-        shape: &Arc<TableShape>,
-        strict: bool,
-    ) -> Result<Option<(Arc<LocalTable>, Arc<Fit>)>, ApplyError> {
+    pub(super) fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<Option<Fitting>, ApplyError> {
         let known = self.known.entry(shape.name.clone()).or_default();
         if let Some(known) = known
             .iter()
@@ -121,7 +120,7 @@ impl<'a, 'c> Call<'a, 'c> {
         origin: Origin,
         shape: &Arc<TableShape>,
         strict: bool,
-    ) -> Result<Option<(Arc<LocalTable>, Arc<Fit>)>, ApplyError> {
+    ) -> Result<Option<Fitting>, ApplyError> {
         if !self.state.means_another(&shape.name, unit, origin)? {
             return self.fit(shape, strict);
         }
@@ -157,7 +156,8 @@ impl<'a, 'c> Call<'a, 'c> {
     /// What all of it did to the database.
     pub(super) fn net_effect(&self) -> NetEffect {
         match (&self.made, self.folder.net.by_table()) {
-            (Some((_, schema)), Some(rows)) if !schema.is_empty() => schema.with_rows(rows),
+            // Also where the schema is what it was: rows need not be.
+            (Some((_, schema)), Some(rows)) => schema.with_rows(rows),
             _ => self.folder.net.net,
         }
     }

@@ -216,10 +216,11 @@ impl Storm {
                     })
                     .unwrap();
                 let key = if is_text { "id TEXT PRIMARY KEY" } else { "id INTEGER PRIMARY KEY" };
+                let form = if is_text { " WITHOUT ROWID" } else { "" };
                 let list = |first: &str, all: &[String]| [&[first.to_owned()], all].concat().join(", ");
                 let (defined, names, values) = (list(key, &defined), list("id", &names), list("id", &values));
                 format!(
-                    "CREATE TABLE new_{name}({defined}); INSERT INTO new_{name}({names}) SELECT {values} FROM {name};
+                    "CREATE TABLE new_{name}({defined}){form}; INSERT INTO new_{name}({names}) SELECT {values} FROM {name};
                      DROP TABLE {name}; ALTER TABLE new_{name} RENAME TO {name}"
                 )
             }

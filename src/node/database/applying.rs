@@ -166,8 +166,13 @@ impl Database {
 
     /// Commits what was folded under the write lock. The next transaction of the log is ours and is not captured.
     pub(super) fn commit_folded(&mut self) -> Result<(), NodeError> {
+        self.attached.own_frames.store(0, Ordering::SeqCst);
         if self.replica.commit(&self.attached.connection)? == Outcome::Written {
-            self.attached.follower.take_own(self.attached.own_frames.load(Ordering::SeqCst))?;
+            // A table that came and went within one application leaves nothing to be written.
+            let frames = self.attached.own_frames.load(Ordering::SeqCst);
+            if frames > 0 {
+                self.attached.follower.take_own(frames)?;
+            }
             let position = self.attached.follower.position();
             self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
             self.stored = Some(position);
