@@ -79,3 +79,35 @@ fn a_writer_that_is_stopped_in_the_middle_of_its_commit_ends_no_daemon() {
     assert_eq!(tables["t"].len(), 4, "within {WITHIN:?}");
     assert!(cluster.nodes.iter_mut().all(|node| node.runs()));
 }
+
+/// A node that has much to apply leaves the lock to its application in time, although that asks for it only now and then.
+#[test]
+fn an_application_gets_its_turn_while_much_is_applied() {
+    let mut cluster = Cluster::start(
+        2,
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE own(id INTEGER PRIMARY KEY, v)",
+    );
+    cluster.nodes[1].stop();
+    for part in 0..12 {
+        cluster.nodes[0].sql(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40000)
+             INSERT INTO t SELECT {part} * 40000 + i, hex(randomblob(12)) FROM n"
+        ));
+    }
+    let app = rusqlite::Connection::open(&cluster.nodes[1].db).unwrap();
+    app.busy_timeout(std::time::Duration::from_secs(4)).unwrap();
+    cluster.nodes[1].spawn();
+    let (mut written, mut longest) = (0, std::time::Duration::ZERO);
+    let began = std::time::Instant::now();
+    while cluster.nodes[1].value("SELECT count(*) FROM t") != "480000" {
+        assert!(began.elapsed().as_secs() < 120, "everything is applied");
+        let at = std::time::Instant::now();
+        app.execute("INSERT INTO own(v) VALUES(1)", []).expect("the application gets the lock");
+        longest = longest.max(at.elapsed());
+        written += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    println!("{written} commits in {:.1?}, the longest waited {longest:.2?}", began.elapsed());
+    drop(app);
+    cluster.settle();
+}

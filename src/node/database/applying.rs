@@ -21,8 +21,52 @@ const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
+/// After having kept writers out for so long altogether, the lock is left alone once for as long as SQLite sleeps between two tries: who waits for
+/// it gets it then, whatever we have to do.
+const HELD_MAX: Duration = Duration::from_millis(500);
+/// The same when nobody has written for a while.
+const HELD_MAX_ALONE: Duration = Duration::from_secs(2);
+/// SQLite's busy handler sleeps 100 ms at most.
+const REST: Duration = Duration::from_millis(120);
+/// Who has written within this time is likely to write again.
+const LATELY: Duration = Duration::from_secs(30);
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
+
+/// Leaves the write lock to others now and then.
+#[derive(Debug, Default)]
+pub(super) struct Fairness {
+    held: Duration,
+    resting_until: Option<Instant>,
+    others_at: Option<Instant>,
+}
+
+impl Fairness {
+    fn is_resting(&mut self) -> bool {
+        if self.resting_until.is_some_and(|until| Instant::now() < until) {
+            return true;
+        }
+        self.resting_until = None;
+        false
+    }
+
+    /// Others have written.
+    pub(super) fn others_wrote(&mut self) {
+        self.others_at = Some(Instant::now());
+    }
+
+    fn held(&mut self, time: Duration, others_wrote: bool) {
+        if others_wrote {
+            self.others_wrote();
+        }
+        self.held += time;
+        let lately = self.others_at.is_some_and(|at| at.elapsed() < LATELY);
+        if self.held >= if lately { HELD_MAX } else { HELD_MAX_ALONE } {
+            self.held = Duration::ZERO;
+            self.resting_until = Some(Instant::now() + REST);
+        }
+    }
+}
 
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
@@ -50,12 +94,19 @@ impl Database {
         if self.fold_own(&counts)? {
             return Ok(true);
         }
+        if self.fairness.is_resting() {
+            self.retry_lock = true;
+            return Ok(false);
+        }
         if !self.begin()? {
             self.retry_lock = true;
             self.lock_wanted_since.get_or_insert_with(Instant::now);
             return Ok(false);
         }
+        let began = Instant::now();
+        let captured = self.reporter.transactions_captured;
         let folded = self.fold(&counts);
+        self.fairness.held(began.elapsed(), self.reporter.transactions_captured != captured);
         match folded {
             Ok(true) => Ok(true),
             Ok(false) => {

@@ -125,6 +125,7 @@ pub(super) struct Database {
     /// The schema under which every table's rows were last found to travel in order, and whether publishing waits for such a one.
     in_order: Option<SchemaMark>,
     is_waiting_for_order: bool,
+    fairness: applying::Fairness,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
@@ -173,6 +174,7 @@ impl Database {
             incomplete: incomplete::Incomplete::default(),
             in_order: None,
             is_waiting_for_order: false,
+            fairness: applying::Fairness::default(),
             verifying: verifying::Verifying::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),
@@ -363,7 +365,11 @@ impl Database {
         sink.store()?;
         maintained?;
         drop(sink);
-        self.reporter.transactions_captured += self.attached.follower.next_tx().saturating_sub(before);
+        let captured = self.attached.follower.next_tx().saturating_sub(before);
+        if captured > 0 {
+            self.fairness.others_wrote();
+        }
+        self.reporter.transactions_captured += captured;
         self.pin_renewed_at = Instant::now();
         Ok(polled.more)
     }
