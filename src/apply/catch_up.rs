@@ -86,7 +86,7 @@ fn failed(source: rusqlite::Error) -> ApplyError {
 
 /// One attempt, inside open transactions of both databases.
 fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCounts), ApplyError> {
-    state.revertible = true;
+    state.begin_fold(true)?;
     let mut ahead = BTreeSet::new();
     for (shard, stand) in with.stand {
         if stand.seq > state.position(*shard)? {
@@ -195,13 +195,17 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &LocalTable) -> 
         false => "SELECT key FROM temp.woodchuck_difference WHERE in_snapshot = 0",
     };
     keys(out, &mut |key| match call.folder.rows.get(table, &key)? {
-        Some(old) => call.folder.remove(table, &key, &canonical_key(&table.table, &key), &old),
+        Some(old) => {
+            call.folder.remove(table, &key, &canonical_key(&table.table, &key), &old)?;
+            call.store_many_versions()
+        }
         None => Ok(()),
     })?;
     keys("SELECT key FROM temp.woodchuck_difference WHERE in_snapshot = 1", &mut |key| {
         let Some(new) = call.folder.rows.get_in(SNAPSHOT_SCHEMA, table, &key)? else { return Err(UNSTEADY) };
         let canonical = canonical_key(&table.table, &key);
         let old = if all_out { None } else { call.folder.rows.get(table, &key)? };
+        call.store_many_versions()?;
         match old {
             Some(old) => match call.folder.set(table, &key, &canonical, &old, &new)? {
                 true => Ok(()),

@@ -11,7 +11,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::error::ApplyError;
-use super::net_effect::{NetEffect, Versions};
+use super::net_effect::NetEffect;
 use super::state::State;
 
 impl State {
@@ -23,14 +23,9 @@ impl State {
         Ok(Some(NetEffect::from_digest(digest)))
     }
 
-    /// The rows of the intent that is stored.
-    pub(super) fn intent_versions(&self) -> Result<Versions, ApplyError> {
-        Ok(Versions::from_bytes(&self.meta("intent_versions")?.unwrap_or_default()))
-    }
-
     pub(super) fn write_intent(&mut self, net: &NetEffect) -> Result<(), ApplyError> {
         let versions = std::mem::take(&mut self.versions);
-        self.set_meta("intent_versions", &versions.to_bytes())?;
+        self.store_versions(&versions)?;
         self.db.prepare_cached("INSERT INTO intent(only, digest) VALUES(1, ?1)")?.execute(params![net.digest()])?;
         Ok(())
     }
@@ -40,6 +35,7 @@ impl State {
         for sql in [
             "DELETE FROM intent",
             // Without WHERE: SQLite drops the pages instead of visiting rows.
+            "DELETE FROM intent_versions",
             "DELETE FROM base_before",
             "UPDATE positions SET seq_before = seq WHERE seq_before <> seq",
             "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::base::BaseRow;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
-use super::net_effect::{NetEffect, SchemaEffect, Versions, written};
+use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::replica::{Phase, Replica};
 use super::schema_steps::{ColumnStep, alteration};
 use super::shape::LocalTable;
@@ -83,8 +83,8 @@ pub struct LocalSink<'r> {
     added: HashMap<String, HashSet<String>>,
     /// The tables that it drops, in lower case: their rows need no word of their own.
     dropped: HashSet<String>,
-    /// After a gap: the rows that the intent made.
-    ours: Option<Versions>,
+    /// After a gap: the transaction may be the intent's and local ones together.
+    tells_ours: bool,
     recovered: Option<Recovered>,
     /// Transactions are stored together; how many wait to be.
     grouped: bool,
@@ -102,7 +102,7 @@ impl<'r> LocalSink<'r> {
             barrier: false,
             added: HashMap::new(),
             dropped: HashSet::new(),
-            ours: None,
+            tells_ours: false,
             recovered: None,
             grouped,
             waiting: 0,
@@ -183,7 +183,7 @@ impl<'r> LocalSink<'r> {
         if change.op == Op::Delete && self.dropped.contains(&local.name_lower) {
             return Ok(());
         }
-        let is_ours = self.ours.as_ref().is_some_and(|ours| ours.made(&change));
+        let is_ours = self.tells_ours && self.replica.state.made(&change)?;
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
         let image = change
@@ -294,7 +294,8 @@ impl<'r> LocalSink<'r> {
             }
         }
         // With a changed schema only some rows are compared, and after a gap others may be in between.
-        let is_sure = self.ours.take().is_none() || self.judged.as_ref().is_none_or(|judged| judged.schema.is_none());
+        let tells_ours = std::mem::take(&mut self.tells_ours);
+        let is_sure = !tells_ours || self.judged.as_ref().is_none_or(|judged| judged.schema.is_none());
         self.forget_schema();
         if let Some(judged) = self.judged.take() {
             if is_sure && judged.is_wanted() {
@@ -327,7 +328,7 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired, seen });
         if let Phase::Recovering(intent) = self.replica.phase {
             self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema: None });
-            self.ours = if span.repaired { Some(self.replica.state.intent_versions()?) } else { None };
+            self.tells_ours = span.repaired;
             let reverted = self.replica.state.revert_intent();
             if reverted.is_err() {
                 self.abandon()?;

@@ -38,7 +38,8 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
     // Own messages alone change nothing that can be seen, so there will be no intent to take back.
     // (While units are suspect, own messages that this state never sealed fold like anybody's.)
     let is_foreign = |index: &usize| arrived.place(*index).is_some_and(|(_, _, header)| header.origin != own);
-    state.revertible = state.suspecting || open.iter().any(is_foreign);
+    let revertible = state.suspecting || open.iter().any(is_foreign);
+    state.begin_fold(revertible).map_err(Stop::Failed)?;
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
     let mut call = Call::new(state, folder, tables, merge, locked);
     if open.iter().any(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.barrier)) {
@@ -61,7 +62,8 @@ fn fold_first<A: Arrivals + ?Sized>(
     own: Origin,
 ) -> Result<(), Stop> {
     let Some((shard, seq, _)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
-    fold_message(call, arrived, rest, own).map_err(|error| stop_at(shard, seq, error))
+    let folded = fold_message(call, arrived, rest, own).and_then(|()| call.store_many_versions());
+    folded.map_err(|error| stop_at(shard, seq, error))
 }
 
 fn stop_at(shard: ShardId, seq: StreamSeq, error: ApplyError) -> Stop {

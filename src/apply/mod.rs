@@ -32,9 +32,11 @@ mod shape;
 mod snapshot;
 mod sql;
 mod state;
+mod state_file;
 mod statements;
 mod text;
 mod undo_redo;
+mod versions;
 mod went_back;
 
 pub use crate::schema::TableFilter;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::codec::{push_row, push_varint};
+use super::versions::Versions;
 use crate::change::{RowChange, SchemaChange, canonical_key};
 use crate::format::{Row, Value};
 use crate::schema::Table;
@@ -118,13 +119,6 @@ impl SchemaEffect {
     }
 }
 
-/// The row versions that went and came, one by one, to tell which rows of a larger change are ours.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Versions {
-    came: HashSet<u64>,
-    gone: HashSet<u64>,
-}
-
 /// What a fold does to rows: the whole, and one by one.
 #[derive(Debug, Default)]
 pub(super) struct Account {
@@ -154,49 +148,18 @@ impl Account {
     pub(super) fn add_old(&mut self, table: &str, key: &[u8], row: &[Value]) {
         let hash = version_hash(table, key, row);
         self.toggle(table, &hash);
-        if !self.versions.came.remove(&short(&hash)) {
-            self.versions.gone.insert(short(&hash));
-        }
+        self.versions.add_gone(&hash);
     }
 
     pub(super) fn add_new(&mut self, table: &str, key: &[u8], row: &[Value]) {
         let hash = version_hash(table, key, row);
         self.toggle(table, &hash);
-        if !self.versions.gone.remove(&short(&hash)) {
-            self.versions.came.insert(short(&hash));
-        }
+        self.versions.add_came(&hash);
     }
 }
 
-impl Versions {
-    /// Whether the row is, after the change, what these made it.
-    pub(super) fn made(&self, change: &RowChange) -> bool {
-        match hashes_of(change) {
-            (_, Some(after)) => self.came.contains(&short(&after)),
-            (Some(before), None) => self.gone.contains(&short(&before)),
-            (None, None) => false,
-        }
-    }
-
-    /// The count of those that came, then they, then those that went; eight bytes each.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let count = self.came.len() as u64;
-        std::iter::once(&count).chain(&self.came).chain(&self.gone).flat_map(|hash| hash.to_be_bytes()).collect()
-    }
-
-    pub(super) fn from_bytes(bytes: &[u8]) -> Versions {
-        let mut numbers = bytes.chunks_exact(8).map(|chunk| u64::from_be_bytes(chunk.try_into().unwrap_or_default()));
-        let count = numbers.next().unwrap_or_default();
-        let came = numbers.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).collect();
-        Versions { came, gone: numbers.collect() }
-    }
-}
-
-fn short(hash: &blake3::Hash) -> u64 {
-    hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
-}
-
-fn hashes_of(change: &RowChange) -> (Option<blake3::Hash>, Option<blake3::Hash>) {
+/// The versions of its row that a change takes away and brings.
+pub(super) fn hashes_of(change: &RowChange) -> (Option<blake3::Hash>, Option<blake3::Hash>) {
     let key = canonical_key(&change.table, &change.key);
     let is_generated = change.table.columns.iter().any(|column| column.generated);
     let hash = |image: &Row| {

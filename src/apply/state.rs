@@ -7,72 +7,17 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::ApplyError;
-use super::net_effect::Versions;
 use super::shape::{LocalTable, shape_of};
+use super::state_file;
+use super::versions::Versions;
 use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
 use crate::schema::Table;
-
-/// "WDCK": tells our file from any other SQLite database.
-const APPLICATION_ID: i64 = 0x5744_434b;
-
-/// The version of the tables below.
-const VERSION: i64 = 2;
 
 /// The node id of a state that was made for a node yet to be named: the first that opens it gives it its own.
 const UNNAMED: u64 = 0;
 
 /// Statements that stay prepared: all there are.
 const STATEMENTS_MAX: usize = 128;
-
-/// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
-const TABLES: &str = "
-CREATE TABLE meta(name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE tables(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, dirty INTEGER NOT NULL DEFAULT 0, uniques TEXT NOT NULL DEFAULT '', by_name INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE shapes(id INTEGER PRIMARY KEY, columns BLOB NOT NULL UNIQUE);
-CREATE TABLE positions(shard INTEGER PRIMARY KEY, seq INTEGER NOT NULL DEFAULT 0, seq_before INTEGER NOT NULL DEFAULT 0, batch_no_sealed INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
-  batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
-  batch_no_before INTEGER NOT NULL DEFAULT 0, round_no_before INTEGER NOT NULL DEFAULT 0, part_before INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY(shard, origin)) WITHOUT ROWID;
-CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX pending_sealed ON pending(shard, batch_no);
-CREATE INDEX pending_transaction ON pending(shard, tx, id);
-CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
-CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
-CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
-CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
-CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
-  piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY(shard, batch_no)) WITHOUT ROWID;
-CREATE TABLE base(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
-CREATE TABLE base_before(table_id INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB, PRIMARY KEY(table_id, key)) WITHOUT ROWID;
-CREATE TABLE claims(table_id INTEGER NOT NULL, hash INTEGER NOT NULL, PRIMARY KEY(table_id, hash)) WITHOUT ROWID;
-CREATE TABLE pieces(shard INTEGER NOT NULL, origin BLOB NOT NULL, piece_index INTEGER NOT NULL,
-  fresh INTEGER NOT NULL, spent INTEGER NOT NULL DEFAULT 0, bytes BLOB NOT NULL, PRIMARY KEY(shard, origin, piece_index));
-CREATE TABLE intent(only INTEGER PRIMARY KEY CHECK (only = 1), digest BLOB NOT NULL);
-CREATE TABLE conflicts(id INTEGER PRIMARY KEY AUTOINCREMENT, recorded_at INTEGER NOT NULL, kind TEXT NOT NULL, table_name TEXT NOT NULL, columns BLOB NOT NULL, key BLOB NOT NULL,
-  kept BLOB, lost BLOB, kept_origin BLOB, lost_origin BLOB, fresh INTEGER NOT NULL);
-CREATE INDEX conflicts_fresh ON conflicts(id) WHERE fresh = 1;
-CREATE INDEX conflicts_key ON conflicts(table_name, key);
-CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
-CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
-CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
-";
-
-/// What makes a state of version 1 one of version 2, which knows changes of the schema.
-const FROM_1: &str = "
-ALTER TABLE tables ADD COLUMN by_name INTEGER NOT NULL DEFAULT 0;
-UPDATE tables SET by_name = uniques <> '';
-ALTER TABLE pending ADD COLUMN barrier INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE sealed ADD COLUMN barrier INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
-CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
-CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
-";
 
 /// What is known of one table by number.
 #[derive(Debug, Clone)]
@@ -100,7 +45,7 @@ pub struct State {
     pub(super) pending_id_next: i64,
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
-    /// What the fold at hand does to rows, for its intent.
+    /// What the fold at hand does to rows and is not stored yet, for its intent.
     pub(super) versions: Versions,
     origin: Origin,
     /// The state may have gone back in time, and not all of what was done since is known yet.
@@ -125,20 +70,7 @@ impl State {
         db.pragma_update(None, "synchronous", "NORMAL")?;
         // 8 MiB: the interior pages of base and pending during a bulk, and little beside the memory bound.
         db.pragma_update(None, "cache_size", -8192)?;
-        let application_id: i64 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let objects: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        let shown = || path.display().to_string();
-        if objects == 0 && application_id == 0 && version == 0 {
-            create(&db, database, origin)?;
-        } else if application_id != APPLICATION_ID {
-            return Err(ApplyError::NotState { path: shown() });
-        } else if version == 1 {
-            let upgrade = format!("BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {VERSION}; COMMIT");
-            db.execute_batch(&upgrade)?;
-        } else if version != VERSION {
-            return Err(ApplyError::StateVersion { path: shown(), found: version, known: VERSION });
-        }
+        state_file::prepare(&db, path, database, origin)?;
         let found: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'database'", [], |row| row.get(0))?;
         if found != database.as_bytes() {
             let found = String::from_utf8_lossy(&found).into_owned();
@@ -457,19 +389,6 @@ impl State {
             .optional()?;
         names_of(&columns.ok_or(ApplyError::Damaged { what: "the shape of a stored row" })?)
     }
-}
-
-fn create(db: &Connection, database: &str, origin: Origin) -> Result<(), ApplyError> {
-    // One transaction: an interrupted creation leaves an empty file, which is a new one.
-    db.execute_batch("BEGIN IMMEDIATE")?;
-    db.execute_batch(TABLES)?;
-    db.execute(
-        "INSERT INTO meta(name, value) VALUES('database', ?1), ('origin', ?2)",
-        params![database.as_bytes(), origin_bytes(origin)],
-    )?;
-    db.pragma_update(None, "application_id", APPLICATION_ID)?;
-    db.pragma_update(None, "user_version", VERSION)?;
-    Ok(db.execute_batch("COMMIT")?)
 }
 
 /// A number that counts up, as SQLite stores it. The bits are kept, and no counter of ours reaches the sign.

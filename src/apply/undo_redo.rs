@@ -153,6 +153,14 @@ impl<'a, 'c> Call<'a, 'c> {
         Ok(())
     }
 
+    /// Stores what was done to rows, when it is much.
+    pub(super) fn store_many_versions(&mut self) -> Result<(), ApplyError> {
+        if self.folder.net.versions.are_many() {
+            self.state.store_versions(&std::mem::take(&mut self.folder.net.versions))?;
+        }
+        Ok(())
+    }
+
     /// What all of it did to the database.
     pub(super) fn net_effect(&self) -> NetEffect {
         match (&self.made, self.folder.net.by_table()) {
@@ -387,6 +395,7 @@ impl<'a, 'c> Call<'a, 'c> {
                         of_table.map(|change| table.change(&fit, change, self.merge)).collect();
                     self.folder.fold(self.state, &table, &changes, Some(pending))?;
                 }
+                self.store_many_versions()?;
             }
         }
         self.redo_rows()

@@ -352,7 +352,7 @@ fn clear(
     tables: &dyn Tables,
     merge: Merge,
 ) -> Result<(NetEffect, Cleared), ApplyError> {
-    state.revertible = true;
+    state.begin_fold(true)?;
     let mut call = Call::new(state, Folder::new(conn)?, tables, merge, true);
     call.undo_all()?;
     let (mut judge, mut cleared, mut last) = (Judge::default(), Cleared::default(), 0);

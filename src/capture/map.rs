@@ -11,6 +11,8 @@ use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 
 /// The map is laid over more than the file has, so that a growing log does not need a new one for every frame.
 const MAP_STEP_BYTES: u64 = 64 << 20;
+/// What the kernel maps around an address that is touched for the first time, as far as it has the file in memory.
+const BLOCK_BYTES: usize = 64 << 10;
 /// After this many touched bytes the kernel may take the pages back: they count as the daemon's memory, and a long transaction would fill it.
 const RESIDENT_BYTES_MAX: usize = 32 << 20;
 
@@ -19,6 +21,8 @@ const RESIDENT_BYTES_MAX: usize = 32 << 20;
 pub(super) struct WalMap {
     map: Option<Mmap>,
     touched: Cell<usize>,
+    /// The block that was touched last.
+    block: Cell<usize>,
 }
 
 impl WalMap {
@@ -40,10 +44,15 @@ impl WalMap {
     pub(super) fn slice(&self, offset: u64, length: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         let bytes = self.map.as_ref()?.get(start..start.checked_add(length)?)?;
-        let touched = self.touched.get() + length;
-        self.touched.set(touched);
-        if touched > RESIDENT_BYTES_MAX {
-            self.release();
+        // A frame's header brings its neighbours along, so bytes do not tell how much memory was taken: blocks do.
+        let (first, last) = (start / BLOCK_BYTES, (start + length) / BLOCK_BYTES);
+        if first != self.block.get() || last != first {
+            let touched = self.touched.get() + (last - first + 1) * BLOCK_BYTES;
+            self.touched.set(touched);
+            if touched > RESIDENT_BYTES_MAX {
+                self.release();
+            }
+            self.block.set(last);
         }
         Some(bytes)
     }

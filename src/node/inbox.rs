@@ -114,6 +114,12 @@ impl Inbox {
             .count()
     }
 
+    /// Payload bytes of a shard's first `count` messages.
+    pub(super) fn bytes_of(&self, shard: ShardId, count: usize) -> usize {
+        let Some(queue) = self.shards.get(&shard) else { return 0 };
+        queue.waiting.iter().take(count).map(|waiting| waiting.payload.bytes()).sum()
+    }
+
     /// Lets [`Inbox::headers`] give slices.
     pub(super) fn make_contiguous(&mut self) {
         for queue in self.shards.values_mut() {

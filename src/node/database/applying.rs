@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Database;
+use super::fairness::FOLD_BYTES_MAX;
 use super::waiting::Waiting;
 use crate::apply::{ApplyError, Outcome};
 use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
@@ -13,60 +14,14 @@ use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
 
-/// Payload bytes that one fold takes from a shard unless a round is larger: bounds memory and the time that writers are kept out.
-const FOLD_BYTES_MAX: usize = 2 << 20;
 /// The same when own messages come first.
 const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
 /// How long the write lock is tried for at a time; between the tries the pin is renewed.
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
 const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
-/// After having kept writers out for so long altogether, the lock is left alone once for as long as SQLite sleeps between two tries: who waits for
-/// it gets it then, whatever we have to do.
-const HELD_MAX: Duration = Duration::from_millis(500);
-/// The same when nobody has written for a while.
-const HELD_MAX_ALONE: Duration = Duration::from_secs(2);
-/// SQLite's busy handler sleeps 100 ms at most.
-const REST: Duration = Duration::from_millis(120);
-/// Who has written within this time is likely to write again.
-const LATELY: Duration = Duration::from_secs(30);
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
-
-/// Leaves the write lock to others now and then.
-#[derive(Debug, Default)]
-pub(super) struct Fairness {
-    held: Duration,
-    resting_until: Option<Instant>,
-    others_at: Option<Instant>,
-}
-
-impl Fairness {
-    fn is_resting(&mut self) -> bool {
-        if self.resting_until.is_some_and(|until| Instant::now() < until) {
-            return true;
-        }
-        self.resting_until = None;
-        false
-    }
-
-    /// Others have written.
-    pub(super) fn others_wrote(&mut self) {
-        self.others_at = Some(Instant::now());
-    }
-
-    fn held(&mut self, time: Duration, others_wrote: bool) {
-        if others_wrote {
-            self.others_wrote();
-        }
-        self.held += time;
-        let lately = self.others_at.is_some_and(|at| at.elapsed() < LATELY);
-        if self.held >= if lately { HELD_MAX } else { HELD_MAX_ALONE } {
-            self.held = Duration::ZERO;
-            self.resting_until = Some(Instant::now() + REST);
-        }
-    }
-}
 
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
@@ -105,8 +60,9 @@ impl Database {
         }
         let began = Instant::now();
         let captured = self.reporter.transactions_captured;
+        let bytes = counts.iter().map(|(shard, count)| self.inbox.bytes_of(*shard, *count)).max().unwrap_or_default();
         let folded = self.fold(&counts);
-        self.fairness.held(began.elapsed(), self.reporter.transactions_captured != captured);
+        self.fairness.held(began.elapsed(), bytes, self.reporter.transactions_captured != captured);
         match folded {
             Ok(true) => Ok(true),
             Ok(false) => {
@@ -135,7 +91,7 @@ impl Database {
         let own = self.replica.state().origin();
         let is_own = |shard: &ShardId| self.inbox.headers(*shard, 1).iter().take(1).all(|header| header.origin == own);
         // Own messages keep nobody from writing, and come while there is much to capture: a little at a time.
-        let mut bytes = if self.shards.iter().all(is_own) { FOLD_OWN_BYTES_MAX } else { FOLD_BYTES_MAX };
+        let mut bytes = if self.shards.iter().all(is_own) { FOLD_OWN_BYTES_MAX } else { self.fairness.fold_bytes() };
         loop {
             let limits: Vec<usize> =
                 self.shards.iter().map(|shard| self.inbox.count_within(*shard, end(shard), bytes)).collect();

@@ -4,6 +4,7 @@
 mod applying;
 mod catching_up;
 mod events;
+mod fairness;
 mod incomplete;
 mod publishing;
 mod reporting;
@@ -125,7 +126,7 @@ pub(super) struct Database {
     /// The schema under which every table's rows were last found to travel in order, and whether publishing waits for such a one.
     in_order: Option<SchemaMark>,
     is_waiting_for_order: bool,
-    fairness: applying::Fairness,
+    fairness: fairness::Fairness,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
@@ -174,7 +175,7 @@ impl Database {
             incomplete: incomplete::Incomplete::default(),
             in_order: None,
             is_waiting_for_order: false,
-            fairness: applying::Fairness::default(),
+            fairness: fairness::Fairness::default(),
             verifying: verifying::Verifying::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),
