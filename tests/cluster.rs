@@ -4,6 +4,7 @@ mod conflicts;
 mod disk;
 mod faults;
 mod flow;
+mod indexes;
 mod large;
 mod locked;
 mod lost_tail;

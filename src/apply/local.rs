@@ -13,7 +13,9 @@ use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
+use crate::format::{Row, Value};
 use crate::log::{SchemaStep, ShardId, StreamSeq, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+use crate::schema::{Module, VirtualTable};
 
 /// What became of the intent of a node that died between its two commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +167,7 @@ impl<'r> LocalSink<'r> {
         if change.table.is_internal() {
             return Ok(());
         }
+        let change = shown(change);
         let canonical = canonical_key(&change.table, &change.key);
         let local = match self.replica.state.known_table(&change.table) {
             Some(local) => local,
@@ -235,7 +238,7 @@ impl<'r> LocalSink<'r> {
         }
         let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
         let Some((shards, travels)) = &self.replica.schema else { return Ok(()) };
-        if change.of_virtual || is_internal(&change.name) || !travels(&change.table) {
+        if change.of_shadow || is_internal(&change.name) || !travels(&change.table) || !is_known(&change) {
             return Ok(());
         }
         let SchemaChange { kind, name, name_before, table, before, after, .. } = change;
@@ -396,6 +399,30 @@ impl Drop for LocalSink<'_> {
             let _ = self.replica.state.rollback();
         }
     }
+}
+
+/// Whether the object can be made elsewhere: modules that are not SQLite's own need not be there.
+fn is_known(change: &SchemaChange) -> bool {
+    let is_known = |sql: &String| {
+        change.kind != "table"
+            || VirtualTable::parse(&change.name, sql).is_none_or(|table| table.module != Module::Other)
+    };
+    change.before.iter().chain(&change.after).all(is_known)
+}
+
+/// A change of the rows behind a virtual table as one of the virtual table; any other as it is.
+fn shown(change: RowChange) -> RowChange {
+    let Some(table) = change.table.shown_by.clone() else { return change };
+    let without_rowid = |row: Row| row.into_iter().skip(1).collect();
+    let key = match change.key {
+        RowKey::Columns(values) => match values.first() {
+            Some(Value::Integer(rowid)) => RowKey::Rowid(*rowid),
+            _ => RowKey::Columns(values),
+        },
+        key => key,
+    };
+    let (before, after) = (change.before.map(without_rowid), change.after.map(without_rowid));
+    RowChange { table, key, before, after, ..change }
 }
 
 fn mask_of(local: &Arc<LocalTable>, change: &RowChange) -> Vec<bool> {

@@ -17,6 +17,7 @@ mod digest;
 mod error;
 mod fold;
 mod fold_reader;
+mod indexes;
 mod intent;
 mod local;
 mod lost;

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
@@ -21,7 +22,7 @@ use crate::change::{RowKey, TxSpan};
 use crate::fault::{self, Point};
 use crate::format::Row;
 use crate::log::{Batch, Header, SealedMessage, ShardId, StreamSeq};
-use crate::schema::Table;
+use crate::schema::{Catalogue, Table};
 
 /// Finds the shard of a row from its table and canonical key, or, without the key, that of all rows of the table; `None` for tables that are
 /// not replicated.
@@ -127,6 +128,8 @@ pub struct Replica {
     pub(super) send_before: bool,
     /// The shards that changes of the schema have a part in, and the tables whose definitions travel. Without any none travels.
     pub(super) schema: Option<(Vec<ShardId>, Travels)>,
+    /// The tables whose indexes the applying connection keeps.
+    pub(super) indexes_of: Option<Arc<Catalogue>>,
 }
 
 impl fmt::Debug for Replica {
@@ -156,6 +159,7 @@ impl Replica {
             position_of: None,
             send_before: false,
             schema: None,
+            indexes_of: None,
         })
     }
 
@@ -221,6 +225,7 @@ impl Replica {
     /// When `state.db` fails.
     pub fn begin_anew(&mut self) -> Result<(), ApplyError> {
         self.begun = false;
+        self.indexes_of = None;
         self.phase = self.state.intent()?.map_or(Phase::Idle, Phase::Recovering);
         Ok(())
     }
@@ -311,6 +316,8 @@ impl Replica {
     /// When one of them fails.
     pub fn rollback(&mut self, conn: &Connection) -> Result<(), ApplyError> {
         self.begun = false;
+        // Temporary triggers are made within the transaction too.
+        self.indexes_of = None;
         if matches!(self.phase, Phase::Folded(_)) {
             self.phase = Phase::Idle;
             self.state.rollback()?;

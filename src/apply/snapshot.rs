@@ -6,13 +6,16 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::ApplyError;
+use super::indexes;
+use super::schema_steps::catalogue_of;
 use super::shape::{LocalTable, Tables, shape_of};
+use super::sql::quoted;
 use super::state::{State, names_bytes};
 use super::statements::{Rows, Written};
 use crate::change::RowKey;
 use crate::format::{PageNo, Row};
 use crate::log::{Origin, ShardId, ShardStand, Stand};
-use crate::schema::{Catalogue, CatalogueError, SchemaRow, Table, TableFilter};
+use crate::schema::{Catalogue, CatalogueError, Content, Module, SchemaRow, Table, TableFilter};
 
 /// The state as it was when this was opened, whatever has happened to it since.
 #[derive(Debug)]
@@ -60,6 +63,9 @@ impl FrozenState {
         let doing = |source| ApplyError::Database { doing: "putting base in place", source };
         let rows = Rows::new(copy)?;
         let mut count = 0;
+        if self.0.tables.values().any(|known| known.base_rows > 0) {
+            indexes::keep(copy, &catalogue_of(copy)?)?;
+        }
         for (name, known) in self.0.tables.iter().filter(|(_, known)| known.base_rows > 0) {
             let Some(table) = tables.table(name) else { continue };
             let table = self.table(&table, known.id)?;
@@ -137,15 +143,28 @@ const OTHER_MOMENT: ApplyError = ApplyError::Damaged { what: "base does not fit 
 pub fn empty_excluded(copy: &Connection, filter: &TableFilter) -> Result<(), ApplyError> {
     let doing = |source| ApplyError::Database { doing: "leaving tables out", source };
     copy.pragma_update(None, "secure_delete", true).map_err(doing)?;
-    let is_out = |table: &&Arc<Table>| !table.is_internal() && !filter.matches(&table.name);
-    for table in tables_of(copy, "main")?.iter().filter(is_out) {
-        let name = table.name.replace('"', "\"\"");
-        copy.execute_batch(&format!("DELETE FROM main.\"{name}\"")).map_err(doing)?;
+    let is_out = |name: &str| !filter.matches(name);
+    for table in tables_of(copy, "main")? {
+        // The content of a virtual table is emptied by it.
+        if !table.is_internal() && table.shadow_of.is_none() && is_out(&table.name) {
+            copy.execute_batch(&format!("DELETE FROM main.{}", quoted(&table.name))).map_err(doing)?;
+        }
+    }
+    for table in catalogue_of(copy)?.virtual_tables().iter().filter(|table| is_out(&table.name)) {
+        let name = quoted(&table.name);
+        let sql = match (table.module, &table.content) {
+            (Module::Fts5, Content::External { .. } | Content::None) => {
+                format!("INSERT INTO main.{name}({name}) VALUES('delete-all')")
+            }
+            (Module::Fts5 | Module::Fts34 | Module::Rtree, _) => format!("DELETE FROM main.{name}"),
+            (Module::Other, _) => continue,
+        };
+        copy.execute_batch(&sql).map_err(doing)?;
     }
     Ok(())
 }
 
-/// The tables of an attached database, as its schema has them.
+/// The tables of a database whose rows SQL can read and write, as its schema has them.
 pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table>>, ApplyError> {
     let doing = |source| ApplyError::Database { doing: "reading the schema of a snapshot", source };
     let read = || {
@@ -160,7 +179,7 @@ pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table
     // Rows are read by the SQLite that is asked here, whoever wrote them.
     let catalogue = Catalogue::build(read().map_err(doing)?, u32::MAX);
     let catalogue = catalogue.map_err(|CatalogueError::Sqlite(source)| doing(source))?;
-    Ok(catalogue.tables().cloned().collect())
+    Ok(catalogue.tables().chain(catalogue.shown_tables()).cloned().collect())
 }
 
 impl State {

@@ -27,6 +27,8 @@ pub(super) struct Sql {
     equal: String,
     /// Moves the row with a declared key away from a hidden rowid that another row needs; empty where that cannot be.
     pub(super) move_rowid: String,
+    /// What an UPDATE says about conflicts.
+    pub(super) or_abort: &'static str,
 }
 
 impl Sql {
@@ -36,10 +38,12 @@ impl Sql {
         let list = columns.join(", ");
         let count = columns.len();
         let values = (1..=count).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
-        // OR ABORT: a table may say ON CONFLICT REPLACE for itself, and rows must not vanish unseen.
-        let insert = format!("INSERT OR ABORT INTO {name}({list}) VALUES({values})");
+        // OR ABORT: a table may say ON CONFLICT REPLACE for itself, and rows must not vanish unseen. Only then: triggers that keep indexes may
+        // say OR REPLACE for themselves, which it overrides.
+        let or_abort = if table.sql.to_ascii_lowercase().contains("conflict") { " OR ABORT" } else { "" };
+        let insert = format!("INSERT{or_abort} INTO {name}({list}) VALUES({values})");
         let rowid = table.rowid_name.unwrap_or("NULL");
-        let insert_rowid = format!("INSERT OR ABORT INTO {name}({list}, {rowid}) VALUES({values}, ?{})", count + 1);
+        let insert_rowid = format!("INSERT{or_abort} INTO {name}({list}, {rowid}) VALUES({values}, ?{})", count + 1);
         let raw = |column: &String| {
             format!(
                 "CASE typeof({column}) WHEN 'text' THEN CAST({column} AS BLOB) ELSE {column} END, typeof({column}) = 'text'"
@@ -82,7 +86,7 @@ impl Sql {
             let nulls = key_names.iter().map(|column| format!("{column} IS NULL")).collect::<Vec<_>>().join(" OR ");
             by_rowid = format!("{by_rowid} AND ({nulls})");
             move_rowid = format!(
-                "UPDATE OR ABORT {name} SET {rowid} = (SELECT max({rowid}) + 1 FROM {name}) WHERE {rowid} = ?{} AND NOT ({nulls})",
+                "UPDATE{or_abort} {name} SET {rowid} = (SELECT max({rowid}) + 1 FROM {name}) WHERE {rowid} = ?{} AND NOT ({nulls})",
                 count + 1
             );
         }
@@ -101,6 +105,7 @@ impl Sql {
             same_row,
             equal,
             move_rowid,
+            or_abort,
         }
     }
 

@@ -100,6 +100,10 @@ impl<'c> Rows<'c> {
 
     /// Inserts a row that pushes nothing out.
     pub(super) fn insert(&self, table: &LocalTable, key: &RowKey, row: &[Value]) -> Result<Written, ApplyError> {
+        // Modules do not say which constraint it was that kept them from a row.
+        if table.table.is_virtual && self.get(table, key)?.is_some() {
+            return Ok(Written::InTheWay);
+        }
         let by_rowid = matches!(key, RowKey::Rowid(_));
         if !by_rowid && self.encoding == TextEncoding::Utf8 {
             return judged(table, self.insert_again(table, row));
@@ -135,7 +139,7 @@ impl<'c> Rows<'c> {
         row: &[Value],
         mask: &[bool],
     ) -> Result<Written, ApplyError> {
-        let mut sql = format!("UPDATE OR ABORT {} SET ", table.sql.name);
+        let mut sql = format!("UPDATE{} {} SET ", table.sql.or_abort, table.sql.name);
         let mut comma = "";
         for (i, column) in table.sql.columns.iter().enumerate().filter(|(i, _)| mask.get(*i) == Some(&true)) {
             let _ = write!(sql, "{comma}{column} = ?{}", i + 1);
@@ -167,6 +171,9 @@ impl<'c> Rows<'c> {
         match self.insert(table, key, row)? {
             Written::Done => return Ok(None),
             Written::InTheWay | Written::NoRow => {}
+        }
+        if table.table.is_virtual {
+            return Ok(self.get(table, key)?.map(|row| (key.clone(), row)));
         }
         let by_rowid = matches!(key, RowKey::Rowid(_));
         let insert = if by_rowid { &table.sql.insert_rowid } else { &table.sql.insert };

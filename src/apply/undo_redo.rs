@@ -15,6 +15,7 @@ use rusqlite::Connection;
 use super::conflicts::{ConflictKind, Met};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
+use super::indexes;
 use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::schema_steps::{Maker, catalogue_of};
@@ -97,7 +98,7 @@ impl<'a, 'c> Call<'a, 'c> {
         {
             return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
         }
-        let made = self.made.as_ref().map(|(catalogue, _)| |name: &str| catalogue.table(name).cloned());
+        let made = self.made.as_ref().map(|(catalogue, _)| |name: &str| catalogue.written_table(name).cloned());
         let named = match &made {
             Some(made) => self.state.table_named(made, &shape.name)?,
             None => self.state.table_named(self.tables, &shape.name)?,
@@ -143,13 +144,18 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         self.redo()?;
         let pending = self.state.steps_pending(shard)?;
+        let before = catalogue_of(conn)?;
+        indexes::forget(conn)?;
         let effect = Maker { conn, state: self.state, pending: &pending, birth }.make(steps)?;
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
         let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
         all.merge(&effect);
-        self.made = Some((catalogue_of(conn)?, all));
+        let after = catalogue_of(conn)?;
+        indexes::keep(conn, &after)?;
+        indexes::fill_new(conn, &before, &after)?;
+        self.made = Some((after, all));
         Ok(())
     }
 
@@ -172,7 +178,7 @@ impl<'a, 'c> Call<'a, 'c> {
 
     fn table_now(&self, name: &str) -> Option<Arc<Table>> {
         match &self.made {
-            Some((catalogue, _)) => catalogue.table(name).cloned(),
+            Some((catalogue, _)) => catalogue.written_table(name).cloned(),
             None => self.tables.table(name),
         }
     }

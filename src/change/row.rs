@@ -67,8 +67,8 @@ pub struct SchemaChange {
     pub name: String,
     /// Its name before, where that is another one.
     pub name_before: Option<String>,
-    /// It is a virtual table or the content of one.
-    pub of_virtual: bool,
+    /// It is, or stands on, a shadow table: the virtual table makes and drops it.
+    pub of_shadow: bool,
     /// The table it belongs to.
     pub table: String,
     /// Its CREATE statement before, `None` if it was not there. (Automatic indexes have no statement and are not reported.)

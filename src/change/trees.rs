@@ -12,7 +12,7 @@ use super::row::SchemaChange;
 use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};
-use crate::schema::{Affinity, Catalogue, Column, Identity, SchemaRow, Table};
+use crate::schema::{Affinity, Catalogue, Column, Identity, SchemaRow, Table, VirtualTable};
 
 /// The rows of `sqlite_schema` by rowid.
 pub(crate) type Schema = BTreeMap<i64, SchemaRow>;
@@ -56,6 +56,8 @@ pub(crate) fn schema_table() -> Table {
         rowid_name: Some("rowid"),
         autoincrement: false,
         shadow_of: None,
+        shown_by: None,
+        is_virtual: false,
         uniques: Vec::new(),
     }
 }
@@ -232,6 +234,22 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
     }
 }
 
+/// Whether a virtual table has another name than before: one of its shadow tables went on under the new name.
+fn is_renamed(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>, rowid: i64) -> bool {
+    let parse = |schema: &Schema| {
+        let row = schema.get(&rowid).filter(|row| row.is_virtual_table())?;
+        VirtualTable::parse(&row.name, row.sql.as_deref()?)
+    };
+    let (Some(old), Some(new)) = (parse(before), parse(after)) else { return false };
+    let name_of = |schema: &Schema, rowid: &i64| schema.get(rowid).map(|row| row.name.to_ascii_lowercase());
+    !old.name.eq_ignore_ascii_case(&new.name)
+        && old.shadows().zip(new.shadows()).any(|(old, new)| {
+            continued.iter().any(|(rowid, previous)| {
+                name_of(after, rowid).as_ref() == Some(&new) && name_of(before, previous).as_ref() == Some(&old)
+            })
+        })
+}
+
 /// What changed in the schema, in the order drops, changed tables, new tables, then everything else, each by schema row: a new table can
 /// have the name that another has just given up. Automatic indexes are left out, and so are rows of which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
 pub(crate) fn schema_changes(
@@ -248,7 +266,7 @@ pub(crate) fn schema_changes(
         kind: row.kind.clone(),
         name: row.name.clone(),
         name_before: before.map(|before| &before.name).filter(|name| **name != row.name).cloned(),
-        of_virtual: row.is_virtual_table() || is_shadow(&row.table),
+        of_shadow: is_shadow(&row.table),
         table: row.table.clone(),
         before: before.and_then(|row| row.sql.clone()),
         after: after.and_then(|row| row.sql.clone()),
@@ -266,6 +284,7 @@ pub(crate) fn schema_changes(
         let previous = match continued.get(rowid) {
             Some(previous) => Some(previous),
             None if row.kind == "table" && row.root.is_some() => None,
+            None if is_renamed(before, after, continued, *rowid) => Some(rowid),
             None => by_name.get(&key(row)),
         };
         let fell = |row: &SchemaRow| row.kind != "view" && remade.contains(&row.table.to_ascii_lowercase());

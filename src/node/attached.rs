@@ -1,6 +1,7 @@
 //! What a node holds of the user's database: the follower, the applying connection, the watcher. All of it belongs to one file, and goes
 //! when another file takes the name.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +15,7 @@ use super::config::{Durability, RunConfig};
 use super::database::Stop;
 use super::error::NodeError;
 use super::report::Told;
-use crate::apply::{ApplyError, open_applying_connection};
+use crate::apply::{ApplyError, Replica, open_applying_connection};
 use crate::capture::{CaptureError, CheckpointOptions, DatabaseFile, FileStamp, Follower, Position, Waker};
 
 /// How long a file that nobody has open must rest before it counts as whole: it may still be being copied.
@@ -28,6 +29,8 @@ pub(super) struct Attached {
     pub(super) own_frames: Arc<AtomicU32>,
     /// The machine was started anew while a node worked on the state directory: what it wrote last may not be on disk.
     pub(super) is_rebooted: bool,
+    /// Indexes that are not kept, as they were told.
+    not_kept: BTreeSet<String>,
     _waker: Waker,
 }
 
@@ -71,9 +74,10 @@ impl Attached {
             tracing::warn!("a tree of the database cannot be read: {damage}");
         }
         for table in follower.catalogue().virtual_tables() {
-            tracing::warn!(
-                "virtual table {table} does not replicate, nor do the tables that hold its content; all others do"
-            );
+            if follower.catalogue().written_table(&table.name).is_none() && !table.is_index() {
+                let (name, module) = (&table.name, &table.module_name);
+                tracing::warn!("virtual table {name} ({module}) does not replicate; all other tables do");
+            }
         }
 
         let mut connection = open_applying_connection(follower.file().path())?;
@@ -89,9 +93,21 @@ impl Attached {
         if config.capture.durability == Durability::Strict {
             connection.pragma_update(None, "synchronous", "FULL").map_err(fail("asking for durable commits"))?;
         }
+        let not_kept = BTreeSet::new();
         let wake = Arc::clone(wake);
         let waker = Waker::new(follower.file(), move || wake.notify_one())?;
-        Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), _waker: waker })
+        Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), not_kept, _waker: waker })
+    }
+
+    /// Has the connection keep the indexes of the tables as they are now. Belongs in each transaction before rows are written.
+    pub(super) fn keep_indexes(&mut self, replica: &mut Replica) -> Result<(), ApplyError> {
+        for index in replica.keep_indexes(&self.connection, self.follower.catalogue())? {
+            if !self.not_kept.contains(&index) {
+                tracing::warn!("index {index} is not kept in step with what other nodes write");
+                self.not_kept.insert(index);
+            }
+        }
+        Ok(())
     }
 
     /// Whether `error` came because the file is not the one that was attached, or its content not what SQLite wrote.

@@ -11,6 +11,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
 use super::table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
+use super::virtual_table::{Content, VirtualTable};
 use crate::format::{PageNo, Value};
 
 /// One row of `sqlite_schema`.
@@ -49,6 +50,9 @@ pub enum CatalogueError {
 pub struct Catalogue {
     rows: Vec<SchemaRow>,
     tables: HashMap<String, Arc<Table>>,
+    /// Virtual tables that show the rows of a shadow table.
+    shown: HashMap<String, Arc<Table>>,
+    virtual_tables: Vec<VirtualTable>,
     shadows: HashMap<String, String>,
     unreadable: Vec<String>,
 }
@@ -68,7 +72,15 @@ impl Catalogue {
     /// [`CatalogueError`] when the in-memory database cannot be made. A table whose text SQLite does not parse is no error; it is listed
     /// by [`Catalogue::unreadable`].
     pub fn build(rows: Vec<SchemaRow>, written_by: u32) -> Result<Catalogue, CatalogueError> {
-        let shadows = shadow_tables(&rows);
+        let virtual_tables: Vec<(VirtualTable, &SchemaRow)> = rows
+            .iter()
+            .filter(|row| row.is_virtual_table())
+            .filter_map(|row| Some((VirtualTable::parse(&row.name, row.sql.as_deref()?)?, row)))
+            .collect();
+        let shadows: HashMap<String, String> = virtual_tables
+            .iter()
+            .flat_map(|(table, _)| table.shadows().map(|shadow| (shadow, table.name.clone())))
+            .collect();
         let mut oracle = Oracle::open(&rows, written_by)?;
         let mut tables = HashMap::new();
         let mut unreadable = Vec::new();
@@ -82,7 +94,17 @@ impl Catalogue {
                 None => unreadable.push(row.name.clone()),
             }
         }
-        Ok(Catalogue { rows, tables, shadows, unreadable })
+        let mut shown_tables = HashMap::new();
+        for (table, row) in &virtual_tables {
+            let content = format!("{}_content", table.name.to_ascii_lowercase());
+            let Some(content) = tables.get_mut(&content) else { continue };
+            if let Some(shown) = shown(table, row, content).map(Arc::new) {
+                shown_tables.insert(table.name.to_ascii_lowercase(), Arc::clone(&shown));
+                *content = Arc::new(Table { shown_by: Some(shown), ..Table::clone(content) });
+            }
+        }
+        let virtual_tables = virtual_tables.into_iter().map(|(table, _)| table).collect();
+        Ok(Catalogue { rows, tables, shown: shown_tables, virtual_tables, shadows, unreadable })
     }
 
     /// The rows of `sqlite_schema` that the catalogue was built from, in their order.
@@ -114,9 +136,22 @@ impl Catalogue {
         !table.is_internal() && table.shadow_of.is_none()
     }
 
-    /// Names of virtual tables.
-    pub fn virtual_tables(&self) -> impl Iterator<Item = &str> {
-        self.rows.iter().filter(|row| row.is_virtual_table()).map(|row| row.name.as_str())
+    /// The table of this name whose rows can be read and written by SQL: an ordinary one, or a virtual one that shows the rows of a shadow
+    /// table.
+    #[must_use]
+    pub fn written_table(&self, name: &str) -> Option<&Arc<Table>> {
+        self.table(name).or_else(|| self.shown.get(&name.to_ascii_lowercase()))
+    }
+
+    /// The virtual tables that show the rows of a shadow table, in no order.
+    pub fn shown_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.shown.values()
+    }
+
+    /// The virtual tables, in the order of the schema.
+    #[must_use]
+    pub fn virtual_tables(&self) -> &[VirtualTable] {
+        &self.virtual_tables
     }
 
     /// Tables whose definition SQLite could not parse: their rows cannot be decoded.
@@ -126,28 +161,36 @@ impl Catalogue {
     }
 }
 
-/// Shadow tables by lower-case name, with the virtual table they belong to.
-fn shadow_tables(rows: &[SchemaRow]) -> HashMap<String, String> {
-    const FTS5: &[&str] = &["data", "idx", "content", "docsize", "config"];
-    const FTS34: &[&str] = &["content", "segments", "segdir", "docsize", "stat"];
-    const RTREE: &[&str] = &["node", "rowid", "parent"];
-    let mut shadows = HashMap::new();
-    for row in rows.iter().filter(|row| row.is_virtual_table()) {
-        let sql = row.sql.as_deref().unwrap_or_default().to_ascii_lowercase();
-        // The module's name is the first word behind the last USING before the arguments.
-        let head = sql.split('(').next().unwrap_or_default();
-        let module = head.rsplit("using").next().unwrap_or_default().trim();
-        let suffixes = match module {
-            "fts5" => FTS5,
-            "fts3" | "fts4" => FTS34,
-            "rtree" | "rtree_i32" | "geopoly" => RTREE,
-            _ => continue,
-        };
-        for suffix in suffixes {
-            shadows.insert(format!("{}_{suffix}", row.name.to_ascii_lowercase()), row.name.clone());
-        }
+/// The virtual table as one that shows the rows of its shadow table; `None` where they do not stand there as they are.
+fn shown(table: &VirtualTable, row: &SchemaRow, content: &Table) -> Option<Table> {
+    // The first column is the rowid. FTS3 and FTS4 put a number before the names of the others.
+    let is_content = content.identity == Identity::RowidAlias(0) && content.columns.len() == table.columns.len() + 1;
+    if table.content != Content::Own || !is_content {
+        return None;
     }
-    shadows
+    let column = |(name, column): (&String, &Column)| Column {
+        name: name.clone(),
+        declared_type: String::new(),
+        affinity: Affinity::None,
+        not_null: false,
+        ..column.clone()
+    };
+    let columns: Vec<Column> = table.columns.iter().zip(content.columns.iter().skip(1)).map(column).collect();
+    Some(Table {
+        name: table.name.clone(),
+        sql: row.sql.clone().unwrap_or_default(),
+        root: content.root,
+        record_columns: (0..columns.len()).collect(),
+        columns,
+        identity: Identity::Rowid,
+        without_rowid: false,
+        rowid_name: Some("rowid"),
+        autoincrement: false,
+        shadow_of: None,
+        shown_by: None,
+        is_virtual: true,
+        uniques: Vec::new(),
+    })
 }
 
 /// The in-memory database that knows the schema.
@@ -261,6 +304,8 @@ impl Oracle {
             rowid_name,
             autoincrement,
             shadow_of: None,
+            shown_by: None,
+            is_virtual: false,
             uniques,
         }))
     }

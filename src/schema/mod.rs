@@ -4,7 +4,11 @@ mod catalogue;
 mod decode;
 mod filter;
 mod table;
+mod tokens;
+mod virtual_table;
 
 pub use catalogue::{Catalogue, CatalogueError, SchemaRow};
 pub use filter::TableFilter;
 pub use table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
+pub use tokens::{Tokens, unquote};
+pub use virtual_table::{Content, Module, VirtualTable};

@@ -1,5 +1,7 @@
 //! What is known of one table.
 
+use std::sync::Arc;
+
 use crate::format::{PageNo, Value};
 
 /// The affinity of a column: how SQLite converts what is written to it and, for REAL, what is read.
@@ -77,7 +79,7 @@ pub struct UniqueIndex {
     pub columns: Option<Vec<KeyColumn>>,
 }
 
-/// An ordinary table, with or without rowid.
+/// An ordinary table, with or without rowid; or a virtual one whose rows stand as they are in a shadow table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     /// The name as declared. SQLite compares names without ASCII case.
@@ -100,6 +102,10 @@ pub struct Table {
     pub autoincrement: bool,
     /// The virtual table whose content this table holds. Its rows are that table's business and do not travel by themselves.
     pub shadow_of: Option<String>,
+    /// The virtual table that shows the rows of this one: they travel as its rows. Each is without the first column here, which is the rowid there.
+    pub shown_by: Option<Arc<Table>>,
+    /// It is a virtual table: SQL knows no upsert for it.
+    pub is_virtual: bool,
     /// UNIQUE constraints and indexes beyond the key.
     pub uniques: Vec<UniqueIndex>,
 }

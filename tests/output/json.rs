@@ -37,6 +37,8 @@ fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
         rowid_name: Some("rowid"),
         autoincrement: false,
         shadow_of: None,
+        shown_by: None,
+        is_virtual: false,
         uniques: Vec::new(),
     })
 }
@@ -91,7 +93,7 @@ fn lines_are_those_of_the_manual() {
             table: name.clone(),
             name,
             name_before: None,
-            of_virtual: false,
+            of_shadow: false,
             before: None,
             after: Some(sql),
             root_before: None,

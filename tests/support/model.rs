@@ -70,6 +70,8 @@ impl ModelTable {
             rowid_name: Some("rowid"),
             autoincrement: false,
             shadow_of: None,
+            shown_by: None,
+            is_virtual: false,
             uniques: self.uniques.iter().enumerate().map(unique).collect(),
         })
     }

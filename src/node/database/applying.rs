@@ -161,7 +161,7 @@ impl Database {
         }
         let arrived = Waiting::new(&self.inbox, &self.config, counts, own);
         let catalogue = Arc::clone(self.attached.follower.catalogue());
-        let tables = |name: &str| catalogue.table(name).cloned();
+        let tables = |name: &str| catalogue.written_table(name).cloned();
         let folded = self.replica.fold_own(&self.attached.connection, &tables, &arrived);
         let Some(folded) = folded.map_err(|error| arrived.explain(error))? else {
             return Ok(false);
@@ -226,7 +226,8 @@ impl Database {
         }
         let arrived = Waiting::new(&self.inbox, &self.config, counts, self.replica.state().origin());
         let catalogue = Arc::clone(self.attached.follower.catalogue());
-        let tables = |name: &str| catalogue.table(name).cloned();
+        self.attached.keep_indexes(&mut self.replica)?;
+        let tables = |name: &str| catalogue.written_table(name).cloned();
         let report = self.replica.fold(&self.attached.connection, &tables, &arrived);
         let report = report.map_err(|error| arrived.explain(error))?;
         if !report.blocked.is_empty() {

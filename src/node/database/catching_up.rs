@@ -90,7 +90,7 @@ impl Database {
         let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(None) };
         let stand = frozen.stand(&self.shards)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
-        let tables = Box::new(move |name: &str| catalogue.table(name).cloned());
+        let tables = Box::new(move |name: &str| catalogue.written_table(name).cloned());
         Ok(Some(Moment { held, frozen, stand, tables }))
     }
 
@@ -201,8 +201,9 @@ impl Database {
         let Some(fetched) = &self.behind.fetched else { return Ok(true) };
         let filter = TableFilter::new(&self.config.tables, &self.config.exclude_tables);
         let route = route_by_hash(filter, self.config.log.shards);
+        self.attached.keep_indexes(&mut self.replica)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
-        let tables = |name: &str| catalogue.table(name).cloned();
+        let tables = |name: &str| catalogue.written_table(name).cloned();
         let counts = self.replica.catch_up(&self.attached.connection, &tables, &fetched.manifest.stand, &route)?;
         let no = fetched.info.no;
         self.commit_folded()?;

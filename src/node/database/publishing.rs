@@ -40,7 +40,7 @@ impl Database {
         let catalogue = self.attached.follower.catalogue();
         let mark = self.attached.follower.schema_mark();
         if self.shards.len() > 1 && self.in_order.as_ref() != Some(&mark) {
-            let is_unique = |name: &str| catalogue.table(name).is_some_and(|table| !table.uniques.is_empty());
+            let is_unique = |name: &str| catalogue.written_table(name).is_some_and(|table| !table.uniques.is_empty());
             let names = self.replica.state().tables_out_of_order(is_unique);
             if !names.is_empty() {
                 let text = format!(

@@ -57,8 +57,9 @@ impl Database {
         if !self.drain_under_lock()? {
             return Ok(false);
         }
+        self.attached.keep_indexes(&mut self.replica)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
-        let tables = |name: &str| catalogue.table(name).cloned();
+        let tables = |name: &str| catalogue.written_table(name).cloned();
         let cleared = self.replica.clear_suspects(&self.attached.connection, &tables)?;
         self.commit_folded()?;
         self.replica.end_suspicion()?;

@@ -1,0 +1,139 @@
+//! Virtual tables: full-text search and R-Trees on a running cluster.
+
+use crate::support::cluster::{Cluster, Node, Seed, wait_for};
+use crate::support::random::Random;
+
+/// Search words and what the index says where it is asked for itself.
+fn answers(cluster: &Cluster, node: usize, table: &str, rowids: &str) -> Vec<String> {
+    let words = ["alpha", "beta", "gamma", "delta", "beta OR gamma"];
+    let ask = |word: &&str| {
+        cluster.nodes[node].value(&format!(
+            "SELECT coalesce(group_concat(id), '') FROM (SELECT {rowids} AS id FROM {table} WHERE {table} MATCH '{word}' ORDER BY 1)"
+        ))
+    };
+    words.iter().map(ask).collect()
+}
+
+fn rows(node: &Node, sql: &str) -> Vec<String> {
+    let conn = rusqlite::Connection::open(&node.db).unwrap();
+    let mut found = conn.prepare(sql).unwrap();
+    let count = found.column_count();
+    let row = |row: &rusqlite::Row<'_>| {
+        (0..count)
+            .map(|i| row.get::<_, rusqlite::types::Value>(i).map(|value| format!("{value:?}")))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    found.query_map([], row).unwrap().map(|row| row.unwrap().join("|")).collect()
+}
+
+/// All nodes find the same, and no index says anything else than the rows do.
+fn check_search(cluster: &Cluster, tables: &[&str]) {
+    for table in tables {
+        wait_for("equal answers", || {
+            let all: Vec<_> = (0..cluster.nodes.len()).map(|node| answers(cluster, node, table, "rowid")).collect();
+            if all.windows(2).all(|pair| pair[0] == pair[1]) { Ok(()) } else { Err(format!("{table}: {all:#?}")) }
+        });
+        for node in &cluster.nodes {
+            // 1: against the content, too. Not all of it is in this one.
+            let against = u8::from(*table != "found");
+            node.sql(&format!("INSERT INTO {table}({table}, rank) VALUES('integrity-check', {against})"));
+        }
+    }
+}
+
+fn text(random: &mut Random) -> String {
+    let words = ["alpha", "beta", "gamma", "delta", "of", "the", "more"];
+    (0..random.below(6) + 1).map(|_| words[random.below(7) as usize]).collect::<Vec<_>>().join(" ")
+}
+
+const TRIGGERS: &str = "
+    CREATE TRIGGER notes_in AFTER INSERT ON notes WHEN new.hidden = 0 BEGIN
+        INSERT INTO found(rowid, title, body) VALUES(new.id, new.title, new.body); END;
+    CREATE TRIGGER notes_out AFTER DELETE ON notes WHEN old.hidden = 0 BEGIN
+        INSERT INTO found(found, rowid, title, body) VALUES('delete', old.id, old.title, old.body); END;
+    CREATE TRIGGER notes_changed AFTER UPDATE ON notes BEGIN
+        INSERT INTO found(found, rowid, title, body) SELECT 'delete', old.id, old.title, old.body WHERE old.hidden = 0;
+        INSERT INTO found(rowid, title, body) SELECT new.id, new.title, new.body WHERE new.hidden = 0;
+        UPDATE counts SET n = n + 1 WHERE what = 'changes'; END;";
+
+#[test]
+fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
+    let schema = format!(
+        "CREATE TABLE notes(id INTEGER PRIMARY KEY, title TEXT, body TEXT, hidden INT NOT NULL DEFAULT 0);
+         CREATE TABLE counts(what TEXT PRIMARY KEY, n INT);
+         INSERT INTO counts VALUES('changes', 0);
+         CREATE VIRTUAL TABLE found USING fts5(title, body, content='notes', content_rowid='id');
+         {TRIGGERS}
+         CREATE TABLE pages(page_id INTEGER PRIMARY KEY, words TEXT);
+         CREATE VIRTUAL TABLE untended USING fts5(words, content=pages, content_rowid=page_id);
+         CREATE VIRTUAL TABLE older USING fts4(content='pages', words);
+         CREATE VIRTUAL TABLE bare USING fts5(words, content='');
+         CREATE TRIGGER bare_in AFTER INSERT ON pages BEGIN INSERT INTO bare(rowid, words) VALUES(new.page_id, new.words); END;
+         CREATE TRIGGER bare_out AFTER DELETE ON pages BEGIN INSERT INTO bare(bare, rowid, words) VALUES('delete', old.page_id, old.words); END;
+         CREATE TRIGGER bare_changed AFTER UPDATE ON pages BEGIN INSERT INTO bare(bare, rowid, words) VALUES('delete', old.page_id, old.words);
+            INSERT INTO bare(rowid, words) VALUES(new.page_id, new.words); END;
+         CREATE VIRTUAL TABLE mail USING fts5(subject, text, tag UNINDEXED);
+         CREATE VIRTUAL TABLE \"old mail\" USING fts4(subject VARCHAR(20), text, tokenize=porter);
+         INSERT INTO mail(subject, text, tag) VALUES('alpha', 'beta', 7)"
+    );
+    let cluster = Cluster::start(3, &schema);
+    let seed = Seed::pick();
+    let mut random = Random::new(seed.0);
+    for turn in 0..60 {
+        let node = &cluster.nodes[random.below(3) as usize];
+        let mut sql = String::from("BEGIN;");
+        for _ in 0..random.below(4) + 1 {
+            let (id, a, b) = (random.below(20) + 1, text(&mut random), text(&mut random));
+            sql += &match random.below(13) {
+                0..3 => format!("INSERT OR IGNORE INTO notes(id, title, body, hidden) VALUES({id}, '{a}', '{b}', {});", id % 4 / 3),
+                3 => format!("UPDATE notes SET body = '{b}' WHERE id = {id};"),
+                4 => format!("UPDATE notes SET title = '{a}', hidden = 1 - hidden WHERE id = {id};"),
+                5 => format!("DELETE FROM notes WHERE id = {id};"),
+                // The application writes this index itself, as it does the rows.
+                6 => format!(
+                    "INSERT INTO untended(rowid, words) SELECT {id}, '{a}' WHERE NOT EXISTS (SELECT 1 FROM pages WHERE page_id = {id});
+                     INSERT INTO older(docid, words) SELECT {id}, '{a}' WHERE NOT EXISTS (SELECT 1 FROM pages WHERE page_id = {id});
+                     INSERT OR IGNORE INTO pages VALUES({id}, '{a}');"
+                ),
+                7 => format!(
+                    "INSERT INTO untended(untended, rowid, words) SELECT 'delete', page_id, words FROM pages WHERE page_id = {id};
+                     DELETE FROM older WHERE docid = (SELECT page_id FROM pages WHERE page_id = {id});
+                     DELETE FROM pages WHERE page_id = {id};"
+                ),
+                8 => format!("INSERT INTO mail(subject, text, tag) VALUES('{a}', '{b}', {id});"),
+                9 => format!("UPDATE mail SET text = '{b}' WHERE rowid = (SELECT max(rowid) FROM mail);"),
+                10 => format!("DELETE FROM mail WHERE rowid = {id};"),
+                11 => format!("INSERT OR REPLACE INTO \"old mail\"(docid, subject, text) VALUES({id}, '{a}', '{b}');"),
+                _ => format!("DELETE FROM \"old mail\" WHERE docid = {id};"),
+            };
+        }
+        node.sql(&(sql + "COMMIT"));
+        if turn % 20 == 19 {
+            cluster.settle();
+            check_search(&cluster, &["found", "untended", "bare", "mail"]);
+            let wanted = |word: &str| {
+                format!(
+                    "SELECT coalesce(group_concat(id), '') FROM (SELECT id FROM notes
+                    WHERE hidden = 0 AND ' ' || title || ' ' || body || ' ' LIKE '% {word} %' ORDER BY 1)"
+                )
+            };
+            let wanted = ["alpha", "beta", "gamma", "delta"].map(|word| cluster.nodes[0].value(&wanted(word)));
+            assert_eq!(answers(&cluster, 0, "found", "rowid")[..4], wanted);
+            for columns in
+                ["rowid, quote(subject), quote(text), quote(tag) FROM mail", "docid, subject, text FROM \"old mail\""]
+            {
+                let all: Vec<_> =
+                    cluster.nodes.iter().map(|node| rows(node, &format!("SELECT {columns} ORDER BY 1"))).collect();
+                assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2], "{columns}: {all:#?}");
+            }
+            for table in ["older", "\"old mail\""] {
+                let all: Vec<_> = (0..3).map(|node| answers(&cluster, node, table, "docid")).collect();
+                assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{table}: {all:#?}");
+                let check = format!("INSERT INTO {table}({table}) VALUES('integrity-check')");
+                cluster.nodes.iter().for_each(|node| node.sql(&check));
+            }
+        }
+    }
+    assert_ne!(answers(&cluster, 0, "found", "rowid")[4], "''", "there is something to be found");
+    assert_ne!(answers(&cluster, 1, "mail", "rowid")[4], "''", "there is something to be found");
+}
