@@ -80,11 +80,8 @@ pub(super) fn keep(conn: &Connection, catalogue: &Catalogue) -> Result<Vec<Strin
     }
     for (name, index) in indexes.iter().filter(|(name, _)| !fed.contains(*name)) {
         let texts = own_triggers(catalogue, index);
-        match index.module {
-            Module::Fts5 | Module::Fts34 if texts.is_empty() && index.content != Content::None => {
-                not_kept.push(format!("{name}, which is made of what is no table here"));
-            }
-            _ => {}
+        if texts.is_empty() {
+            not_kept.push(format!("{name}, which no trigger of a table writes to,"));
         }
         texts.iter().try_for_each(|text| create(text).map(drop)).map_err(failed)?;
     }

@@ -35,6 +35,10 @@ impl SchemaRow {
     pub fn is_virtual_table(&self) -> bool {
         self.kind == "table" && self.root.is_none()
     }
+
+    fn says_virtual(&self) -> bool {
+        self.sql.as_deref().is_some_and(|sql| VirtualTable::parse(&self.name, sql).is_some())
+    }
 }
 
 /// Why a schema could not be understood.
@@ -86,6 +90,11 @@ impl Catalogue {
         let mut unreadable = Vec::new();
         for row in rows.iter().filter(|row| row.kind == "table") {
             let Some(root) = row.root else { continue };
+            // A root makes no ordinary table of a virtual one: asking after it would run its module.
+            if row.says_virtual() {
+                unreadable.push(row.name.clone());
+                continue;
+            }
             match oracle.table(row, root)? {
                 Some(mut table) => {
                     table.shadow_of = shadows.get(&row.name.to_ascii_lowercase()).cloned();
@@ -226,7 +235,9 @@ impl Oracle {
         connection.execute("INSERT INTO woodchuck_padding VALUES (zeroblob(?1))", [(rows.len() as i64 + 8) * 512])?;
         {
             let mut insert = connection.prepare("INSERT INTO sqlite_schema VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            let wanted = rows.iter().filter(|row| row.root.is_some() && (row.kind == "table" || row.kind == "index"));
+            let wanted = rows.iter().filter(|row| {
+                row.root.is_some() && (row.kind == "table" || row.kind == "index") && !row.says_virtual()
+            });
             for (index, row) in wanted.enumerate() {
                 let name = oracle_name(row);
                 let sql =

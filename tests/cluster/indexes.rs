@@ -137,3 +137,105 @@ fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
     assert_ne!(answers(&cluster, 0, "found", "rowid")[4], "''", "there is something to be found");
     assert_ne!(answers(&cluster, 1, "mail", "rowid")[4], "''", "there is something to be found");
 }
+
+/// Nothing of this can be kept by what other nodes send: a module that only the application has, a tree that is written by itself, and one
+/// whose trigger calls the application's function. All of it is left alone, and the rest goes on.
+#[test]
+fn trees_are_kept_by_triggers_and_what_cannot_be_kept_is_left_alone() {
+    let cluster = Cluster::start(
+        2,
+        "CREATE TABLE place(id INTEGER PRIMARY KEY, name TEXT, x REAL, y REAL, shape BLOB);
+         CREATE VIRTUAL TABLE near USING rtree(id, x0, x1, y0, y1);
+         CREATE TRIGGER near_in AFTER INSERT ON place WHEN new.x IS NOT NULL BEGIN
+            INSERT OR REPLACE INTO near VALUES(new.id, new.x, new.x, new.y, new.y); END;
+         CREATE TRIGGER near_out AFTER DELETE ON place BEGIN DELETE FROM near WHERE id = old.id; END;
+         CREATE TRIGGER near_moved AFTER UPDATE OF x, y ON place BEGIN
+            INSERT OR REPLACE INTO near VALUES(new.id, new.x, new.x, new.y, new.y); END;
+         CREATE VIRTUAL TABLE written USING rtree_i32(id, x0, x1);
+         CREATE TABLE region(id INTEGER PRIMARY KEY, shape BLOB);
+         CREATE VIRTUAL TABLE bounds USING rtree(id, x0, x1);
+         CREATE TRIGGER bounds_in AFTER INSERT ON region BEGIN INSERT INTO bounds VALUES(new.id, ST_MinX(new.shape), ST_MaxX(new.shape)); END",
+    );
+    for id in 1..60 {
+        let node = &cluster.nodes[id % 2];
+        node.sql(&format!("INSERT INTO place(id, name, x, y) VALUES({id}, 'p{id}', {id}.25, {})", id * 7 % 31));
+        if id % 5 == 0 {
+            node.sql(&format!(
+                "UPDATE place SET x = x + 100 WHERE id = {id}; UPDATE place SET name = 'q' WHERE id = {id} - 4"
+            ));
+        }
+        if id % 9 == 0 {
+            node.sql(&format!("DELETE FROM place WHERE id = {id}"));
+        }
+    }
+    cluster.nodes[0].sql("INSERT INTO written VALUES(1, 5, 6)");
+    cluster.nodes[0].sql("DROP TRIGGER bounds_in; INSERT INTO region VALUES(1, x'00')");
+    cluster.settle();
+    for node in &cluster.nodes {
+        let wanted = rows(node, "SELECT id, x, x, y, y FROM place ORDER BY 1");
+        assert_eq!(wanted.len(), 53);
+        assert_eq!(rows(node, "SELECT * FROM near ORDER BY 1"), wanted);
+        assert_eq!(node.value("SELECT rtreecheck('near')"), "'ok'");
+    }
+    assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM written"), "0");
+    assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM region"), "1");
+    let log = cluster.nodes[1].log();
+    assert!(log.contains("index bounds by trigger bounds_in (no such function: ST_MinX"), "{log}");
+    assert!(log.contains("index written, which no trigger of a table writes to, is not kept in step"), "{log}");
+}
+
+#[test]
+fn indexes_that_come_on_a_running_cluster_are_there_everywhere() {
+    let mut cluster = Cluster::start(
+        3,
+        "CREATE TABLE notes(id INTEGER PRIMARY KEY, title TEXT, body TEXT, hidden INT NOT NULL DEFAULT 0);
+         CREATE TABLE counts(what TEXT PRIMARY KEY, n INT);
+         INSERT INTO notes(title, body) VALUES('alpha', 'beta'), ('gamma', 'delta')",
+    );
+    let settle = |cluster: &Cluster, tables: &[&str]| {
+        cluster.settle();
+        let schema =
+            "SELECT type, name, sql FROM sqlite_schema WHERE name NOT GLOB '*_*' OR type = 'trigger' ORDER BY 1, 2";
+        wait_for("equal schemas", || {
+            let all: Vec<_> = cluster.nodes.iter().map(|node| rows(node, schema)).collect();
+            if all[0] == all[1] && all[1] == all[2] { Ok(()) } else { Err(format!("{all:#?}")) }
+        });
+        cluster.settle();
+        check_search(cluster, tables);
+    };
+    cluster.nodes[0].sql(&format!(
+        "BEGIN; CREATE VIRTUAL TABLE found USING fts5(title, body, content='notes', content_rowid='id'); {TRIGGERS} COMMIT;
+         INSERT INTO found(found) VALUES('rebuild')"
+    ));
+    settle(&cluster, &["found"]);
+    cluster.nodes[1]
+        .sql("INSERT INTO notes(title, body) VALUES('beta', 'gamma'); UPDATE notes SET title = 'delta' WHERE id = 1");
+    settle(&cluster, &["found"]);
+    assert_eq!(answers(&cluster, 2, "found", "rowid")[..4], ["''", "'1,3'", "'2,3'", "'1,2'"]);
+    // With rows in the same transaction, and under another name later.
+    cluster.nodes[1].sql("BEGIN; CREATE VIRTUAL TABLE mail USING fts5(subject, text); INSERT INTO mail VALUES('alpha', 'beta'), ('gamma', ''); COMMIT");
+    settle(&cluster, &["found", "mail"]);
+    cluster.nodes[2]
+        .sql("INSERT INTO mail(rowid, subject, text) VALUES(7, 'delta', 'beta'); DELETE FROM mail WHERE rowid = 1");
+    settle(&cluster, &["found", "mail"]);
+    cluster.nodes[0].sql("ALTER TABLE mail RENAME TO letters; UPDATE letters SET text = 'alpha' WHERE rowid = 2");
+    settle(&cluster, &["found", "letters"]);
+    assert_eq!(rows(&cluster.nodes[1], "SELECT rowid, subject, text FROM letters ORDER BY 1").len(), 2);
+    assert_eq!(answers(&cluster, 1, "letters", "rowid")[..4], ["'2'", "'7'", "'2'", "'7'"]);
+    // A node that was away finds all of it.
+    cluster.nodes[2].stop();
+    cluster.nodes[0].sql("INSERT INTO letters VALUES('beta', 'beta'); DELETE FROM notes WHERE id = 2; INSERT INTO notes(title) VALUES('gamma')");
+    cluster.nodes[2]
+        .sql("UPDATE letters SET subject = 'gamma' WHERE rowid = 7; INSERT INTO notes(id, title) VALUES(50, 'alpha')");
+    cluster.nodes[2].start();
+    settle(&cluster, &["found", "letters"]);
+    cluster.nodes[1].sql("DROP TRIGGER notes_in; DROP TRIGGER notes_out; DROP TRIGGER notes_changed; DROP TABLE found; DROP TABLE letters");
+    settle(&cluster, &[]);
+    for node in &cluster.nodes {
+        assert!(!node.log().contains("stops"), "{}", node.log());
+        assert_eq!(
+            node.value("SELECT count(*) FROM sqlite_schema WHERE name GLOB 'found*' OR name GLOB 'letters*'"),
+            "0"
+        );
+    }
+}
