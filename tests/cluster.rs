@@ -8,6 +8,7 @@ mod large;
 mod locked;
 mod lost_tail;
 mod managed;
+mod migrations;
 mod nats_cluster;
 mod power;
 mod replaced;

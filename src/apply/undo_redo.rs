@@ -143,7 +143,9 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         self.redo()?;
         let pending = self.state.steps_pending(shard)?;
-        let effect = Maker { conn, state: self.state, pending: &pending, birth }.make(steps)?;
+        let mirror = Connection::open_in_memory()
+            .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
+        let effect = Maker { conn, state: self.state, pending: &pending, birth, mirror }.make(steps)?;
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
