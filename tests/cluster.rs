@@ -11,6 +11,7 @@ mod managed;
 mod migrations;
 mod nats_cluster;
 mod power;
+mod recorded;
 mod replaced;
 mod schema;
 mod short_log;
