@@ -8,7 +8,7 @@ use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::replica::{Phase, Replica};
-use super::schema_steps::{ColumnStep, alteration};
+use super::schema_steps::alteration;
 use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
@@ -81,8 +81,8 @@ pub struct LocalSink<'r> {
     judged: Option<Judged>,
     /// The transaction changes the schema.
     barrier: bool,
-    /// The columns that it adds, by table, all in lower case.
-    added: HashMap<String, HashSet<String>>,
+    /// The tables that it changes, in lower case: what it makes of their rows is for rows that are there.
+    altered: HashSet<String>,
     /// The tables that it drops, in lower case: their rows need no word of their own.
     dropped: HashSet<String>,
     /// After a gap: the transaction may be the intent's and local ones together.
@@ -102,7 +102,7 @@ impl<'r> LocalSink<'r> {
             position: None,
             judged: None,
             barrier: false,
-            added: HashMap::new(),
+            altered: HashSet::new(),
             dropped: HashSet::new(),
             tells_ours: false,
             recovered: None,
@@ -206,7 +206,7 @@ impl<'r> LocalSink<'r> {
             RowKey::Rowid(rowid) => UnitKey::Rowid(*rowid),
             RowKey::Columns(values) => UnitKey::Columns(values.clone()),
         };
-        let if_there = change.op == Op::Update && self.is_filled(&local, &mask);
+        let if_there = change.op == Op::Update && self.altered.contains(&local.name_lower);
         let sent_before = if self.replica.send_before { before.clone() } else { None };
         let unit_change = UnitChange { table: 0, op: change.op, key, image, mask, before: sent_before, if_there };
         let id = self.push(shard, &local, unit_change)?;
@@ -220,15 +220,8 @@ impl<'r> LocalSink<'r> {
 
     fn forget_schema(&mut self) {
         self.barrier = false;
-        self.added.clear();
+        self.altered.clear();
         self.dropped.clear();
-    }
-
-    /// Whether a change writes nothing but columns that came in the same transaction.
-    fn is_filled(&self, local: &LocalTable, mask: &[bool]) -> bool {
-        let Some(added) = self.added.get(&local.name_lower) else { return false };
-        let mut written = local.shape.columns.iter().zip(mask).filter(|(_, written)| **written);
-        written.all(|(column, _)| added.contains(&column.to_ascii_lowercase()))
     }
 
     /// Changes of the schema go to every shard, where they stand between what comes before them and what comes after.
@@ -250,10 +243,8 @@ impl<'r> LocalSink<'r> {
             }
             _ => Vec::new(),
         };
-        for column in &columns {
-            if let ColumnStep::Add { name, .. } = column {
-                self.added.entry(step.name.to_ascii_lowercase()).or_default().insert(name.to_ascii_lowercase());
-            }
+        if step.kind == "table" && step.before.is_some() && step.after.is_some() {
+            self.altered.insert(step.name.to_ascii_lowercase());
         }
         if step.kind == "table" && step.after.is_none() {
             self.dropped.insert(step.name.to_ascii_lowercase());

@@ -107,12 +107,8 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     columns.extend(gone.iter().filter(is_left).map(|name| ColumnStep::Drop { name: (*name).clone() }));
     let rest: Vec<&String> = come.iter().filter(is_left).copied().collect();
     columns.extend(added(&scratch, &step.name, &columns, &rest, after)?);
-    // The scratch table is empty, and takes columns that rows are in the way of.
-    let sql = "SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\" AND dflt_value IS NULL";
-    let mut found = wanted.prepare(sql)?;
-    let needs_rows: Vec<String> = found.query_map([&step.name], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let is_refused = |column: &ColumnStep| matches!(column, ColumnStep::Add { name, .. } if needs_rows.contains(name));
-    let is_alter = !columns.iter().any(is_refused) && leads_to(&scratch, &step.name, &columns, after)?;
+    put_row(&scratch, &step.name)?;
+    let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
     Ok(Alteration { columns, is_alter, renamed })
 }
 
@@ -181,6 +177,26 @@ fn statement(table: &str, step: &ColumnStep) -> String {
     }
 }
 
+/// Whether a statement that came from elsewhere is of one kind.
+fn begins(sql: &str, word: &str) -> bool {
+    sql.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
+}
+
+/// Puts a row into an empty table: there are columns that SQLite does not add where rows are.
+///
+/// Where it takes none that is made up the answer is about an empty table, and a statement that rows are in the way of is refused later.
+fn put_row(scratch: &Connection, table: &str) -> rusqlite::Result<()> {
+    scratch.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF")?;
+    let mut found = scratch.prepare("SELECT name, type FROM pragma_table_xinfo(?1) WHERE hidden = 0")?;
+    let value = |declared: String| if declared.eq_ignore_ascii_case("blob") { "x'01'" } else { "1" };
+    let columns = found.query_map([table], |row| Ok((quoted(&row.get::<_, String>(0)?), value(row.get(1)?))))?;
+    let (names, values): (Vec<String>, Vec<&str>) = columns.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().unzip();
+    let sql = format!("INSERT INTO {}({}) VALUES({})", quoted(table), names.join(", "), values.join(", "));
+    // A generated column can need a function that only the application has.
+    drop(scratch.execute(&sql, []));
+    scratch.execute_batch("PRAGMA ignore_check_constraints = OFF")
+}
+
 /// Whether the statements lead to `after`. The scratch database is as it was.
 fn leads_to(scratch: &Connection, table: &str, columns: &[ColumnStep], after: &str) -> rusqlite::Result<bool> {
     scratch.execute_batch("SAVEPOINT attempt")?;
@@ -234,12 +250,25 @@ pub(super) struct Maker<'a> {
     /// Own steps that come behind these in the order of all, and are in the database already: they have the last word.
     pub(super) pending: &'a [SchemaStep],
     pub(super) birth: Birth,
+    /// What the steps are about as it was at the origin, without rows. Statements that are made here are made there, too: a rename changes
+    /// what speaks of the name, and that is then neither what its own step begins with nor what it ends with.
+    pub(super) mirror: Connection,
 }
 
 impl Maker<'_> {
     /// Makes all of them, and tells what that did to the schema; nothing where all was as wanted.
     pub(super) fn make(&mut self, steps: &[SchemaStep]) -> Result<SchemaEffect, ApplyError> {
         let mut effect = schema_effect(self.conn)?;
+        for is_table in [true, false] {
+            for before in steps.iter().filter(|step| (step.kind == "table") == is_table) {
+                // What SQLite does not take without the application is compared as it is.
+                before
+                    .before
+                    .iter()
+                    .filter(|sql| begins(sql, "create"))
+                    .for_each(|sql| drop(self.mirror.execute(sql, [])));
+            }
+        }
         for step in steps {
             self.make_one(step, steps)?;
         }
@@ -278,7 +307,7 @@ impl Maker<'_> {
             (Some(before), Some(after)) if step.kind == "table" => self.alter(step, all, before, after),
             (Some(before), Some(after)) => match here {
                 Some(here) if here == *after => Ok(()),
-                Some(here) if here != *before => self.differs(step, here, after),
+                Some(here) if here != *before && !self.is_mirrored(step, &here) => self.differs(step, here, after),
                 None if self.belongs_to_nothing(step)? => Ok(()),
                 here => {
                     if here.is_some() {
@@ -349,11 +378,16 @@ impl Maker<'_> {
         Err(Cannot::SchemaDiffers { kind, name, ours: here, theirs: after.to_owned() }.into())
     }
 
+    /// Whether an object is here what the steps so far have made of it.
+    fn is_mirrored(&self, step: &SchemaStep, here: &str) -> bool {
+        matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if sql == here)
+    }
+
     fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
-        let begins = |word: &str| sql.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word));
-        if !["create", "alter", "drop"].into_iter().any(begins) {
+        if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
+        drop(self.mirror.execute(sql, []));
         self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
     }
 
@@ -397,7 +431,7 @@ impl Maker<'_> {
             }
             return self.state.note_step(step, &free, &self.birth);
         }
-        if here != way.renamed && here != *before {
+        if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
             return self.differs(step, here, after);
         }
         self.state.note_step(step, &way.columns, &self.birth)?;
@@ -455,7 +489,9 @@ impl Maker<'_> {
     }
 
     fn pragma(&self, setting: &str, refused: &dyn Fn(rusqlite::Error) -> ApplyError) -> Result<(), ApplyError> {
-        self.conn.execute_batch(&format!("PRAGMA {setting}")).map_err(refused)
+        let sql = format!("PRAGMA {setting}");
+        drop(self.mirror.execute_batch(&sql));
+        self.conn.execute_batch(&sql).map_err(refused)
     }
 
     fn copy(

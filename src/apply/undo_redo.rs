@@ -144,9 +144,11 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         self.redo()?;
         let pending = self.state.steps_pending(shard)?;
+        let mirror = Connection::open_in_memory()
+            .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
         indexes::forget(conn)?;
-        let effect = Maker { conn, state: self.state, pending: &pending, birth }.make(steps)?;
+        let effect = Maker { conn, state: self.state, pending: &pending, birth, mirror }.make(steps)?;
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();

@@ -11,7 +11,7 @@ use super::overflow::OverflowMap;
 use super::owners::{Owners, TreeNo};
 use super::pages::{DiffError, PageSource, Version};
 use super::row::{ChangeSink, TxSpan};
-use super::rows::{TableDiff, reshape};
+use super::rows::{TableDiff, names_moved, reshape};
 use super::structure::{Root, TreeChange, tree_change};
 use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};
 use crate::format::{DatabaseHeader, PageNo};
@@ -580,8 +580,17 @@ fn touch(
             _ => new.height(tree.root.page)?,
         };
     }
-    let change = tree_change(old, new, was.map(|was| was.root), tree.as_ref().map(|tree| tree.root), pages)?;
-    Ok(Touched { number, tree, old: was.and_then(|was| was.table.clone()), change })
+    let roots = (was.map(|was| was.root), tree.as_ref().map(|tree| tree.root));
+    let mut change = tree_change(old, new, roots.0, roots.1, pages)?;
+    let tables = (was.and_then(|was| was.table.clone()), tree.as_ref().and_then(|tree| tree.table.clone()));
+    if let (Some(before), Some(after)) = &tables
+        && names_moved(before, after)
+    {
+        // Every row is compared, also where no page changed.
+        change.before = tree_change(old, new, roots.0, None, &[])?.before;
+        change.after = tree_change(old, new, None, roots.1, &[])?.after;
+    }
+    Ok(Touched { number, tree, old: tables.0, change })
 }
 
 /// The pages that carry rows of a table: leaves, and in index-shaped trees all. Ascending.

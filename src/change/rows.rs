@@ -47,6 +47,18 @@ pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
     Some(sources.collect())
 }
 
+/// Whether rows on pages that did not change hold something else now, going by the names of the columns: ALTER TABLE RENAME COLUMN
+/// rewrites no row, and a name that one column gave up can be another's.
+pub(crate) fn names_moved(old: &Table, new: &Table) -> bool {
+    let Some(sources) = reshape(old, new) else { return false };
+    let place = |table: &Table, column: usize| table.record_columns.iter().position(|other| *other == column);
+    (0..new.columns.len()).any(|column| match sources.get(column).copied().flatten() {
+        Some(source) => place(old, source) != place(new, column),
+        // A record that is too short for it has the default.
+        None => place(new, column).is_some_and(|place| place < old.record_columns.len()),
+    })
+}
+
 impl TableDiff<'_> {
     /// Calls `emit` for each row that changed.
     pub(crate) fn run<E: From<DiffError>>(&self, emit: &mut dyn FnMut(RowChange) -> Result<(), E>) -> Result<(), E> {

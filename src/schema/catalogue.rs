@@ -65,6 +65,16 @@ pub struct Catalogue {
 /// the integer 2 (seen with 3.45.0 and 3.46.0).
 const WHOLE_REALS_SINCE: u32 = 3_046_000;
 
+/// What a time of now is to rows that come without it: nodes have no now in common, and applications read it as a time.
+fn beginning_of_time(default: &str) -> Option<&'static str> {
+    match default.to_ascii_uppercase().as_str() {
+        "CURRENT_TIMESTAMP" => Some("1970-01-01 00:00:00"),
+        "CURRENT_DATE" => Some("1970-01-01"),
+        "CURRENT_TIME" => Some("00:00:00"),
+        _ => None,
+    }
+}
+
 /// The most bytes that evaluating a column's default may make: real ones are literals.
 const DEFAULT_BYTES_MAX: i32 = 1_000_000;
 
@@ -346,12 +356,16 @@ impl Oracle {
                 3 => Hidden::Stored,
                 _ => Hidden::Virtual,
             };
+            let begins_at = default.as_deref().and_then(beginning_of_time);
             let default = match default {
                 Some(expression) if hidden == Hidden::No => self.default(&expression, affinity),
                 _ => Value::Null,
             };
             // Rows that had no such column cannot have NULL in it: an empty value then, on all nodes alike.
             let default = match (default, affinity) {
+                (Value::Null, _) if not_null && begins_at.is_some() => {
+                    Value::Text(begins_at.unwrap_or_default().into())
+                }
                 (Value::Null, Affinity::Text) if not_null => Value::Text(Vec::new()),
                 (Value::Null, Affinity::None) if not_null => Value::Blob(Vec::new()),
                 (Value::Null, Affinity::Real) if not_null => Value::Real(0.0),
@@ -591,7 +605,7 @@ mod tests {
     #[test]
     fn defaults_are_what_short_records_mean() {
         let catalogue = catalogue(&[
-            "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP, j DEFAULT 2.0, k DEFAULT (1+2), l REAL DEFAULT '2', m NUMERIC DEFAULT 2.0)",
+            "CREATE TABLE t(a, b REAL DEFAULT 3, c TEXT DEFAULT 12, d DEFAULT x'00', e DEFAULT -1.5, f DEFAULT word, g DEFAULT true, h INT DEFAULT '7', i DEFAULT CURRENT_TIMESTAMP, j DEFAULT 2.0, k DEFAULT (1+2), l REAL DEFAULT '2', m NUMERIC DEFAULT 2.0, n DATETIME NOT NULL DEFAULT (current_timestamp))",
         ]);
         let defaults: Vec<_> =
             catalogue.table("t").unwrap().columns.iter().map(|column| column.default.clone()).collect();
@@ -608,7 +622,9 @@ mod tests {
                 Value::Integer(7),
             ]
         );
-        assert_eq!(defaults[9..], [Value::Real(2.0), Value::Null, Value::Real(2.0), Value::Integer(2)]);
+        assert_eq!(defaults[8], Value::Null);
+        assert_eq!(defaults[9..13], [Value::Real(2.0), Value::Null, Value::Real(2.0), Value::Integer(2)]);
+        assert_eq!(defaults[13], Value::Text(b"1970-01-01 00:00:00".to_vec()));
     }
 
     #[test]

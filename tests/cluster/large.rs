@@ -77,21 +77,3 @@ fn values_of_every_kind_arrive_as_they_are() {
     assert!(tables["keys"].contains(&"text:'KEY'|integer:1|text:'v'".to_owned()), "{:?}", tables["keys"]);
     cluster.stop();
 }
-
-#[test]
-fn virtual_tables_are_left_alone_and_the_rest_replicates() {
-    let schema = "CREATE VIRTUAL TABLE words USING fts5(body); CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1);
-        CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT)";
-    let mut cluster = Cluster::start(2, schema);
-    let [a, b] = cluster.nodes.as_slice() else { panic!("two nodes") };
-    for name in ["words", "boxes"] {
-        assert!(a.log().contains(&format!("virtual table {name} does not replicate")), "{}", a.log());
-    }
-    a.sql("BEGIN; INSERT INTO words VALUES('hello world'); INSERT INTO boxes VALUES(1, 0.0, 1.0); INSERT INTO t VALUES(1, 'hello'); COMMIT");
-    let tables = cluster.settle();
-    assert_eq!(tables.keys().collect::<Vec<_>>(), ["t"]);
-    assert_eq!(tables["t"], ["integer:1|text:'hello'"]);
-    assert_eq!(b.value("SELECT count(*) FROM words") + &b.value("SELECT count(*) FROM boxes"), "00");
-    assert_eq!(a.value("SELECT count(*) FROM words WHERE words MATCH 'world'"), "1");
-    cluster.stop();
-}

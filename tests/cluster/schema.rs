@@ -19,7 +19,7 @@ fn schema_of(cluster: &Cluster, node: usize) -> Vec<(String, String, String)> {
 }
 
 /// Waits until all nodes are equal, in their schemas as well, and sound.
-fn settle(cluster: &Cluster) {
+pub(super) fn settle(cluster: &Cluster) {
     let count = cluster.nodes.len();
     wait_for("equal schemas", || {
         let all: Vec<_> = (0..count).map(|node| schema_of(cluster, node)).collect();
