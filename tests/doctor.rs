@@ -92,7 +92,10 @@ fn tables_that_will_cost_something_are_named() {
         CREATE TABLE nulls(a TEXT, b INT, PRIMARY KEY(a, b)); INSERT INTO nulls VALUES('x', 1), (NULL, 2), ('y', NULL);
         CREATE TABLE uniq(k TEXT PRIMARY KEY NOT NULL, mail TEXT UNIQUE);
         CREATE TABLE sorted(k TEXT PRIMARY KEY NOT NULL COLLATE german, v TEXT);
-        CREATE VIRTUAL TABLE search USING fts5(body); CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1)",
+        CREATE VIRTUAL TABLE search USING fts5(body); CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1);
+        CREATE VIRTUAL TABLE alone USING fts5(body, content=''); CREATE VIRTUAL TABLE kept USING fts5(v, content='alias', content_rowid='id');
+        CREATE VIRTUAL TABLE fed USING rtree(id, x0, x1);
+        CREATE TRIGGER feed AFTER INSERT ON alias BEGIN INSERT INTO fed VALUES(new.id, new.v, new.v); END",
     );
     let several = [
         ("warning", "no-key", "nokey"),
@@ -101,7 +104,8 @@ fn tables_that_will_cost_something_are_named() {
         ("warning", "null-in-key", "nulls"),
         ("warning", "unique", "uniq"),
         ("warning", "unknown-collation", "sorted"),
-        ("warning", "virtual-table", "search"),
+        ("warning", "no-key", "search"),
+        ("warning", "virtual-table", "alone"),
         ("warning", "virtual-table", "boxes"),
     ];
     let (exit, value) = doctor(&scene.path, &[]);

@@ -37,6 +37,30 @@ impl Replica {
     }
 }
 
+/// Who keeps an index of other tables' rows in step on nodes that did not make the change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Triggers that the application made: what they write to the index is written there, too.
+    Triggers,
+    /// The table that it indexes: it is written to as its module's documentation has it.
+    Content,
+    /// Nobody.
+    Nobody,
+}
+
+/// Who keeps an index in step. What SQLite makes of the triggers is seen only when they are made.
+#[must_use]
+pub fn index_upkeep(catalogue: &Catalogue, index: &VirtualTable) -> Upkeep {
+    let name = index.name.to_ascii_lowercase();
+    if feeding(catalogue, &indexes(catalogue)).iter().any(|trigger| trigger.targets.contains(&name)) {
+        Upkeep::Triggers
+    } else if own_triggers(catalogue, index).is_empty() {
+        Upkeep::Nobody
+    } else {
+        Upkeep::Content
+    }
+}
+
 fn failed(source: rusqlite::Error) -> ApplyError {
     ApplyError::Database { doing: "making the triggers that keep its indexes", source }
 }

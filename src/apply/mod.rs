@@ -50,6 +50,7 @@ pub use fold::FoldCounts;
 pub use fold_reader::{
     FOLD_BUCKETS, FoldBounds, FoldDigest, FoldReader, FoldRow, FoldTable, decode_fold_row, is_out_of_bounds,
 };
+pub use indexes::{Upkeep, index_upkeep};
 pub use local::{LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;

@@ -7,7 +7,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::file::Examined;
 use super::{Finding, Level};
-use crate::schema::{Catalogue, Identity, SchemaRow, Table};
+use crate::apply::{Upkeep, index_upkeep};
+use crate::schema::{Catalogue, Content, Identity, Module, Table, VirtualTable};
 
 /// How long all tables together are searched for NULL in their keys. A reader keeps the application's log from beginning anew.
 const SEARCH_MAX: Duration = Duration::from_secs(10);
@@ -25,9 +26,7 @@ pub(super) fn examine(catalogue: &Catalogue, one_writer: bool, findings: &mut Ve
     for table in tables {
         examine_table(table, one_writer, findings);
     }
-    for row in catalogue.rows().iter().filter(|row| row.is_virtual_table()) {
-        findings.push(virtual_table(row));
-    }
+    findings.extend(catalogue.virtual_tables().iter().filter_map(|table| virtual_table(catalogue, table, one_writer)));
     for name in catalogue.unreadable() {
         findings.push(
             Finding::new(
@@ -99,37 +98,43 @@ fn examine_table(table: &Table, one_writer: bool, findings: &mut Vec<Finding>) {
     }
 }
 
-fn virtual_table(row: &SchemaRow) -> Finding {
-    let sql = row.sql.as_deref().unwrap_or_default();
-    let lower = sql.to_ascii_lowercase();
-    let module: String = lower
-        .split_once("using")
-        .map(|(_, rest)| rest.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
-        .unwrap_or_default();
-    let content = lower.split_once("content").map(|(_, rest)| rest.trim_start().trim_start_matches('=').trim_start());
-    let remedy = match (module.as_str(), content) {
-        ("fts5", Some(content)) if content.starts_with("''") || content.starts_with("\"\"") => {
-            "it keeps no text to make it from: let the application fill it on every node"
-        }
-        ("fts5" | "fts4", Some(content)) if !content.starts_with('_') => {
-            "the table that it indexes travels: make the index anew on other nodes after changes, INSERT INTO name(name) VALUES('rebuild')"
-        }
-        ("fts3" | "fts4" | "fts5", _) => {
-            "keep the text in an ordinary table, which travels, and index that (content=…); make the index anew on other nodes"
-        }
-        ("rtree" | "rtree_i32" | "geopoly", _) => {
-            "keep the coordinates in an ordinary table, which travels, and fill the tree from it on every node"
-        }
-        _ => "fill it on every node from tables that travel",
+fn virtual_table(catalogue: &Catalogue, table: &VirtualTable, one_writer: bool) -> Option<Finding> {
+    let (name, module) = (&table.name, &table.module_name);
+    if catalogue.written_table(name).is_some() {
+        let finding = Finding::new(
+            with_several(one_writer),
+            "no-key",
+            format!("{name} is a table for full-text search ({module}) that holds its own text: it has no key"),
+            "its rows are told apart by their rowid, which SQLite counts up on each node where an insert does not name it: rows of one node \
+             replace those of another",
+            "insert with rowids that do not collide, or keep the text in a table with a key and index that (content=…)",
+        );
+        return Some(finding.of_table(name));
+    }
+    let is_index = table.is_index();
+    if is_index && index_upkeep(catalogue, table) != Upkeep::Nobody {
+        return None;
+    }
+    let (why, remedy) = match (table.module, &table.content) {
+        (Module::Fts5 | Module::Fts34, Content::External { .. }) => (
+            "it indexes what is no table with these columns, and no trigger writes to it: it is not kept in step with what other nodes write",
+            "give it triggers on the tables behind it",
+        ),
+        (Module::Fts5 | Module::Fts34, Content::None) => (
+            "it holds no text, and no trigger writes to it: what is written to it stays on this node",
+            "fill it by triggers on a table, which travels",
+        ),
+        (Module::Rtree, _) => (
+            "no trigger writes to it: what is written to it stays on this node",
+            "keep the coordinates in an ordinary table, which travels, and fill the tree by triggers on that",
+        ),
+        _ => (
+            "only its module can read what is in it: neither it nor the tables behind it travel",
+            "keep what it holds in an ordinary table, which travels, and fill it from that on every node",
+        ),
     };
-    Finding::new(
-        Level::Warning,
-        "virtual-table",
-        format!("{} is a virtual table ({module})", row.name),
-        "neither it nor the tables behind it travel, and triggers that fill it do not run for rows that come from other nodes",
-        remedy,
-    )
-    .of_table(&row.name)
+    let what = format!("{name} is a virtual table ({module})");
+    Some(Finding::new(Level::Warning, "virtual-table", what, why, remedy).of_table(name))
 }
 
 /// The names behind COLLATE that SQLite does not have itself, each once.
