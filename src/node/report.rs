@@ -12,7 +12,7 @@ use super::state_dir::StateDirectory;
 use super::status::{STATUS_FILE, ShardStatus, Status};
 use crate::apply::FoldCounts;
 use crate::capture::{ShadowProgress, ShadowStep};
-use crate::log::ShardId;
+use crate::log::{ShardId, StreamSeq};
 
 /// How often the status is written.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ pub(super) struct Reporter {
     pub(super) cuts_broken: u64,
     rows_applied: u64,
     conflicts: u64,
-    blocked: BTreeMap<u16, String>,
+    blocked: BTreeMap<u16, (StreamSeq, String)>,
     last_error: String,
     due_at: Instant,
 }
@@ -53,21 +53,24 @@ impl Reporter {
     }
 
     /// A shard stopped. It is said once, however often it is tried again.
-    pub(super) fn blocked(&mut self, shard: ShardId, text: &str, remedy: &str) {
+    pub(super) fn blocked(&mut self, shard: ShardId, seq: StreamSeq, text: &str, remedy: &str) {
         let all = format!("{text}; {remedy}");
-        if self.blocked.get(&shard.0) != Some(&all) {
+        if self.blocked.get(&shard.0).is_none_or(|(_, said)| *said != all) {
             tracing::error!("{all}");
             text.clone_into(&mut self.last_error);
-            self.blocked.insert(shard.0, all);
+            self.blocked.insert(shard.0, (seq, all));
         }
     }
 
-    /// A shard went on.
-    pub(super) fn applied(&mut self, shard: ShardId) {
-        let Some(was) = self.blocked.remove(&shard.0) else { return };
+    /// A shard was applied up to a message. It went on if it had stopped there or before.
+    pub(super) fn applied(&mut self, shard: ShardId, last: StreamSeq) {
+        if self.blocked.get(&shard.0).is_none_or(|(seq, _)| *seq > last) {
+            return;
+        }
+        let Some((_, was)) = self.blocked.remove(&shard.0) else { return };
         tracing::info!("shard {} goes on", shard.0);
         if was.starts_with(&self.last_error) {
-            self.last_error = self.blocked.values().next().cloned().unwrap_or_default();
+            self.last_error = self.blocked.values().next().map(|(_, text)| text.clone()).unwrap_or_default();
         }
     }
 
@@ -86,7 +89,7 @@ impl Reporter {
         let shards = self
             .blocked
             .iter()
-            .map(|(shard, text)| (*shard, ShardStatus { blocked: text.clone(), ..ShardStatus::default() }));
+            .map(|(shard, (_, text))| (*shard, ShardStatus { blocked: text.clone(), ..ShardStatus::default() }));
         Status {
             node_id: self.node_id,
             pid: std::process::id(),

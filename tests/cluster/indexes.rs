@@ -239,3 +239,39 @@ fn indexes_that_come_on_a_running_cluster_are_there_everywhere() {
         );
     }
 }
+
+/// A tokenizer that only the application has: no other program can write to such a table, or even read its declaration with SQLite.
+#[test]
+fn a_table_whose_tokenizer_is_the_applications_stops_its_shard_and_harms_nothing() {
+    let cluster = Cluster::start(
+        2,
+        "CREATE VIRTUAL TABLE mail USING fts5(subject, tokenize = 'porter');
+         CREATE TABLE notes(id INTEGER PRIMARY KEY, title TEXT);
+         CREATE VIRTUAL TABLE found USING fts5(title, content = 'notes', content_rowid = 'id', tokenize = 'porter');
+         CREATE TABLE other(id INTEGER PRIMARY KEY, v TEXT);
+         PRAGMA writable_schema = ON;
+         UPDATE sqlite_schema SET sql = replace(sql, 'porter', 'mine') WHERE name IN ('mail', 'found')",
+    );
+    let [a, b] = cluster.nodes.as_slice() else { panic!("two nodes") };
+    a.sql("INSERT INTO other VALUES(1, 'one')");
+    wait_for("the other table", || {
+        (b.value("SELECT count(*) FROM other") == "1").then_some(()).ok_or("it is not there".to_owned())
+    });
+    a.sql("INSERT INTO notes VALUES(1, 'one')");
+    wait_for("the reason", || {
+        let log = b.log();
+        if log.contains("no such tokenizer: mine") { Ok(()) } else { Err(log) }
+    });
+    // Other shards go on, and that does not make this one go on.
+    for id in 2..20 {
+        a.sql(&format!("INSERT INTO other VALUES({id}, 'more')"));
+    }
+    wait_for("rows of shards that did not stop", || {
+        let status = b.status()?;
+        let stopped = status.shards.values().filter(|shard| !shard.blocked.is_empty()).count();
+        let there: i64 = b.value("SELECT count(*) FROM other").parse().unwrap();
+        if there > 8 && stopped == 1 { Ok(()) } else { Err(format!("{there} rows, {status:?}")) }
+    });
+    assert_eq!(b.value("SELECT count(*) FROM notes"), "0", "{}", b.log());
+    assert!(!b.log().contains("goes on"), "{}", b.log());
+}

@@ -193,8 +193,8 @@ impl Database {
         for (shard, count) in counts {
             if let Some(last) = self.inbox.pop(*shard, *count) {
                 self.log.applied.insert(*shard, last);
+                self.reporter.applied(*shard, last);
             }
-            self.reporter.applied(*shard);
         }
     }
 
@@ -233,7 +233,7 @@ impl Database {
         if !report.blocked.is_empty() {
             for blocked in report.blocked {
                 let text = format!("shard {} stops at message {}: {}", blocked.shard.0, blocked.seq.0, blocked.cause);
-                self.reporter.blocked(blocked.shard, &text, &blocked.cause.remedy());
+                self.reporter.blocked(blocked.shard, blocked.seq, &text, &blocked.cause.remedy());
                 self.blocked.insert(blocked.shard, (blocked, Instant::now() + BLOCKED_RETRY));
             }
             return Ok(false);
