@@ -4,7 +4,7 @@ CARGO ?= cargo
 DB ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate torture bench check fmt fmt-check clippy doc nats fixtures clean
+.PHONY: help demo test simulate fuzz torture bench check fmt fmt-check clippy doc nats fixtures clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## runs all tests against a real nats-server
 
 simulate: ## simulates clusters for ten minutes, in schedules made of seeds (WOODCHUCK_SIMULATE_SECONDS, _FIRST)
 	@scripts/simulate
+
+fuzz: ## fuzzes all that reads bytes from outside for an hour (WOODCHUCK_FUZZ_SECONDS, SEED; needs nightly and cargo-fuzz)
+	@scripts/fuzz
 
 torture: ## kills daemons, writers and servers at random for an hour (WOODCHUCK_TORTURE_SECONDS, SEED)
 	@server=$$(scripts/nats-server) && NATS_SERVER="$$server" WOODCHUCK_TORTURE_SECONDS=$${WOODCHUCK_TORTURE_SECONDS:-3600} \

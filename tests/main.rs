@@ -13,6 +13,7 @@ mod doctor;
 mod fixtures;
 mod fold_model;
 mod fold_reader;
+mod fuzz;
 mod inspect;
 mod layers;
 mod locks;
