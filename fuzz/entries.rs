@@ -151,7 +151,15 @@ pub fn inspect(data: &[u8]) {
             view: Some(view),
             tables: Vec::new(),
             exclude_tables: Vec::new(),
+            stale: format != Format::Sql,
+            uncommitted: format != Format::Sql,
+            row: (view == View::Rows && format == Format::Pretty).then(|| "t/1".to_owned()),
+            page: None,
+            frame: None,
         };
+        let _ = inspect_command(&args, &mut std::io::sink(), Style::coloured(false));
+        let page = data.last().map(|last| u32::from(*last));
+        let args = InspectArgs { page, frame: (page > Some(9)).then_some(1), view: None, row: None, ..args };
         let _ = inspect_command(&args, &mut std::io::sink(), Style::coloured(false));
     }
 }

@@ -227,3 +227,203 @@ fn tables_are_filtered_by_pattern() {
     let begun: Vec<&Value> = found.iter().filter(|line| line["op"] == "begin").map(|line| &line["tx"]).collect();
     assert_eq!(begun, [3, 4, 5], "each statement outside BEGIN is a transaction of its own");
 }
+
+/// A WAL that was begun anew still holds the end of the generation before. Its rows can be read, and of most it is known what they were.
+#[test]
+fn what_an_older_generation_left_behind_the_end_can_be_read() {
+    let files =
+        Files::new("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES(1, 'one'), (2, 'two')", &[]);
+    for i in 0..40 {
+        files.connection.execute("UPDATE t SET v = 'old ' || ?1 WHERE id = 1 + ?1 % 2", [i]).unwrap();
+    }
+    files
+        .connection
+        .execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(3, 'three'); DELETE FROM t WHERE id = 1")
+        .unwrap();
+    let copy = files.copy();
+
+    let frames = lines(&inspect(&copy, &["--view", "frames", "--format", "json", "--stale"]));
+    let (stale, current): (Vec<&Value>, Vec<&Value>) = frames.iter().partition(|frame| frame["stale"].is_string());
+    assert_eq!((current.len(), stale.len()), (2, 38), "{frames:#?}");
+    assert_eq!(stale.iter().filter(|frame| frame["checked"] == false).count(), 1, "{stale:#?}");
+    assert!(stale.iter().all(|frame| frame["committed"] == true && frame["frame"].as_u64() > Some(2)), "{stale:#?}");
+
+    let all = lines(&inspect(&copy, &["--view", "rows", "--format", "json", "--stale"]));
+    let parts: Vec<&str> =
+        all.iter().filter(|line| line["op"] == "part").map(|line| line["part"].as_str().unwrap()).collect();
+    assert_eq!(parts, ["stale", "committed"]);
+    let (old, new) = all.split_at(all.iter().position(|line| line["part"] == "committed").unwrap());
+    let updates: Vec<&Value> =
+        old.iter().filter(|line| line["op"] == "update" && line["before_unknown"] != true).collect();
+    // The page's first version is all that is known of what was before the stretch.
+    assert_eq!(updates.len(), 37, "{old:#?}");
+    for (i, update) in (3..40).zip(updates) {
+        let id = 1 + i % 2;
+        assert_eq!(update["before"], serde_json::json!({ "id": id, "v": format!("old {}", i - 2) }));
+        assert_eq!(update["after"], serde_json::json!({ "id": id, "v": format!("old {i}") }));
+    }
+    let unknown: Vec<&Value> =
+        old.iter().filter(|line| line["before_unknown"] == true).map(|line| &line["after"]).collect();
+    let known_at_first = [serde_json::json!({ "id": 1, "v": "old 2" }), serde_json::json!({ "id": 2, "v": "old 1" })];
+    assert_eq!(unknown, known_at_first.iter().collect::<Vec<_>>());
+    let ops: Vec<&str> = new.iter().filter_map(|line| line["op"].as_str()).collect();
+    assert_eq!(ops, ["part", "begin", "insert", "commit", "begin", "delete", "commit"]);
+    // Without the option nothing of it is said, but that it is there.
+    assert_eq!(lines(&inspect(&copy, &["--view", "rows", "--format", "json"])), new[1..]);
+    assert!(text(&inspect(&copy, &["--stale"])).contains("38 frames of generation"));
+    let damaged = std::fs::read(copy.with_extension("db-wal")).unwrap();
+    let at = 32 + 19 * (24 + 4096) + 24 + 4000;
+    let bytes: Vec<u8> = damaged.iter().enumerate().map(|(i, byte)| if i == at { !byte } else { *byte }).collect();
+    std::fs::write(copy.with_extension("db-wal"), bytes).unwrap();
+    // The frame whose bytes are others does not continue the one before: a stretch ends there, and the next begins.
+    let frames = lines(&inspect(&copy, &["--view", "frames", "--format", "json", "--stale"]));
+    let unchecked: Vec<u64> =
+        frames.iter().filter(|frame| frame["checked"] == false).map(|frame| frame["frame"].as_u64().unwrap()).collect();
+    assert_eq!(unchecked, [20, 3]);
+}
+
+#[test]
+fn frames_behind_the_last_commit_show_what_they_would_do() {
+    let files = Files::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES(1, 'one')",
+        &["INSERT INTO t VALUES(2, 'two')"],
+    );
+    files.connection.execute_batch("WITH RECURSIVE n(i) AS (VALUES(10) UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO t SELECT i, hex(zeroblob(500)) FROM n").unwrap();
+    // With a cache of one page most of it is written before the commit.
+    files
+        .connection
+        .execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN; UPDATE t SET v = 'changed ' || id")
+        .unwrap();
+    files.connection.execute_batch("INSERT INTO t SELECT id + 1000, hex(zeroblob(500)) FROM t").unwrap();
+    let copy = files.copy();
+    let output = inspect(&copy, &["--view", "rows", "--format", "json", "--uncommitted"]);
+    let all = lines(&output);
+    let open = all.iter().position(|line| line["part"] == "uncommitted").unwrap_or_else(|| panic!("{all:#?}"));
+    let committed: Vec<&str> =
+        all[..open].iter().filter_map(|line| line["op"].as_str()).filter(|op| *op != "insert").collect();
+    assert_eq!(committed, ["part", "begin", "commit", "begin", "commit"]);
+    let open = &all[open + 1..];
+    assert_eq!(open.last().map(|line| &line["op"]), Some(&Value::from("open")), "{open:#?}");
+    assert!(open.iter().all(|line| line["op"] != "commit"));
+    let updates: Vec<&Value> = open.iter().filter(|line| line["op"] == "update").collect();
+    assert!(updates.len() > 300, "{}", updates.len());
+    assert!(
+        updates.iter().all(|line| line["after"]["v"] == format!("changed {}", line["after"]["id"])),
+        "{:?}",
+        updates[0]
+    );
+    let transactions = text(&inspect(&copy, &["--view", "transactions", "--uncommitted"]));
+    assert!(transactions.contains("not committed") && transactions.contains("updated"), "{transactions}");
+    let refused = inspect(&copy, &["--format", "sql", "--uncommitted"]);
+    assert_eq!(refused.status.code(), Some(2));
+    files.connection.execute_batch("ROLLBACK").unwrap();
+
+    // The root is in use, and written last: until then nothing leads to the new pages.
+    let files = Files::new("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)", &["INSERT INTO t VALUES(1, 'one')"]);
+    files.connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN").unwrap();
+    files.connection.execute_batch("WITH RECURSIVE n(i) AS (VALUES(10) UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO t SELECT i, hex(zeroblob(500)) FROM n").unwrap();
+    let copy = files.copy();
+    let output = inspect(&copy, &["--view", "rows", "--format", "json", "--uncommitted"]);
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("are in no tree"), "{notes}");
+    assert_eq!(lines(&output).last().map(|line| line["part"].clone()), Some(Value::from("uncommitted")));
+    let frames = lines(&inspect(&copy, &["--view", "frames", "--format", "json"]));
+    let open = frames.iter().find(|frame| frame["committed"] == false).unwrap();
+    let (page, frame) = (open["page"].to_string(), open["frame"].to_string());
+    let page = &lines(&inspect(&copy, &["--page", &page, "--frame", &frame, "--format", "json"]))[0];
+    assert_eq!((page["kind"].as_str(), &page["object"]), (Some("table leaf"), &Value::Null));
+    assert_eq!(page["cells"][1]["values"][1].as_str().map(str::len), Some(1000));
+    files.connection.execute_batch("ROLLBACK").unwrap();
+}
+
+#[test]
+fn the_history_of_one_row_is_every_change_of_it_and_nothing_else() {
+    let files = Files::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE c(a TEXT, b INT, v, PRIMARY KEY(a, b)) WITHOUT ROWID; CREATE TABLE h(v)",
+        &[
+            "INSERT INTO t VALUES(1, 'a'), (2, 'b'); INSERT INTO c VALUES('x, y', 1, 0), ('x', 1, 0); INSERT INTO h VALUES('h')",
+            "UPDATE t SET v = 'c'",
+            "DELETE FROM t WHERE id = 2; UPDATE c SET v = 1 WHERE a = 'x, y'; UPDATE h SET v = 'i'",
+            "ALTER TABLE t ADD COLUMN w DEFAULT 7; INSERT INTO t VALUES(2, 'again', 8)",
+        ],
+    );
+    let path = files.path("app.db");
+    let history = |row: &str| -> Vec<Value> {
+        lines(&inspect(&path, &["--row", row, "--format", "json"]))
+            .into_iter()
+            .filter(|line| line["table"].is_string())
+            .collect()
+    };
+    let images: Vec<(Value, Value)> =
+        history("t/2").iter().map(|line| (line["before"]["v"].clone(), line["after"]["v"].clone())).collect();
+    let text = |text: &str| Value::from(text);
+    assert_eq!(
+        images,
+        [(Value::Null, text("b")), (text("b"), text("c")), (text("c"), Value::Null), (Value::Null, text("again"))]
+    );
+    assert_eq!(history("c/'x, y',1").len(), 2);
+    assert_eq!(history("C/x,1").len(), 1);
+    assert_eq!(history("h/1").len(), 2);
+    for (row, code, words) in
+        [("t/77", 1, "changed this row"), ("nowhere/1", 1, "no table nowhere"), ("t", 2, "names no row")]
+    {
+        let output = inspect(&path, &["--row", row]);
+        assert_eq!(output.status.code(), Some(code), "{row}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(words), "{row}: {output:?}");
+    }
+}
+
+/// What every page of a database is, against what SQLite itself says of each (`dbstat`, where it has one, counts cells and overflow).
+#[test]
+fn every_page_is_shown_for_what_it_is() {
+    for vacuum in [0, 2] {
+        let setup = format!(
+            "PRAGMA auto_vacuum = {vacuum}; VACUUM; {SETUP} CREATE TABLE big(id INTEGER PRIMARY KEY, v); INSERT INTO big VALUES(1, zeroblob(20000)); CREATE TABLE gone(v); INSERT INTO gone SELECT hex(zeroblob(900)) FROM t; DROP TABLE gone"
+        );
+        let files = Files::new(&setup, &["UPDATE t SET v = 'seen' WHERE id = 3"]);
+        let path = files.path("app.db");
+        let count: u32 = files.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        let free: i64 = files.connection.query_row("PRAGMA freelist_count", [], |row| row.get(0)).unwrap();
+        let page = |number: u32, more: &[&str]| -> Value {
+            let number = number.to_string();
+            lines(&inspect(&path, &[&["--page", &number, "--format", "json"], more].concat())).remove(0)
+        };
+        let pages: Vec<Value> = (1..=count).map(|number| page(number, &[])).collect();
+        let of_kind = |kind: &str| pages.iter().filter(|page| page["kind"] == kind).count();
+        assert_eq!(of_kind("freelist trunk") + of_kind("freelist leaf"), free as usize);
+        assert!(free > 10);
+        assert_eq!(of_kind("pointer map"), usize::from(vacuum > 0));
+        assert_eq!(of_kind("no b-tree page"), 4, "the overflow pages of one row");
+        let rows = |name: &str| -> Vec<&Value> {
+            let leaves = pages
+                .iter()
+                .filter(|page| page["object"]["name"] == name && page["kind"].as_str().unwrap().ends_with("leaf"));
+            leaves.flat_map(|page| page["cells"].as_array().unwrap()).collect()
+        };
+        assert_eq!(rows("t").len(), 500);
+        assert_eq!(rows("t")[2]["values"], serde_json::json!({ "id": 3, "v": "seen" }));
+        assert_eq!(
+            rows("tv").len()
+                + pages
+                    .iter()
+                    .filter(|page| page["object"]["name"] == "tv" && page["kind"] == "index interior")
+                    .map(|page| page["cells"].as_array().unwrap().len())
+                    .sum::<usize>(),
+            500
+        );
+        assert_eq!(rows("big")[0]["overflow"].as_array().unwrap().len(), 4);
+        assert_eq!(rows("big")[0]["payload_bytes"].as_u64(), Some(20_005));
+        let leaf = pages.iter().find(|page| page["frame"] != 0 && page["object"]["name"] == "t").unwrap();
+        let number = leaf["page"].as_u64().unwrap() as u32;
+        let before = page(number, &["--frame", "0"]);
+        assert_eq!(before["cells"][2]["values"]["v"], "value 3");
+        assert_eq!(page(number, &["--frame", &leaf["frame"].to_string()])["cells"][2]["values"]["v"], "seen");
+        for (args, code) in
+            [(vec!["--page", "0"], 2), (vec!["--page", "999999"], 1), (vec!["--page", "1", "--frame", "999"], 1)]
+        {
+            assert_eq!(inspect(&path, &args).status.code(), Some(code), "{args:?}");
+        }
+        let shown = text(&inspect(&path, &["--page", "1"]));
+        assert!(shown.contains("of table sqlite_schema") && shown.contains("CREATE TABLE t"), "{shown}");
+    }
+}

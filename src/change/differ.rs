@@ -156,6 +156,35 @@ impl Differ {
         &self.header
     }
 
+    /// The object of which a b-tree page is: its type, its name, and the table if it is one.
+    #[must_use]
+    pub fn object_of(&self, page: PageNo) -> Option<(&str, &str, Option<&Arc<Table>>)> {
+        let (number, _) = self.owners.get(page)?;
+        let tree = self.trees.get(number.0 as usize)?.as_ref()?;
+        Some((&tree.kind, &tree.name, tree.table.as_ref()))
+    }
+
+    /// The whole payload of a cell on a page of `source`, and the overflow pages that it goes on in.
+    ///
+    /// # Errors
+    /// [`DiffError`] when the chain is broken.
+    pub fn payload(
+        &self,
+        source: &dyn PageSource,
+        page: PageNo,
+        cell: &crate::format::Cell<'_>,
+    ) -> Result<(Vec<u8>, Vec<PageNo>), DiffError> {
+        let mut chain = Vec::new();
+        let version = Version::with_header(source, &self.header);
+        Ok((version.payload(page, cell, Some(&mut chain))?.into_owned(), chain))
+    }
+
+    /// Whether a page is a pointer map of an auto-vacuum database, or the one that holds the lock bytes.
+    #[must_use]
+    pub fn is_map_or_lock(&self, source: &dyn PageSource, page: PageNo) -> bool {
+        Version::with_header(source, &self.header).is_map_or_lock(page, self.header.page_size.bytes())
+    }
+
     /// Trees that could not be walked.
     #[must_use]
     pub fn damage(&self) -> &[DiffError] {

@@ -263,6 +263,21 @@ pub struct InspectArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
+    /// Show what older generations left in the WAL behind its end, too: frames, transactions and rows
+    #[arg(long)]
+    pub stale: bool,
+    /// Show what the frames behind the last commit would do, too
+    #[arg(long)]
+    pub uncommitted: bool,
+    /// Show the history of one row, before and after: users/17, or tags/'a, b',2; the rowid where a table has no key
+    #[arg(long, value_name = "TABLE/KEY")]
+    pub row: Option<String>,
+    /// Show what is on a page, as it is after the last commit: its header, its cells, and the values in them
+    #[arg(long, value_name = "N", conflicts_with_all = ["view", "row", "stale", "uncommitted"])]
+    pub page: Option<u32>,
+    /// Show the page as it was at this frame; 0 is the database file
+    #[arg(long, value_name = "N", requires = "page")]
+    pub frame: Option<u32>,
 }
 
 /// Options of `subscribe`.

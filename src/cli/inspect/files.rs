@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::format::{
-    Checksum, DATABASE_HEADER_BYTES, DatabaseHeader, FRAME_HEADER_BYTES, FrameHeader, FrameNo, FrameScan, HeaderError,
-    PageNo, PageSize, Salts, ScanEnd, WAL_HEADER_BYTES, WalHeader,
+    ByteOrder, Checksum, DATABASE_HEADER_BYTES, DatabaseHeader, FRAME_HEADER_BYTES, FrameHeader, FrameNo, FrameScan,
+    HeaderError, PageNo, PageSize, Salts, ScanEnd, WAL_HEADER_BYTES, WalHeader,
 };
 
 /// Why there is nothing to look into.
@@ -66,34 +67,74 @@ pub struct Commit {
     pub checksum: Checksum,
 }
 
+/// Frames that follow each other in the file and belong to one generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its generation.
+    pub salts: Salts,
+    /// Its first frame.
+    pub first: FrameNo,
+    /// Its last frame.
+    pub last: FrameNo,
+    /// What they count.
+    pub standing: Standing,
+}
+
+/// What frames count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing any more: they are left over from an older generation.
+    Stale,
+    /// They are in force.
+    Committed,
+    /// Nothing yet: they stand behind the last commit.
+    Uncommitted,
+}
+
+impl Standing {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Standing::Stale => "stale",
+            Standing::Committed => "committed",
+            Standing::Uncommitted => "uncommitted",
+        }
+    }
+}
+
 /// The database and its WAL, either of which may be missing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Files {
     pub(super) database: Option<Database>,
     pub(super) wal: Option<Wal>,
     page_size: PageSize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Database {
     pub(super) path: PathBuf,
-    file: File,
+    file: Arc<File>,
     pub(super) file_bytes: u64,
     pub(super) header: DatabaseHeader,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Wal {
     pub(super) path: PathBuf,
-    file: File,
+    file: Arc<File>,
     pub(super) file_bytes: u64,
     pub(super) header: WalHeader,
+    /// Which frame the first of `frames` is.
+    pub(super) first: FrameNo,
+    /// The generation of `frames`.
+    pub(super) salts: Salts,
     /// Valid frames, those behind the last commit included.
     pub(super) frames: Vec<Frame>,
     pub(super) commits: Vec<Commit>,
     pub(super) end: ScanEnd,
-    /// Generations of which frames stand behind the end, with their number of frames, in the order of the file.
-    pub(super) stale: Vec<(Salts, u32)>,
+    /// What stands behind the end, by the frames' headers, in the order of the file.
+    pub(super) stale: Vec<Stretch>,
     /// Committed frames of each page, ascending.
     versions: HashMap<PageNo, Vec<FrameNo>>,
     /// Pages that the database file does not hold any more as they were when the generation began.
@@ -151,9 +192,9 @@ impl Files {
     /// The pages of a commit, ascending.
     pub(super) fn pages_of(&self, commit: &Commit) -> Vec<PageNo> {
         let Some(wal) = &self.wal else { return Vec::new() };
-        let from = commit.first.0.saturating_sub(1) as usize;
-        let pages: BTreeSet<PageNo> =
-            wal.frames.get(from..commit.last.0 as usize).unwrap_or_default().iter().map(|frame| frame.page).collect();
+        let index = |frame: u32| frame.saturating_sub(wal.first.0) as usize;
+        let frames = wal.frames.get(index(commit.first.0)..index(commit.last.0.saturating_add(1)));
+        let pages: BTreeSet<PageNo> = frames.unwrap_or_default().iter().map(|frame| frame.page).collect();
         pages.into_iter().filter(|page| page.get() <= commit.page_count).collect()
     }
 
@@ -162,6 +203,23 @@ impl Files {
         let versions = self.wal.as_ref()?.versions.get(&page)?;
         let count = versions.partition_point(|frame| *frame <= limit);
         versions.get(count.checked_sub(1)?).copied()
+    }
+
+    /// The newest frame of a page that is not after `limit`, committed or not; that of `limit` itself also if it is left over from an older
+    /// generation.
+    ///
+    /// # Errors
+    /// When the WAL ends before that frame or cannot be read.
+    pub(super) fn frame_by(&self, page: PageNo, limit: FrameNo) -> io::Result<Option<FrameNo>> {
+        let Some(wal) = self.wal.as_ref().filter(|_| limit.0 > 0) else { return Ok(None) };
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(limit))?;
+        if FrameHeader::parse(&bytes).is_some_and(|frame| frame.page == page) {
+            return Ok(Some(limit));
+        }
+        let count = wal.frames.len().min(limit.0 as usize);
+        let index = wal.frames.get(..count).and_then(|frames| frames.iter().rposition(|frame| frame.page == page));
+        Ok(index.map(|index| FrameNo(index as u32 + 1)))
     }
 
     /// The oldest frame of a page.
@@ -194,6 +252,98 @@ impl Files {
         let mut bytes = [0; WAL_HEADER_BYTES];
         let read = wal.file.read_exact_at(&mut bytes, 0);
         read.is_err() || WalHeader::parse(&bytes).map(|header| header.salts) != Ok(wal.header.salts)
+    }
+
+    /// The frames up to the last commit, if there are any.
+    #[must_use]
+    pub fn committed_frames(&self) -> Option<Stretch> {
+        let wal = self.wal.as_ref()?;
+        let last = wal.commits.last()?.last;
+        Some(Stretch { salts: wal.salts, first: wal.first, last, standing: Standing::Committed })
+    }
+
+    /// The frames behind the last commit, if there are any.
+    #[must_use]
+    pub fn open_frames(&self) -> Option<Stretch> {
+        let wal = self.wal.as_ref()?;
+        let first = FrameNo(wal.commits.last().map_or(0, |commit| commit.last.0) + 1);
+        let last = FrameNo(wal.frames.len() as u32);
+        (first <= last).then_some(Stretch { salts: wal.salts, first, last, standing: Standing::Uncommitted })
+    }
+
+    /// Stretches of older generations: frames of which each checksum continues that of the frame before. What the first of a stretch
+    /// continues is overwritten, so that one is taken as it is.
+    ///
+    /// # Errors
+    /// When the WAL cannot be read.
+    pub fn stale(&self) -> io::Result<Vec<Stretch>> {
+        let Some(wal) = &self.wal else { return Ok(Vec::new()) };
+        let mut found: Vec<Stretch> = Vec::new();
+        let mut bytes = vec![0; FRAME_HEADER_BYTES + self.page_size.bytes()];
+        for run in &wal.stale {
+            let mut before: Option<FrameHeader> = None;
+            for no in run.first.0..=run.last.0 {
+                wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(FrameNo(no)))?;
+                let Some(frame) = FrameHeader::parse(&bytes) else { continue };
+                let continues = before.is_some_and(|before| {
+                    // A machine of the other byte order may have written the generation.
+                    let orders = [ByteOrder::Little, ByteOrder::Big];
+                    orders.into_iter().any(|order| frame.checksum == frame_checksum(before.checksum, order, &bytes))
+                });
+                match found.last_mut().filter(|_| continues) {
+                    Some(stretch) => stretch.last = FrameNo(no),
+                    None => {
+                        let (salts, first, last) = (run.salts, FrameNo(no), FrameNo(no));
+                        found.push(Stretch { salts, first, last, standing: Standing::Stale });
+                    }
+                }
+                before = Some(frame);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same files, with a stretch in the place of the committed frames. The frames that are open make one transaction. What was before a
+    /// left over generation is not known: the database file is younger.
+    ///
+    /// # Errors
+    /// When the WAL cannot be read.
+    pub fn at(&self, stretch: &Stretch) -> io::Result<Files> {
+        let mut files = self.clone();
+        let Some(wal) = &mut files.wal else { return Ok(files) };
+        let is_open = stretch.standing == Standing::Uncommitted;
+        if !is_open {
+            wal.versions.clear();
+            wal.commits.clear();
+            wal.frames.clear();
+            (wal.first, wal.salts) = (stretch.first, stretch.salts);
+        }
+        let tx = wal.commits.len() as u64 + 1;
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        let (mut first, mut page_count) = (stretch.first, wal.commits.last().map_or(1, |commit| commit.page_count));
+        for no in stretch.first.0..=stretch.last.0 {
+            let last = FrameNo(no);
+            wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(last))?;
+            let Some(frame) = FrameHeader::parse(&bytes) else { continue };
+            wal.versions.entry(frame.page).or_default().push(last);
+            page_count = page_count.max(frame.page.get());
+            let checksum = frame.checksum;
+            if is_open {
+                wal.commits.truncate(usize::try_from(tx - 1).unwrap_or(usize::MAX));
+                wal.commits.push(Commit { tx, first, last, page_count, checksum });
+                continue;
+            }
+            wal.frames.push(Frame { page: frame.page, commit: frame.commit });
+            if let Some(page_count) = frame.commit {
+                let tx = wal.commits.len() as u64 + 1;
+                wal.commits.push(Commit { tx, first, last, page_count, checksum });
+                first = FrameNo(no.saturating_add(1));
+            }
+        }
+        if !is_open {
+            wal.overwritten = wal.versions.keys().copied().collect();
+        }
+        Ok(files)
     }
 
     fn find_overwritten(&mut self) {
@@ -235,7 +385,7 @@ impl Database {
             }
             (Err(source), None) => return Err(OpenError::Header { path: path.to_owned(), source }),
         };
-        Ok(Database { path: path.to_owned(), file, file_bytes, header })
+        Ok(Database { path: path.to_owned(), file: Arc::new(file), file_bytes, header })
     }
 }
 
@@ -253,9 +403,11 @@ impl Wal {
             .map_err(|source| OpenError::Header { path: path.to_owned(), source })?;
         let mut wal = Wal {
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
             file_bytes,
             header,
+            first: FrameNo(1),
+            salts: header.salts,
             frames: Vec::new(),
             commits: Vec::new(),
             end: ScanEnd::EndOfFile,
@@ -301,8 +453,13 @@ impl Wal {
             let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame_no))?;
             if let Some(frame) = FrameHeader::parse(bytes.get(..found).unwrap_or_default()) {
                 match self.stale.last_mut() {
-                    Some((salts, count)) if *salts == frame.salts => *count += 1,
-                    _ => self.stale.push((frame.salts, 1)),
+                    Some(stretch) if stretch.salts == frame.salts && stretch.last.0 + 1 == frame_no.0 => {
+                        stretch.last = frame_no;
+                    }
+                    _ => {
+                        let (salts, first, last) = (frame.salts, frame_no, frame_no);
+                        self.stale.push(Stretch { salts, first, last, standing: Standing::Stale });
+                    }
                 }
             }
             frame_no = FrameNo(frame_no.0.saturating_add(1));
@@ -316,6 +473,12 @@ impl Wal {
         self.file.read_exact_at(&mut bytes, self.header.frame_offset(*frame) + FRAME_HEADER_BYTES as u64).ok()?;
         Some(bytes)
     }
+}
+
+/// The checksum of a frame, header and page in `bytes`, that follows another.
+fn frame_checksum(before: Checksum, order: ByteOrder, bytes: &[u8]) -> Checksum {
+    let (header, page) = (bytes.get(..8).unwrap_or_default(), bytes.get(FRAME_HEADER_BYTES..).unwrap_or_default());
+    before.over(order, header).over(order, page)
 }
 
 /// Reads until the buffer is full or the file ends; returns the bytes read.

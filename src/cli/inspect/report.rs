@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::Part;
 use super::files::Files;
-use super::rows::each_transaction;
+use super::rows::each_from;
 use crate::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan};
 use crate::format::{AutoVacuum, DatabaseHeader, PageNo, ScanEnd, TextEncoding};
 use crate::schema::TableFilter;
@@ -131,9 +132,17 @@ impl InspectReport {
     /// Reads everything that the report tells; row changes of tables that `filter` names.
     #[must_use]
     pub fn new(files: &Files, filter: &TableFilter) -> InspectReport {
-        let transactions: Vec<TransactionReport> = files
-            .commits()
-            .iter()
+        InspectReport::from(files, 1, filter)
+    }
+
+    /// As [`InspectReport::new`], of a part of the WAL.
+    pub(super) fn of_part(part: &Part<'_>, filter: &TableFilter) -> InspectReport {
+        InspectReport::from(&part.files, part.first_tx, filter)
+    }
+
+    fn from(files: &Files, first_tx: u64, filter: &TableFilter) -> InspectReport {
+        let commits = files.commits().iter().filter(|commit| commit.tx >= first_tx);
+        let transactions: Vec<TransactionReport> = commits
             .map(|commit| TransactionReport {
                 tx: commit.tx,
                 frame_first: commit.first.0,
@@ -144,8 +153,8 @@ impl InspectReport {
                 tables: BTreeMap::new(),
             })
             .collect();
-        let mut counter = Counter { filter, transactions, tables: BTreeMap::new(), current: 0 };
-        let damage = match each_transaction(files, &mut counter) {
+        let mut counter = Counter { filter, transactions, tables: BTreeMap::new(), first_tx, current: 0 };
+        let damage = match each_from(files, first_tx, &mut counter) {
             Ok(damage) => damage.iter().map(ToString::to_string).collect(),
             Err(never) => match never {},
         };
@@ -224,7 +233,7 @@ fn wal(files: &Files) -> Option<WalReport> {
         stale: wal
             .stale
             .iter()
-            .map(|(salts, frames)| Generation { salt: salts.to_string(), frames: *frames })
+            .map(|run| Generation { salt: run.salts.to_string(), frames: run.last.0 - run.first.0 + 1 })
             .collect(),
     })
 }
@@ -234,12 +243,13 @@ struct Counter<'f> {
     filter: &'f TableFilter,
     transactions: Vec<TransactionReport>,
     tables: BTreeMap<String, TableCounts>,
+    first_tx: u64,
     current: usize,
 }
 
 impl ChangeSink<std::convert::Infallible> for Counter<'_> {
     fn begin(&mut self, span: &TxSpan) -> Result<(), std::convert::Infallible> {
-        self.current = usize::try_from(span.tx).unwrap_or(usize::MAX).saturating_sub(1);
+        self.current = usize::try_from(span.tx.saturating_sub(self.first_tx)).unwrap_or(usize::MAX);
         Ok(())
     }
 

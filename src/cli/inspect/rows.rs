@@ -47,13 +47,18 @@ const DAMAGE_MAX: usize = 100;
 /// # Errors
 /// Only those of the sink.
 pub fn each_transaction<E>(files: &Files, sink: &mut dyn ChangeSink<E>) -> Result<Vec<Damage>, E> {
+    each_from(files, 1, sink)
+}
+
+/// As [`each_transaction`], from a transaction on.
+pub(super) fn each_from<E>(files: &Files, first: u64, sink: &mut dyn ChangeSink<E>) -> Result<Vec<Damage>, E> {
     let mut damage = Vec::new();
     let mut differ: Option<Differ> = None;
     let Some(wal) = &files.wal else { return Ok(damage) };
-    for commit in &wal.commits {
+    for commit in wal.commits.iter().filter(|commit| commit.tx >= first) {
         let span = TxSpan {
             tx: commit.tx,
-            salts: wal.header.salts,
+            salts: wal.salts,
             frame_first: commit.first,
             frame_last: commit.last,
             repaired: false,
@@ -97,6 +102,13 @@ pub fn each_transaction<E>(files: &Files, sink: &mut dyn ChangeSink<E>) -> Resul
     let trees = differ.iter().flat_map(|differ| differ.damage());
     damage.extend(trees.map(|error| Damage { tx: None, what: with_causes(error), loss: true }));
     Ok(damage)
+}
+
+/// How many pages of the last transaction are in no tree of the database after it.
+pub(super) fn pages_without_tree(files: &Files) -> usize {
+    let Some(commit) = files.commits().last() else { return 0 };
+    let Ok(differ) = Differ::open(&State::after(files, commit)) else { return 0 };
+    files.pages_of(commit).into_iter().filter(|page| differ.object_of(*page).is_none()).count()
 }
 
 fn with_causes(error: &DiffError) -> String {
@@ -176,7 +188,7 @@ pub(super) fn before_first(files: &Files) -> Result<(TextEncoding, std::sync::Ar
 }
 
 /// The database at one commit.
-struct State<'f> {
+pub(super) struct State<'f> {
     files: &'f Files,
     limit: FrameNo,
     page_count: u32,
@@ -200,7 +212,7 @@ impl<'f> State<'f> {
         }
     }
 
-    fn last(files: &'f Files) -> State<'f> {
+    pub(super) fn last(files: &'f Files) -> State<'f> {
         match files.commits().last() {
             Some(commit) => State::after(files, commit),
             None => {

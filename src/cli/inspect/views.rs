@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::files::Files;
+use super::Part;
+use super::files::{Files, Standing};
 use super::report::{InspectReport, TableCounts};
 use crate::cli::args::Format;
 use crate::cli::output::{Style, bytes_text};
@@ -105,25 +106,70 @@ pub(super) fn transactions(
     out.flush()
 }
 
-pub(super) fn frames(files: &Files, format: Format, out: &mut dyn Write, style: Style) -> io::Result<()> {
-    let Some(wal) = &files.wal else { return Ok(()) };
-    let committed = wal.commits.last().map_or(0, |commit| commit.last.0);
-    for (no, frame) in (1_u32..).zip(&wal.frames) {
-        let offset = wal.header.frame_offset(crate::format::FrameNo(no));
-        if format == Format::Json {
-            let line = json!({
-                "frame": no, "page": frame.page.get(), "offset": offset, "commit": frame.commit, "committed": no <= committed,
-            });
-            writeln!(out, "{line}")?;
-            continue;
+/// What part of the WAL follows. Nothing where only what is committed is shown.
+pub(super) fn heading(part: &Part<'_>, format: Format, out: &mut dyn Write, style: Style) -> io::Result<()> {
+    let Some(stretch) = &part.stretch else { return Ok(()) };
+    let is_stale = part.is_stale();
+    let (salt, first, last) = (stretch.salts.to_string(), stretch.first.0, stretch.last.0);
+    if format == Format::Json {
+        let line = json!({ "op": "part", "part": stretch.standing.name(), "salt": salt, "frame_first": first, "frame_last": last });
+        return writeln!(out, "{line}");
+    }
+    let what = match stretch.standing {
+        Standing::Stale => "left over from an older generation",
+        Standing::Committed => "committed",
+        Standing::Uncommitted => "not committed",
+    };
+    writeln!(out, "{}", style.bold(&format!("generation {salt}, frames {first}–{last}: {what}")))?;
+    if is_stale && part.files.commits().is_empty() {
+        writeln!(out, "  no commit frame is among them")?;
+    } else if is_stale {
+        writeln!(
+            out,
+            "  {}",
+            style.faint("what was before is not known; the first transaction may have begun earlier")
+        )?;
+    }
+    Ok(())
+}
+
+pub(super) fn frames(
+    files: &Files,
+    parts: &[Part<'_>],
+    format: Format,
+    out: &mut dyn Write,
+    style: Style,
+) -> io::Result<()> {
+    let shown = parts.iter().filter(|part| part.is_stale()).map(|part| &*part.files).chain([files]);
+    for (wal, is_stale) in shown.filter_map(|of| Some((of.wal.as_ref()?, !std::ptr::eq(of, files)))) {
+        let committed = wal.commits.last().map_or(0, |commit| commit.last.0);
+        for (no, frame) in (wal.first.0..).zip(&wal.frames) {
+            let offset = wal.header.frame_offset(crate::format::FrameNo(no));
+            // The checksum of the first of a stretch continues one that is gone.
+            let unchecked = is_stale && no == wal.first.0;
+            if format == Format::Json {
+                let mut line = json!({
+                    "frame": no, "page": frame.page.get(), "offset": offset, "commit": frame.commit, "committed": no <= committed,
+                });
+                if let (true, Some(line)) = (is_stale, line.as_object_mut()) {
+                    line.insert("stale".to_owned(), json!(wal.salts.to_string()));
+                    line.insert("checked".to_owned(), json!(!unchecked));
+                }
+                writeln!(out, "{line}")?;
+                continue;
+            }
+            let what = match frame.commit {
+                Some(pages) => style.green(&format!("commit, {pages} pages")),
+                None if no > committed => style.yellow("not committed"),
+                None => String::new(),
+            };
+            let stale = if is_stale { format!("  generation {}", wal.salts) } else { String::new() };
+            let unchecked = if unchecked { "  checksum not known" } else { "" };
+            let page = frame.page.get();
+            let line =
+                format!("frame {no:>8}  page {page:>8}  at {offset:>12}  {what}{}", style.faint(&(stale + unchecked)));
+            writeln!(out, "{}", line.trim_end())?;
         }
-        let what = match frame.commit {
-            Some(pages) => style.green(&format!("commit, {pages} pages")),
-            None if no > committed => style.yellow("not committed"),
-            None => String::new(),
-        };
-        let line = format!("frame {no:>8}  page {:>8}  at {offset:>12}  {what}", frame.page.get());
-        writeln!(out, "{}", line.trim_end())?;
     }
     out.flush()
 }

@@ -35,6 +35,17 @@ impl<W: Write> RowWriter<W> {
         }
     }
 
+    /// The transactions that follow were not committed, and are not called so.
+    #[must_use]
+    pub fn left_open(mut self, is_open: bool) -> RowWriter<W> {
+        match &mut self {
+            RowWriter::Json(writer) => writer.set_open(is_open),
+            RowWriter::Pretty(writer) => writer.set_open(is_open),
+            RowWriter::Sql(_) => {}
+        }
+        self
+    }
+
     fn sink(&mut self) -> &mut dyn ChangeSink<io::Error> {
         match self {
             RowWriter::Json(writer) => writer,

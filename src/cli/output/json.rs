@@ -29,6 +29,7 @@ pub struct JsonLines<W: Write> {
     out: W,
     buffer: Vec<u8>,
     tx: u64,
+    is_open: bool,
     /// The line's beginning up to `"table":"…"` of the table last seen, which is most often the next one's too.
     table_prefix: TablePrefix,
 }
@@ -44,12 +45,23 @@ struct TablePrefix {
 impl<W: Write> JsonLines<W> {
     /// Makes a writer.
     pub fn new(out: W) -> JsonLines<W> {
-        JsonLines { out, buffer: Vec::with_capacity(BUFFER_BYTES + 4096), tx: 0, table_prefix: TablePrefix::default() }
+        JsonLines {
+            out,
+            buffer: Vec::with_capacity(BUFFER_BYTES + 4096),
+            tx: 0,
+            is_open: false,
+            table_prefix: TablePrefix::default(),
+        }
     }
 
     /// Returns what was written to.
     pub fn into_inner(self) -> W {
         self.out
+    }
+
+    /// Transactions end with `"op":"open"` instead of a commit.
+    pub(super) fn set_open(&mut self, is_open: bool) {
+        self.is_open = is_open;
     }
 
     fn end_line(&mut self) -> io::Result<()> {
@@ -129,7 +141,7 @@ impl<W: Write> ChangeSink<io::Error> for JsonLines<W> {
     }
 
     fn commit(&mut self, span: &TxSpan, changes: u64) -> io::Result<()> {
-        self.place(b"commit", span, span.frame_last.0);
+        self.place(if self.is_open { b"open" } else { b"commit" }, span, span.frame_last.0);
         self.buffer.extend_from_slice(b",\"changes\":");
         integer(&mut self.buffer, changes);
         self.end_line()?;
@@ -182,6 +194,14 @@ pub(super) fn members<'a>(out: &mut Vec<u8>, pairs: impl Iterator<Item = (&'a st
         out.push(b':');
         self::value(out, value);
     }
+}
+
+/// A value as it stands in a line.
+#[must_use]
+pub fn value_json(of: &Value) -> serde_json::Value {
+    let mut bytes = Vec::new();
+    value(&mut bytes, of);
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
 fn value(out: &mut Vec<u8>, value: &Value) {

@@ -11,7 +11,7 @@ mod verify;
 
 pub use conflict::{conflict_json, conflict_pretty};
 pub use filter::{Filtered, RowWriter};
-pub use json::JsonLines;
+pub use json::{JsonLines, value_json};
 pub use pretty::{Pretty, Style, bytes_text};
 pub use sql::{SchemaObject, SqlScript};
 pub use unit::{UnitPlace, unit_json, unit_pretty};

@@ -83,17 +83,29 @@ pub struct Pretty<W: Write> {
     /// The header tells how many changes there are, so the lines wait for the commit.
     lines: Spill,
     name_width: usize,
+    is_open: bool,
 }
 
 impl<W: Write> Pretty<W> {
     /// Makes a writer.
     pub fn new(out: W, style: Style) -> Pretty<W> {
-        Pretty { out: io::BufWriter::with_capacity(64 << 10, out), style, lines: Spill::default(), name_width: 0 }
+        Pretty {
+            out: io::BufWriter::with_capacity(64 << 10, out),
+            style,
+            lines: Spill::default(),
+            name_width: 0,
+            is_open: false,
+        }
     }
 
     /// Returns what was written to. Everything up to the last commit is there.
     pub fn into_inner(self) -> W {
         self.out.into_parts().0
+    }
+
+    /// Transactions are called not committed.
+    pub(super) fn set_open(&mut self, is_open: bool) {
+        self.is_open = is_open;
     }
 
     fn padded(&mut self, name: &str) -> String {
@@ -160,7 +172,8 @@ impl<W: Write> ChangeSink<io::Error> for Pretty<W> {
             count => format!("{count} changes"),
         };
         let header = self.style.bold(&format!("── transaction {}", span.tx));
-        writeln!(self.out, "{header}{}", self.style.faint(&format!(" · {place} · {count}")))?;
+        let open = if self.is_open { " · not committed" } else { "" };
+        writeln!(self.out, "{header}{}", self.style.faint(&format!(" · {place} · {count}{open}")))?;
         std::mem::take(&mut self.lines).move_to(&mut self.out)?;
         self.out.flush()
     }
