@@ -156,6 +156,7 @@ pub fn inspect(data: &[u8]) {
             row: (view == View::Rows && format == Format::Pretty).then(|| "t/1".to_owned()),
             page: None,
             frame: None,
+            follow: false,
         };
         let _ = inspect_command(&args, &mut std::io::sink(), Style::coloured(false));
         let page = data.last().map(|last| u32::from(*last));

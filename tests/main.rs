@@ -20,6 +20,7 @@ mod locks;
 mod log;
 mod oracle;
 mod output;
+mod raw;
 mod shadow;
 mod simulate;
 mod support;

@@ -175,7 +175,7 @@ impl CaptureError {
                 "keep the database on a local file system and let woodchuck carry its rows"
             }
             CaptureError::Locked { .. } => {
-                "the application must use locking_mode=NORMAL, with EXCLUSIVE nobody else can read; and none of its processes may be stopped in the middle of a commit"
+                "the application must use locking_mode=NORMAL, with EXCLUSIVE nobody else can read (`woodchuck tail --raw` looks at the bytes of its log); and none of its processes may be stopped in the middle of a commit"
             }
             CaptureError::ForeignLock { .. } => {
                 "let all processes use the same path on the same file system, without copies of the -shm file"

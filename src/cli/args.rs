@@ -208,6 +208,10 @@ pub struct TailArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
+    /// Follow by the bytes of the files alone, without SQLite and without a lock: beside an application that holds the database alone
+    /// (locking_mode=EXCLUSIVE), or on media that cannot be written. What may be missing is said
+    #[arg(long, conflicts_with = "once")]
+    pub raw: bool,
     /// Show what was committed since the last call with the same --state-dir, and end
     #[arg(long, requires = "state_dir")]
     pub once: bool,
@@ -269,6 +273,9 @@ pub struct InspectArgs {
     /// Show what the frames behind the last commit would do, too
     #[arg(long)]
     pub uncommitted: bool,
+    /// Show the rows of what is in the WAL, and go on as it grows: by its bytes alone, without SQLite and without a lock
+    #[arg(long, conflicts_with_all = ["view", "stale", "uncommitted", "row", "page"])]
+    pub follow: bool,
     /// Show the history of one row, before and after: users/17, or tags/'a, b',2; the rowid where a table has no key
     #[arg(long, value_name = "TABLE/KEY")]
     pub row: Option<String>,

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::TailArgs;
 use super::exit::Failure;
+use super::inspect::{Follow, beside, follow};
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
 use crate::schema::TableFilter;
@@ -28,7 +29,17 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     if let (true, Some(state_dir)) = (args.once, &args.state_dir) {
         return super::tail_once::tail_once(args, state_dir);
     }
-    let stop = stop_signal().map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))?;
+    let stop = stop_signal()?;
+    if args.raw {
+        let what = Follow {
+            database: Some(&args.database),
+            wal: beside(&args.database),
+            format: args.format,
+            filter: TableFilter::new(&args.tables, &args.exclude_tables),
+            from_start: false,
+        };
+        return follow(&what, &mut io::stdout().lock(), Style::of_stdout(), &stop);
+    }
     let mut follower = attach(&args.database, &stop)?;
     let wake_ups = WakeUps::new(follower.file())?;
     for damage in follower.damage() {
@@ -112,7 +123,11 @@ pub(super) fn note(text: std::fmt::Arguments<'_>) {
 }
 
 /// Becomes true with the first SIGINT or SIGTERM. The second ends the process at once: someone is in a hurry, or the output is stuck.
-fn stop_signal() -> io::Result<Arc<AtomicBool>> {
+pub(super) fn stop_signal() -> Result<Arc<AtomicBool>, Failure> {
+    wait_for_signals().map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))
+}
+
+fn wait_for_signals() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -133,6 +133,9 @@ pub(super) struct Wal {
     pub(super) frames: Vec<Frame>,
     pub(super) commits: Vec<Commit>,
     pub(super) end: ScanEnd,
+    scan: FrameScan,
+    /// Another generation has begun in the file: frames can be gone.
+    is_overtaken: bool,
     /// What stands behind the end, by the frames' headers, in the order of the file.
     pub(super) stale: Vec<Stretch>,
     /// Committed frames of each page, ascending.
@@ -229,8 +232,17 @@ impl Files {
 
     pub(super) fn read_frame(&self, frame: FrameNo) -> io::Result<Vec<u8>> {
         let wal = self.wal.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut bytes = vec![0; self.page_size.bytes()];
-        wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(frame) + FRAME_HEADER_BYTES as u64)?;
+        let (mut bytes, offset) = (vec![0; self.page_size.bytes()], wal.header.frame_offset(frame));
+        let mut header = [0; FRAME_HEADER_BYTES];
+        wal.file.read_exact_at(&mut header, offset)?;
+        wal.file.read_exact_at(&mut bytes, offset + FRAME_HEADER_BYTES as u64)?;
+        let mut again = [0; FRAME_HEADER_BYTES];
+        wal.file.read_exact_at(&mut again, offset)?;
+        // SQLite writes a frame's header before its page: where it still is what it was, so is the page.
+        let is_another = wal.is_overtaken && FrameHeader::parse(&header).is_none_or(|frame| frame.salts != wal.salts);
+        if header != again || is_another {
+            return Err(io::Error::other("the frame was overwritten by a newer generation"));
+        }
         Ok(bytes)
     }
 
@@ -346,26 +358,83 @@ impl Files {
         Ok(files)
     }
 
+    /// Reads on where the last look at the WAL ended. `was_restarted`: another generation has begun over what was read before.
+    ///
+    /// # Errors
+    /// When the WAL cannot be read.
+    pub(super) fn read_on(&mut self, was_restarted: bool) -> io::Result<()> {
+        let Some(wal) = &mut self.wal else { return Ok(()) };
+        let known = wal.commits.len();
+        wal.scan()?;
+        wal.is_overtaken |= was_restarted;
+        let from = wal.commits.get(known).map_or(u32::MAX, |commit| commit.first.0);
+        let is_new = |frames: &Vec<FrameNo>| frames.first().is_some_and(|first| first.0 >= from);
+        let new: Vec<PageNo> =
+            wal.versions.iter().filter(|(_, frames)| is_new(frames)).map(|(page, _)| *page).collect();
+        match &mut self.wal {
+            // The database file is younger than all of them by now.
+            Some(wal) if was_restarted => wal.overwritten.extend(new),
+            _ => self.find_overwritten_among(&new),
+        }
+        Ok(())
+    }
+
     fn find_overwritten(&mut self) {
+        let pages: Vec<PageNo> = self.wal.iter().flat_map(|wal| wal.versions.keys().copied()).collect();
+        self.find_overwritten_among(&pages);
+    }
+
+    fn find_overwritten_among(&mut self, pages: &[PageNo]) {
         let Some(wal) = &self.wal else { return };
-        let mut overwritten = BTreeSet::new();
-        for (page, versions) in &wal.versions {
+        let mut overwritten = Vec::new();
+        for page in pages {
             // Without the database nothing before the first frame is known.
             let same = match self.read_file(*page) {
                 _ if self.database.is_none() => true,
-                Ok(Some(content)) => {
+                Ok(Some(content)) => wal.versions.get(page).is_some_and(|versions| {
                     versions.iter().any(|frame| self.read_frame(*frame).is_ok_and(|version| version == content))
-                }
+                }),
                 Ok(None) => false,
                 Err(_) => true,
             };
             if same {
-                overwritten.insert(*page);
+                overwritten.push(*page);
             }
         }
         if let Some(wal) = &mut self.wal {
-            wal.overwritten = overwritten;
+            wal.overwritten.extend(overwritten);
         }
+    }
+
+    /// Whether the file that is open is the one under the WAL's name.
+    pub(super) fn is_in_place(&self) -> bool {
+        let Some(wal) = &self.wal else { return true };
+        let of = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+        of(wal.file.metadata()) == of(std::fs::metadata(&wal.path))
+    }
+
+    /// Whether a database file is still under its name, if one was given.
+    pub(super) fn is_database_in_place(&self) -> bool {
+        let Some(database) = &self.database else { return true };
+        let of = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+        of(database.file.metadata()) == of(std::fs::metadata(&database.path))
+    }
+
+    /// Whether something was written behind the last frame that is known and is gone. Asked of a generation that another has followed.
+    pub(super) fn may_have_missed(&self) -> bool {
+        let Some(wal) = &self.wal else { return false };
+        let next = wal.scan.next_frame();
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        let header = read_at_most(&wal.file, &mut bytes, wal.header.frame_offset(next));
+        let Some(frame) = header.ok().and_then(|found| FrameHeader::parse(bytes.get(..found)?)) else {
+            // The file ends there, or nothing was ever written: but a file that was cut short ends anywhere.
+            return wal.file.metadata().map_or(true, |meta| meta.len() < wal.header.frame_offset(next));
+        };
+        // A frame of an older generation stood there all the time; one of the newer has taken the place of what was there.
+        let mut first = [0; WAL_HEADER_BYTES];
+        let found = read_at_most(&wal.file, &mut first, 0).unwrap_or(0);
+        let newer = WalHeader::parse(first.get(..found).unwrap_or_default()).map(|header| header.salts);
+        newer.map_or(true, |newer| newer == frame.salts)
     }
 }
 
@@ -411,6 +480,8 @@ impl Wal {
             frames: Vec::new(),
             commits: Vec::new(),
             end: ScanEnd::EndOfFile,
+            scan: FrameScan::new(header),
+            is_overtaken: false,
             stale: Vec::new(),
             versions: HashMap::new(),
             overwritten: BTreeSet::new(),
@@ -420,14 +491,15 @@ impl Wal {
         Ok(Some(wal))
     }
 
+    /// Judges the frames that came since the last call.
     fn scan(&mut self) -> io::Result<()> {
-        let mut scan = FrameScan::new(self.header);
         let mut bytes = vec![0; FRAME_HEADER_BYTES + self.header.page_size.bytes()];
-        let mut first = FrameNo(1);
+        let committed = self.commits.last().map_or(0, |commit| commit.last.0);
+        let mut first = FrameNo(committed + 1);
         self.end = loop {
-            let frame_no = scan.next_frame();
+            let frame_no = self.scan.next_frame();
             let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame_no))?;
-            let frame = match scan.step(bytes.get(..found).unwrap_or_default()) {
+            let frame = match self.scan.step(bytes.get(..found).unwrap_or_default()) {
                 Ok(frame) => frame,
                 Err(end) => break end,
             };
@@ -435,11 +507,11 @@ impl Wal {
             if let Some(page_count) = frame.commit {
                 let tx = self.commits.len() as u64 + 1;
                 self.commits.push(Commit { tx, first, last: frame_no, page_count, checksum: frame.checksum });
-                first = scan.next_frame();
+                first = self.scan.next_frame();
             }
         };
-        let committed = self.commits.last().map_or(0, |commit| commit.last.0);
-        for (frame_no, frame) in (1..=committed).zip(&self.frames) {
+        let now = self.commits.last().map_or(0, |commit| commit.last.0);
+        for (frame_no, frame) in (1..=now).zip(&self.frames).skip(committed as usize) {
             self.versions.entry(frame.page).or_default().push(FrameNo(frame_no));
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! `before_unknown`, with every row on the pages that it wrote, and without the rows that it deleted.
 
 mod files;
+mod follow;
 mod one_row;
 mod page;
 mod report;
@@ -21,6 +22,7 @@ use super::exit::Failure;
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::schema::TableFilter;
 pub use files::{Files, OpenError, Standing, Stretch};
+pub(super) use follow::{Follow, follow};
 use one_row::{History, OneRow};
 pub use report::{Generation, InspectReport, TableCounts, TransactionReport, WalReport};
 pub(super) use rows::catalogue;
@@ -45,6 +47,16 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
             "a script repeats what is committed: --stale and --uncommitted have no form in SQL",
         )
         .hint("use --format pretty or json"));
+    }
+    if args.follow {
+        let what = Follow {
+            database: args.database.as_deref(),
+            wal: wal_name(args),
+            format: args.format,
+            filter: TableFilter::new(&args.tables, &args.exclude_tables),
+            from_start: true,
+        };
+        return follow(&what, out, style, &*super::tail::stop_signal()?);
     }
     let files = Files::open(args.database.as_deref(), wal_path(args).as_deref()).map_err(|error| {
         Failure::of(&error).hint("inspect wants a SQLite database, or a write-ahead log with --wal")
@@ -180,11 +192,19 @@ fn rows(
 
 /// The WAL that was named, or the one beside the database if there is one.
 fn wal_path(args: &InspectArgs) -> Option<PathBuf> {
-    let beside = |database: &Path| {
-        // SQLite names the WAL after the file that a symbolic link leads to.
-        let mut name = std::fs::canonicalize(database).ok()?.into_os_string();
-        name.push("-wal");
-        Some(PathBuf::from(name)).filter(|path| path.exists())
-    };
-    args.wal.clone().or_else(|| args.database.as_deref().and_then(beside))
+    Some(wal_name(args)).filter(|path| args.wal.is_some() || path.exists())
+}
+
+fn wal_name(args: &InspectArgs) -> PathBuf {
+    match (&args.wal, &args.database) {
+        (Some(wal), _) => wal.clone(),
+        (None, database) => beside(database.as_deref().unwrap_or(Path::new(""))),
+    }
+}
+
+/// Where SQLite has the WAL of a database: it is named after the file that a symbolic link leads to.
+pub(super) fn beside(database: &Path) -> PathBuf {
+    let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
+    name.push("-wal");
+    PathBuf::from(name)
 }

@@ -52,56 +52,88 @@ pub fn each_transaction<E>(files: &Files, sink: &mut dyn ChangeSink<E>) -> Resul
 
 /// As [`each_transaction`], from a transaction on.
 pub(super) fn each_from<E>(files: &Files, first: u64, sink: &mut dyn ChangeSink<E>) -> Result<Vec<Damage>, E> {
-    let mut damage = Vec::new();
-    let mut differ: Option<Differ> = None;
-    let Some(wal) = &files.wal else { return Ok(damage) };
-    for commit in wal.commits.iter().filter(|commit| commit.tx >= first) {
-        let span = TxSpan {
-            tx: commit.tx,
-            salts: wal.salts,
-            frame_first: commit.first,
-            frame_last: commit.last,
-            repaired: false,
-            checksum: commit.checksum,
-            page_count: commit.page_count,
-        };
-        let changed = files.pages_of(commit);
-        let after = State::after(files, commit);
-        let unknown = changed.iter().any(|page| {
-            wal.overwritten.contains(page) && files.first_frame(*page).is_some_and(|frame| frame >= commit.first)
-        });
-        let result = if unknown {
-            differ = None;
-            without_before(&after, &changed, &span, sink, &mut differ)
-        } else {
-            let before = State::before(files, commit);
-            let opened = match differ.take() {
-                Some(differ) => Ok(differ),
-                None => Differ::open(&before),
-            };
-            opened.map_err(TransactionError::Diff).and_then(|mut opened| {
-                let done = opened.transaction(&before, &after, &changed, &span, sink).map(|_| ());
-                if done.is_ok() {
-                    differ = Some(opened);
-                }
-                done
-            })
-        };
-        let (what, loss) = match result {
-            Err(TransactionError::Sink(error)) => return Err(error),
-            Err(TransactionError::Diff(error)) => (format!("cannot be shown: {}", with_causes(&error)), true),
-            Ok(()) if unknown => {
-                ("a checkpoint overwrote what was before it, so deleted rows are not shown".to_owned(), true)
-            }
-            Ok(()) => continue,
-        };
-        if damage.len() < DAMAGE_MAX {
-            damage.push(Damage { tx: Some(commit.tx), what, loss });
-        }
-    }
-    let trees = differ.iter().flat_map(|differ| differ.damage());
-    damage.extend(trees.map(|error| Damage { tx: None, what: with_causes(error), loss: true }));
+    let mut reader = Reader::default();
+    let mut damage = reader.read(files, first, sink)?;
+    damage.extend(reader.trees());
     Ok(damage)
+}
+
+/// Reads one transaction after the other.
+#[derive(Default)]
+pub(super) struct Reader {
+    /// The database as it is where the reader stands.
+    differ: Option<Differ>,
+}
+
+impl Reader {
+    /// One that stands at the present.
+    pub(super) fn at_end(files: &Files) -> Reader {
+        Reader { differ: Differ::open(&State::last(files)).ok() }
+    }
+
+    /// The database's header where the reader stands, if that is known.
+    pub(super) fn header(&self) -> Option<&DatabaseHeader> {
+        self.differ.as_ref().map(Differ::header)
+    }
+
+    /// Trees that could not be walked.
+    fn trees(&self) -> impl Iterator<Item = Damage> {
+        let trees = self.differ.iter().flat_map(|differ| differ.damage());
+        trees.map(|error| Damage { tx: None, what: with_causes(error), loss: true })
+    }
+
+    /// Gives the transactions from `first` on to `sink`; returns what could not be shown.
+    pub(super) fn read<E>(
+        &mut self,
+        files: &Files,
+        first: u64,
+        sink: &mut dyn ChangeSink<E>,
+    ) -> Result<Vec<Damage>, E> {
+        let mut damage = Vec::new();
+        let Some(wal) = &files.wal else { return Ok(damage) };
+        for commit in wal.commits.iter().filter(|commit| commit.tx >= first) {
+            let span = TxSpan {
+                tx: commit.tx,
+                salts: wal.salts,
+                frame_first: commit.first,
+                frame_last: commit.last,
+                repaired: false,
+                checksum: commit.checksum,
+                page_count: commit.page_count,
+            };
+            let changed = files.pages_of(commit);
+            let after = State::after(files, commit);
+            let unknown = changed.iter().any(|page| {
+                wal.overwritten.contains(page) && files.first_frame(*page).is_some_and(|frame| frame >= commit.first)
+            });
+            let result = if unknown {
+                self.differ = None;
+                without_before(&after, &changed, &span, sink, &mut self.differ)
+            } else {
+                let before = State::before(files, commit);
+                let opened = self.differ.take().map_or_else(|| Differ::open(&before), Ok);
+                opened.map_err(TransactionError::Diff).and_then(|mut opened| {
+                    let done = opened.transaction(&before, &after, &changed, &span, sink).map(|_| ());
+                    if done.is_ok() {
+                        self.differ = Some(opened);
+                    }
+                    done
+                })
+            };
+            let (what, loss) = match result {
+                Err(TransactionError::Sink(error)) => return Err(error),
+                Err(TransactionError::Diff(error)) => (format!("cannot be shown: {}", with_causes(&error)), true),
+                Ok(()) if unknown => {
+                    ("a checkpoint overwrote what was before it, so deleted rows are not shown".to_owned(), true)
+                }
+                Ok(()) => continue,
+            };
+            if damage.len() < DAMAGE_MAX {
+                damage.push(Damage { tx: Some(commit.tx), what, loss });
+            }
+        }
+        Ok(damage)
+    }
 }
 
 /// How many pages of the last transaction are in no tree of the database after it.
@@ -201,7 +233,7 @@ impl<'f> State<'f> {
         State { files, limit: commit.last, page_count: commit.page_count, emptied: BTreeSet::new() }
     }
 
-    fn before(files: &'f Files, commit: &Commit) -> State<'f> {
+    pub(super) fn before(files: &'f Files, commit: &Commit) -> State<'f> {
         let previous = files.commits().iter().rfind(|other| other.last < commit.first);
         match previous {
             Some(previous) => State::after(files, previous),

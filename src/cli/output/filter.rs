@@ -46,6 +46,18 @@ impl<W: Write> RowWriter<W> {
         self
     }
 
+    /// Says that something may be missing here.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn gap(&mut self, why: &str) -> io::Result<()> {
+        match self {
+            RowWriter::Json(writer) => writer.gap(why),
+            RowWriter::Pretty(writer) => writer.gap(why),
+            RowWriter::Sql(_) => Ok(()),
+        }
+    }
+
     fn sink(&mut self) -> &mut dyn ChangeSink<io::Error> {
         match self {
             RowWriter::Json(writer) => writer,
@@ -87,6 +99,11 @@ impl<S> Filtered<S> {
     /// Makes the filter. `sqlite_sequence` counts as part of every AUTOINCREMENT table and passes with its row's table.
     pub fn new(sink: S, filter: TableFilter) -> Filtered<S> {
         Filtered { sink, filter, begin: None, passed: 0 }
+    }
+
+    /// What is passed to.
+    pub fn inner(&mut self) -> &mut S {
+        &mut self.sink
     }
 
     /// Returns what was passed to.

@@ -64,6 +64,15 @@ impl<W: Write> JsonLines<W> {
         self.is_open = is_open;
     }
 
+    /// `{"op":"gap","why":"…"}`: something may be missing here.
+    pub(super) fn gap(&mut self, why: &str) -> io::Result<()> {
+        self.buffer.extend_from_slice(b"{\"op\":\"gap\",\"why\":");
+        string(&mut self.buffer, why);
+        self.end_line()?;
+        self.drain()?;
+        self.out.flush()
+    }
+
     fn end_line(&mut self) -> io::Result<()> {
         self.buffer.extend_from_slice(b"}\n");
         if self.buffer.len() >= BUFFER_BYTES { self.drain() } else { Ok(()) }

@@ -108,6 +108,12 @@ impl<W: Write> Pretty<W> {
         self.is_open = is_open;
     }
 
+    /// Says that something may be missing here.
+    pub(super) fn gap(&mut self, why: &str) -> io::Result<()> {
+        writeln!(self.out, "{}", self.style.red(&format!("── gap: {why}")))?;
+        self.out.flush()
+    }
+
     fn padded(&mut self, name: &str) -> String {
         let name = printable(name);
         self.name_width = self.name_width.max(name.chars().count().min(NAME_WIDTH_MAX));
