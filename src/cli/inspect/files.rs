@@ -134,8 +134,6 @@ pub(super) struct Wal {
     pub(super) commits: Vec<Commit>,
     pub(super) end: ScanEnd,
     scan: FrameScan,
-    /// Another generation has begun in the file: frames can be gone.
-    is_overtaken: bool,
     /// What stands behind the end, by the frames' headers, in the order of the file.
     pub(super) stale: Vec<Stretch>,
     /// Committed frames of each page, ascending.
@@ -239,7 +237,7 @@ impl Files {
         let mut again = [0; FRAME_HEADER_BYTES];
         wal.file.read_exact_at(&mut again, offset)?;
         // SQLite writes a frame's header before its page: where it still is what it was, so is the page.
-        let is_another = wal.is_overtaken && FrameHeader::parse(&header).is_none_or(|frame| frame.salts != wal.salts);
+        let is_another = FrameHeader::parse(&header).is_none_or(|frame| frame.salts != wal.salts);
         if header != again || is_another {
             return Err(io::Error::other("the frame was overwritten by a newer generation"));
         }
@@ -366,7 +364,6 @@ impl Files {
         let Some(wal) = &mut self.wal else { return Ok(()) };
         let known = wal.commits.len();
         wal.scan()?;
-        wal.is_overtaken |= was_restarted;
         let from = wal.commits.get(known).map_or(u32::MAX, |commit| commit.first.0);
         let is_new = |frames: &Vec<FrameNo>| frames.first().is_some_and(|first| first.0 >= from);
         let new: Vec<PageNo> =
@@ -481,7 +478,6 @@ impl Wal {
             commits: Vec::new(),
             end: ScanEnd::EndOfFile,
             scan: FrameScan::new(header),
-            is_overtaken: false,
             stale: Vec::new(),
             versions: HashMap::new(),
             overwritten: BTreeSet::new(),

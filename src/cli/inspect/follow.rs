@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::files::{Files, OpenError};
 use super::rows::{Damage, Reader, State};
-use crate::change::Differ;
+use crate::change::{ChangeSink, Differ, RowChange, SchemaChange, TxSpan};
 use crate::cli::Failure;
 use crate::cli::args::Format;
 use crate::cli::output::{Filtered, RowWriter, SchemaObject, Style};
@@ -64,10 +64,10 @@ pub(in crate::cli) fn follow(
         let is_replaced = !files.is_database_in_place();
         // A file that has lost its name is still there for who has it open, to its end.
         files.read_on(was_restarted).map_err(|error| unreadable(&what.wal, &error))?;
-        let is_whole = what.show(&files, &mut reader, shown, &mut rows)?;
+        let is_whole = what.show(&files, was_restarted, &mut reader, shown, &mut rows)?;
         shown = files.commits().len() as u64;
-        if !is_whole || (!was_restarted && files.was_restarted()) {
-            gap(&mut rows, "the WAL began anew while it was read: the transactions before this line may lack rows")?;
+        if !is_whole {
+            gap(&mut rows, "the WAL began anew while it was read: transactions are missing or not whole here")?;
         }
         if is_replaced {
             gap(&mut rows, "another database is under the name now")?;
@@ -129,13 +129,91 @@ impl Follow<'_> {
     }
 
     /// Shows what came. Whether all of it could be shown.
-    fn show(&self, files: &Files, reader: &mut Reader, shown: u64, rows: &mut Rows<'_>) -> Result<bool, Failure> {
-        let damage = reader.read(files, shown + 1, rows).map_err(|error| Failure::output(&error))?;
+    fn show(
+        &self,
+        files: &Files,
+        was_restarted: bool,
+        reader: &mut Reader,
+        shown: u64,
+        rows: &mut Rows<'_>,
+    ) -> Result<bool, Failure> {
+        let mut held = Held { files, was_restarted, rows, waiting: Vec::new(), is_open: false, is_lost: false };
+        let damage = reader.read(files, shown + 1, &mut held).map_err(|error| Failure::output(&error))?;
+        let is_lost = held.is_lost;
         for item in &damage {
             // A note beside the output; with stderr gone nobody reads it.
             let _ = writeln!(io::stderr(), "note: {item}");
         }
-        Ok(!damage.iter().any(Damage::is_loss))
+        if is_lost {
+            // What it knows may come from pages that are younger.
+            *reader = Reader::default();
+        }
+        Ok(!is_lost && !damage.iter().any(Damage::is_loss))
+    }
+}
+
+/// Row changes of a transaction that are kept until it is sure that they were read from one generation. A larger one is shown as it is read.
+const HELD_CHANGES_MAX: usize = 10_000;
+
+/// Holds a transaction back until it is known that nothing it was read from was overwritten in the meantime.
+struct Held<'h, 'o> {
+    files: &'h Files,
+    /// It was known before that another generation has begun: what was overwritten is counted as not known.
+    was_restarted: bool,
+    rows: &'h mut Rows<'o>,
+    waiting: Vec<Event>,
+    /// The transaction's beginning is shown.
+    is_open: bool,
+    is_lost: bool,
+}
+
+enum Event {
+    Begin(TxSpan),
+    Schema(SchemaChange),
+    Change(RowChange),
+}
+
+impl Held<'_, '_> {
+    fn let_go(&mut self) -> io::Result<()> {
+        for event in std::mem::take(&mut self.waiting) {
+            match event {
+                Event::Begin(span) => self.rows.begin(&span)?,
+                Event::Schema(change) => self.rows.schema(change)?,
+                Event::Change(change) => self.rows.change(change)?,
+            }
+        }
+        self.is_open = true;
+        Ok(())
+    }
+
+    fn push(&mut self, event: Event) -> io::Result<()> {
+        self.waiting.push(event);
+        if self.is_open || self.waiting.len() > HELD_CHANGES_MAX { self.let_go() } else { Ok(()) }
+    }
+}
+
+impl ChangeSink<io::Error> for Held<'_, '_> {
+    fn begin(&mut self, span: &TxSpan) -> io::Result<()> {
+        (self.is_open, self.waiting) = (false, Vec::new());
+        self.push(Event::Begin(*span))
+    }
+
+    fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
+        self.push(Event::Schema(change))
+    }
+
+    fn change(&mut self, change: RowChange) -> io::Result<()> {
+        self.push(Event::Change(change))
+    }
+
+    fn commit(&mut self, span: &TxSpan, changes: u64) -> io::Result<()> {
+        self.is_lost |= !self.was_restarted && self.files.was_restarted();
+        if self.is_lost && !self.is_open {
+            self.waiting.clear();
+            return Ok(());
+        }
+        self.let_go()?;
+        self.rows.commit(span, changes)
     }
 }
 
