@@ -9,6 +9,7 @@ use crate::support::random::Random;
 
 #[path = "../fuzz/entries.rs"]
 mod entries;
+pub use entries::mend as mended;
 use entries::{ENTRIES, Entry, joined};
 
 /// Damaged copies of each seed that are tried; `WOODCHUCK_FUZZ_COPIES` tries more.

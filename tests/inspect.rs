@@ -135,6 +135,39 @@ fn damage_is_named_and_what_stands_before_it_is_shown() {
     assert_eq!(summary["wal"]["end"], "the file ends within a frame");
 }
 
+/// A damaged row takes nothing with it but itself, and it is said where it stands.
+#[test]
+fn rows_beside_a_damaged_one_are_shown() {
+    let files = Files::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(id INTEGER PRIMARY KEY, v TEXT)",
+        &[
+            "BEGIN; INSERT INTO t VALUES(1, 'one'), (2, 'damaged'), (3, 'three'); INSERT INTO u VALUES(1, 'other'); COMMIT",
+            "UPDATE t SET v = v || '!' WHERE id <> 2",
+        ],
+    );
+    let copy = files.copy();
+    let path = files.path("copy.db-wal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The record's header says that its text is longer than the record, in both versions of the page.
+    let record = b"\x03\x00\x1bdamaged";
+    let places: Vec<usize> = (0..bytes.len() - record.len()).filter(|at| bytes[*at..].starts_with(record)).collect();
+    assert_eq!(places.len(), 2);
+    places.iter().for_each(|at| bytes[at + 2] = 0x7b);
+    std::fs::write(&path, crate::fuzz::mended(&bytes)).unwrap();
+    let output = inspect(&copy, &["--view", "rows", "--format", "json"]);
+    let shown: Vec<(Value, Value)> = lines(&output)
+        .iter()
+        .filter(|line| line["table"].is_string())
+        .map(|line| (line["op"].clone(), line["after"]["v"].clone()))
+        .collect();
+    let wanted =
+        [("insert", "one"), ("insert", "three"), ("insert", "other"), ("update", "one!"), ("update", "three!")];
+    assert_eq!(shown, wanted.map(|(op, v)| (Value::from(op), Value::from(v))));
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("transaction 1: table t: a record on page 2 is corrupt"), "{notes}");
+    assert_eq!(inspect(&copy, &["--view", "rows", "--format", "sql"]).status.code(), Some(1));
+}
+
 #[test]
 fn a_wal_alone_shows_what_it_can() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,14 +4,14 @@
 //! so that an error leaves the differ where it was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::keyed::MAP_BYTES_MAX;
 use super::overflow::OverflowMap;
 use super::owners::{Owners, TreeNo};
 use super::pages::{DiffError, PageSource, Version};
 use super::row::{ChangeSink, TxSpan};
-use super::rows::{TableDiff, names_moved, reshape};
+use super::rows::{TableDiff, names_moved, note, reshape};
 use super::structure::{Root, TreeChange, tree_change};
 use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};
 use crate::format::{DatabaseHeader, PageNo};
@@ -45,6 +45,7 @@ pub struct Differ {
     overflow: Option<OverflowMap>,
     damage: Vec<DiffError>,
     map_bytes_max: usize,
+    skipped: Option<Mutex<Vec<DiffError>>>,
 }
 
 /// What a transaction does to one tree, before it is given out.
@@ -115,6 +116,7 @@ impl Differ {
             overflow: None,
             damage: Vec::new(),
             map_bytes_max: MAP_BYTES_MAX,
+            skipped: None,
         };
         let height = differ.owners.walk(&version, TreeNo(0), PageNo::ONE)?;
         differ.trees.push(Some(Tree {
@@ -189,6 +191,18 @@ impl Differ {
     #[must_use]
     pub fn damage(&self) -> &[DiffError] {
         &self.damage
+    }
+
+    /// From here on rows that cannot be read are passed over and noted, and so are tables of which more than a row cannot be read. For people
+    /// who look into damaged files: who relies on the changes must have all of them.
+    pub fn pass_over_damage(&mut self) {
+        self.skipped.get_or_insert_default();
+    }
+
+    /// What was passed over since the last call.
+    pub fn take_passed_over(&mut self) -> Vec<DiffError> {
+        let skipped = self.skipped.as_mut().and_then(|skipped| skipped.get_mut().ok());
+        skipped.map(std::mem::take).unwrap_or_default()
     }
 
     /// Bounds the rows that wait for their partner within a transaction, in bytes.
@@ -311,12 +325,17 @@ impl Differ {
                 new: Arc::clone(new),
                 walk_chains: plan.walk_chains,
                 map_bytes_max: self.map_bytes_max,
+                skipped: self.skipped.as_ref(),
             };
-            diff.run(&mut |change| {
+            let done = diff.run(&mut |change| {
                 begin(&mut begun, span, sink)?;
                 count += 1;
                 sink.change(change).map_err(TransactionError::Sink)
-            })?;
+            });
+            match (done, &self.skipped) {
+                (Err(TransactionError::Diff(damage)), Some(skipped)) => note(skipped, damage),
+                (done, _) => done?,
+            }
         }
         if begun {
             sink.commit(span, count - schema_count).map_err(TransactionError::Sink)?;

@@ -1,7 +1,7 @@
 //! Cells as rows, and the rows of one tree on its two sides.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::identity::{canonical_key, row_key};
 use super::keyed::{Keyed, Rows, pair_by_key};
@@ -24,6 +24,8 @@ pub(crate) struct TableDiff<'s> {
     pub(crate) reshape: Option<Vec<Option<usize>>>,
     pub(crate) walk_chains: bool,
     pub(crate) map_bytes_max: usize,
+    /// Where rows that cannot be read are noted, and passed over. Without it the first one is an error.
+    pub(crate) skipped: Option<&'s Mutex<Vec<DiffError>>>,
 }
 
 /// Where the columns of a changed table come from: by name, else, for a renamed column, by place.
@@ -123,10 +125,21 @@ impl TableDiff<'_> {
     ) -> Result<(), E> {
         let (before, after) = (&self.before, &self.after);
         merge_rowids(before, after, &self.before_pages, &self.after_pages, self.walk_chains, |difference| {
-            let old = difference.before.map(|located| self.old_row(&located)).transpose()?;
-            let new = difference.after.map(|located| self.new_row(&located)).transpose()?;
+            let old = difference.before.map(|located| self.readable(self.old_row(&located))).transpose()?.flatten();
+            let new = difference.after.map(|located| self.readable(self.new_row(&located))).transpose()?.flatten();
             take(old, new)
         })
+    }
+
+    /// A row, or nothing where it is passed over.
+    fn readable(&self, row: Result<Keyed, DiffError>) -> Result<Option<Keyed>, DiffError> {
+        match (row, self.skipped) {
+            (Err(damage), Some(skipped)) => {
+                note(skipped, damage);
+                Ok(None)
+            }
+            (row, _) => row.map(Some),
+        }
     }
 
     fn old_row(&self, located: &Located<'_>) -> Result<Keyed, DiffError> {
@@ -158,6 +171,18 @@ impl TableDiff<'_> {
             false => canonical_key(&self.new, &row_key(&self.new, &row, rowid)),
         };
         Keyed { canonical, rowid, row }
+    }
+}
+
+/// The most damage that is noted: more than a person reads.
+const SKIPPED_MAX: usize = 100;
+
+/// Notes what was passed over.
+pub(crate) fn note(skipped: &Mutex<Vec<DiffError>>, damage: DiffError) {
+    if let Ok(mut noted) = skipped.lock()
+        && noted.len() < SKIPPED_MAX
+    {
+        noted.push(damage);
     }
 }
 
@@ -235,7 +260,10 @@ impl Loose<'_, '_> {
                         continue;
                     }
                 }
-                take(if is_before { diff.old_row(&located)? } else { diff.new_row(&located)? })?;
+                let row = if is_before { diff.old_row(&located) } else { diff.new_row(&located) };
+                if let Some(row) = diff.readable(row)? {
+                    take(row)?;
+                }
             }
         }
         Ok(())

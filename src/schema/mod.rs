@@ -3,6 +3,7 @@
 mod catalogue;
 mod decode;
 mod filter;
+mod oracle;
 mod table;
 mod tokens;
 mod virtual_table;

@@ -11,6 +11,7 @@ mod one_row;
 mod page;
 mod report;
 mod rows;
+mod stretch;
 mod views;
 
 use std::borrow::Cow;
@@ -21,12 +22,13 @@ use super::args::{Format, InspectArgs, View};
 use super::exit::Failure;
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::schema::TableFilter;
-pub use files::{Files, OpenError, Standing, Stretch};
+pub use files::{Files, OpenError};
 pub(super) use follow::{Follow, follow};
 use one_row::{History, OneRow};
 pub use report::{Generation, InspectReport, TableCounts, TransactionReport, WalReport};
 pub(super) use rows::catalogue;
 pub use rows::{Damage, each_transaction};
+pub use stretch::{Standing, Stretch};
 
 /// Runs the command and writes to `out`.
 ///

@@ -113,6 +113,7 @@ impl Reader {
                 let before = State::before(files, commit);
                 let opened = self.differ.take().map_or_else(|| Differ::open(&before), Ok);
                 opened.map_err(TransactionError::Diff).and_then(|mut opened| {
+                    opened.pass_over_damage();
                     let done = opened.transaction(&before, &after, &changed, &span, sink).map(|_| ());
                     if done.is_ok() {
                         self.differ = Some(opened);
@@ -120,6 +121,11 @@ impl Reader {
                     done
                 })
             };
+            for passed_over in self.differ.iter_mut().flat_map(Differ::take_passed_over) {
+                if damage.len() < DAMAGE_MAX {
+                    damage.push(Damage { tx: Some(commit.tx), what: with_causes(&passed_over), loss: true });
+                }
+            }
             let (what, loss) = match result {
                 Err(TransactionError::Sink(error)) => return Err(error),
                 Err(TransactionError::Diff(error)) => (format!("cannot be shown: {}", with_causes(&error)), true),
@@ -160,6 +166,7 @@ fn without_before<E>(
     let emptied = changed.iter().copied().filter(|page| !schema.contains(page)).collect();
     let before = State { emptied, ..*after };
     let mut opened = Differ::open(&before)?;
+    opened.pass_over_damage();
     opened.transaction(&before, after, changed, span, &mut Unknown(sink))?;
     *differ = Some(opened);
     Ok(())

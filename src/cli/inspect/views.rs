@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use serde_json::json;
 
 use super::Part;
-use super::files::{Files, Standing};
+use super::files::Files;
 use super::report::{InspectReport, TableCounts};
+use super::stretch::Standing;
 use crate::cli::args::Format;
 use crate::cli::output::{Style, bytes_text};
 use crate::schema::Catalogue;
