@@ -225,6 +225,7 @@ impl Replica {
     /// When `state.db` fails.
     pub fn begin_anew(&mut self) -> Result<(), ApplyError> {
         self.begun = false;
+        self.state.set_others_wait(false);
         self.indexes_of = None;
         self.phase = self.state.intent()?.map_or(Phase::Idle, Phase::Recovering);
         Ok(())
@@ -307,6 +308,7 @@ impl Replica {
         conn.execute_batch("BEGIN IMMEDIATE")
             .map_err(|source| ApplyError::Database { doing: "taking the write lock", source })?;
         self.begun = true;
+        self.state.set_others_wait(true);
         Ok(())
     }
 
@@ -316,6 +318,7 @@ impl Replica {
     /// When one of them fails.
     pub fn rollback(&mut self, conn: &Connection) -> Result<(), ApplyError> {
         self.begun = false;
+        self.state.set_others_wait(false);
         // Temporary triggers are made within the transaction too.
         self.indexes_of = None;
         if matches!(self.phase, Phase::Folded(_)) {
@@ -431,6 +434,7 @@ impl Replica {
             self.begun = false;
             conn.execute_batch("ROLLBACK")
                 .map_err(|source| ApplyError::Database { doing: "ending an empty transaction", source })?;
+            self.state.set_others_wait(false);
             return Ok(Outcome::Unchanged);
         }
         if !self.state.revertible {
@@ -442,6 +446,7 @@ impl Replica {
         self.begun = false;
         conn.execute_batch("COMMIT").map_err(|source| ApplyError::Database { doing: "committing", source })?;
         fault::pass(Point::UserCommitted);
+        self.state.set_others_wait(false);
         self.phase = Phase::Committed;
         Ok(Outcome::Written)
     }

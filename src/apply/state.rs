@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -37,6 +38,9 @@ pub(super) struct TableState {
 #[derive(Debug)]
 pub struct State {
     pub(super) db: Connection,
+    /// Pages in its log since the last commit.
+    log_pages: Arc<AtomicU32>,
+    others_wait: bool,
     pub(super) tables: HashMap<String, TableState>,
     shapes: HashMap<Vec<String>, i64>,
     /// Tables that have a name which others had before, in lower case.
@@ -54,6 +58,8 @@ pub struct State {
     pub(super) conflicts_max: i64,
 }
 
+/// Pages in the log of `state.db` from which on it is checkpointed: SQLite's own default.
+const LOG_PAGES_MAX: u32 = 1000;
 /// At a kilobyte each these are ten megabytes.
 const CONFLICTS_MAX: i64 = 10_000;
 
@@ -85,11 +91,20 @@ impl State {
     }
 
     /// A state over an open connection.
-    pub(super) fn over(db: Connection) -> Result<State, ApplyError> {
+    pub(super) fn over(mut db: Connection) -> Result<State, ApplyError> {
         let origin: Vec<u8> = db.query_row("SELECT value FROM meta WHERE name = 'origin'", [], |row| row.get(0))?;
         let origin = origin_of(&origin)?;
+        // The hook takes the place of SQLite's automatic checkpoints.
+        let log_pages = Arc::new(AtomicU32::new(0));
+        let pages = Arc::clone(&log_pages);
+        db.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: std::ffi::c_int| {
+            pages.store(u32::try_from(count).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }))?;
         let mut state = State {
             db,
+            log_pages,
+            others_wait: false,
             tables: HashMap::new(),
             shapes: HashMap::new(),
             born_again: HashSet::new(),
@@ -238,7 +253,17 @@ impl State {
     }
 
     pub(super) fn commit(&self) -> Result<(), ApplyError> {
-        Ok(self.db.execute_batch("COMMIT")?)
+        self.db.execute_batch("COMMIT")?;
+        if !self.others_wait && self.log_pages.load(Ordering::Relaxed) >= LOG_PAGES_MAX {
+            // As with SQLite's own automatic checkpoint: what is committed is committed, and whatever is wrong comes back with the next.
+            let _ = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Whether the application's writers wait for us: a checkpoint syncs, and a disk that is busy keeps them waiting for seconds then.
+    pub(super) fn set_others_wait(&mut self, others_wait: bool) {
+        self.others_wait = others_wait;
     }
 
     /// Marks a place within a transaction.
@@ -418,4 +443,33 @@ pub(super) fn names_bytes(names: &[String]) -> Vec<u8> {
 pub(super) fn names_of(bytes: &[u8]) -> Result<Vec<String>, ApplyError> {
     let text = std::str::from_utf8(bytes).map_err(|_| ApplyError::Damaged { what: "a list of names" })?;
     Ok(text.split_terminator('\0').map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The application's writers once waited for seconds: a commit under the write lock of their database checkpointed `state.db`, and the
+    /// disk had much to sync.
+    #[test]
+    fn nothing_is_checkpointed_while_others_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let mut state = State::open(&path, "app", Origin { node_id: 1, epoch: 1 }).unwrap();
+        let file_bytes = || std::fs::metadata(&path).unwrap().len();
+        let fill = |state: &State| {
+            state.begin().unwrap();
+            state.set_meta("filling", &vec![7; 6 << 20]).unwrap();
+            state.commit().unwrap();
+        };
+        state.set_others_wait(true);
+        let before = file_bytes();
+        fill(&state);
+        assert_eq!(file_bytes(), before);
+        state.set_others_wait(false);
+        state.begin().unwrap();
+        state.set_meta("other", b"1").unwrap();
+        state.commit().unwrap();
+        assert!(file_bytes() > 6 << 20);
+    }
 }
