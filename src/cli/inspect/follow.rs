@@ -47,7 +47,7 @@ pub(in crate::cli) fn follow(
 ) -> Result<(), Failure> {
     if what.format == Format::Sql {
         return Err(Failure::usage(
-            "a script repeats everything, and bytes alone do not tell whether that is everything",
+            "a script has to repeat every change, and who reads bytes alone cannot promise that",
         )
         .hint("use --format pretty or json"));
     }

@@ -91,7 +91,8 @@ impl Reader {
     ) -> Result<Vec<Damage>, E> {
         let mut damage = Vec::new();
         let Some(wal) = &files.wal else { return Ok(damage) };
-        for commit in wal.commits.iter().filter(|commit| commit.tx >= first) {
+        let from = usize::try_from(first.saturating_sub(1)).unwrap_or(usize::MAX);
+        for commit in wal.commits.get(from..).unwrap_or_default() {
             let span = TxSpan {
                 tx: commit.tx,
                 salts: wal.salts,
@@ -241,7 +242,7 @@ impl<'f> State<'f> {
     }
 
     pub(super) fn before(files: &'f Files, commit: &Commit) -> State<'f> {
-        let previous = files.commits().iter().rfind(|other| other.last < commit.first);
+        let previous = commit.tx.checked_sub(2).and_then(|index| files.commits().get(usize::try_from(index).ok()?));
         match previous {
             Some(previous) => State::after(files, previous),
             None => {
