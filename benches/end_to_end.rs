@@ -7,8 +7,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use woodchuck::capture::Follower;
 use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, StreamSeq, decode, shard_of};
 use woodchuck::schema::Table;
 
+use support::daemon::{Daemon, PATIENCE};
 use support::nats::NatsServer;
 use support::random::Random;
 use support::{Extent, Series, Target, figure, ratio, section, timed};
@@ -27,8 +27,6 @@ const SHARDS: u16 = 8;
 const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, amount REAL, note TEXT)";
 const NOTE: &str = "a note of ordinary length, such as people write into the last field of a form";
 const ROWS_PER_TX: u64 = 10_000;
-/// How long the daemons may take for what is measured before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     let extent = Extent::from_args();
@@ -192,42 +190,6 @@ fn round_trips(server: &NatsServer, extent: Extent) -> Series {
     })
 }
 
-/// A daemon that is killed when it is dropped.
-struct Daemon {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Daemon {
-    fn start(path: &Path, node_id: u64, server: &NatsServer) -> Daemon {
-        let log = path.with_extension("log");
-        let file = std::fs::File::create(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_woodchuck"))
-            .args(["run", "--node-id", &node_id.to_string(), "--nats-url", &server.url(), "--db-path"])
-            .arg(path)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        Daemon { child, log }
-    }
-
-    /// Why it ended, if it did.
-    fn ended(&mut self) -> Option<String> {
-        let status = self.child.try_wait().unwrap()?;
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        Some(format!("`woodchuck run` ended ({status}): {}", log.lines().next().unwrap_or("")))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Two nodes. The daemons end before their databases are deleted.
 struct Pair {
     daemons: [Daemon; 2],
@@ -242,28 +204,12 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let paths = [dir.path().join("a.db"), dir.path().join("b.db")];
         let [a, b] = [create(&paths[0]), create(&paths[1])];
-        let daemons = [Daemon::start(&paths[0], 1, server), Daemon::start(&paths[1], 2, server)];
-        let mut pair = Pair { daemons, a, b, next: 1, dir };
+        let mut daemons = [Daemon::spawn(&paths[0], 1, server, &[]), Daemon::spawn(&paths[1], 2, server, &[])];
         // What is written before a daemon is attached belongs to the copy that it starts from.
-        pair.wait_until_ready()?;
+        daemons.iter_mut().try_for_each(Daemon::wait_until_ready)?;
+        let mut pair = Pair { daemons, a, b, next: 1, dir };
         pair.travel(1)?;
         Ok(pair)
-    }
-
-    /// Waits until both daemons say that they are ready.
-    fn wait_until_ready(&mut self) -> Result<(), String> {
-        let begin = Instant::now();
-        let is_ready = |daemon: &Daemon| std::fs::read_to_string(&daemon.log).is_ok_and(|log| log.contains("ready"));
-        while !self.daemons.iter().all(is_ready) {
-            if let Some(why) = self.daemons.iter_mut().find_map(Daemon::ended) {
-                return Err(why);
-            }
-            if begin.elapsed() > PATIENCE {
-                return Err(format!("the daemons were not ready after {} s", PATIENCE.as_secs()));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
     }
 
     /// Waits until the row is visible on B.

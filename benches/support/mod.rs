@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, missing_docs, dead_code)]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+pub mod daemon;
 #[path = "../../tests/support/gate.rs"]
 pub mod gate;
 #[path = "../../tests/support/nats.rs"]

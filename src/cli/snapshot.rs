@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{ReportFormat, RestoreArgs, SnapshotCommand, SnapshotListArgs, SnapshotSaveArgs};
 use super::config::{LogAddress, log_address};
 use super::exit::Failure;
-use super::output::bytes_text;
+use super::output::{Bar, bytes_text};
 use crate::log::{SnapshotInfo, StreamOptions};
 use crate::node::{NodeError, Restore, ask_for_snapshot, is_running, list_snapshots};
 
@@ -56,7 +56,10 @@ fn save(args: SnapshotSaveArgs, env: Variables<'_>) -> Result<(), Failure> {
     }
     let address = log_address(args.log, args.config.as_deref(), env)?;
     let streams = streams_of(&address);
-    match block_on(ask_for_snapshot(&address.nats, streams))? {
+    let bar = Bar::new();
+    let made = block_on(ask_for_snapshot(&address.nats, streams, &bar.tell()));
+    drop(bar);
+    match made? {
         Some(info) => say(&pretty(&info)),
         None => Err(Failure::failed("no node answered")
             .hint("start one with this --nats-url, --shards and --subject-prefix: a snapshot is made by a running node that publishes and applies")),
@@ -90,7 +93,10 @@ pub(super) fn restore(args: RestoreArgs, verbose: bool, env: Variables<'_>) -> R
         replace: args.replace,
         tables: None,
     };
-    let info = block_on(crate::node::restore(what))?;
+    let bar = Bar::new();
+    let info = block_on(crate::node::restore(what, &bar.tell()));
+    drop(bar);
+    let info = info?;
     let shown = args.node.db_path.display();
     say(&format!("restored {shown} from {}", pretty(&info)))
 }

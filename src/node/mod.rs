@@ -36,7 +36,9 @@ pub use network::{ask_server, connect_log, stream_options};
 pub use policy::Verdict;
 pub use run::run;
 pub use server::DEFAULT_URL;
-pub use snapshot::{Need, Restore, ask_for_snapshot, list_snapshots, restore};
+pub use snapshot::{
+    Need, Restore, SnapshotProgress, SnapshotStep, TellSnapshot, ask_for_snapshot, list_snapshots, restore, tell_log,
+};
 pub use state_dir::is_running;
 pub use status::{STATUS_FILE, ShardStatus, Status, read_status};
 pub use stepped::SteppedNode;

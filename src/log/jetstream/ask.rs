@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::client::RequestErrorKind;
-use async_nats::{Client, Request, Subscriber};
+use async_nats::{Client, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
@@ -35,6 +34,13 @@ impl Questions {
 }
 
 impl Question {
+    /// Says something before the answer. What gets lost is not said again.
+    pub async fn say(&self, payload: Bytes) {
+        if let Some(reply) = &self.reply {
+            let _ = self.client.publish(reply.clone(), payload).await;
+        }
+    }
+
     /// Answers. An answer that gets lost is as if nobody had given it: whoever asked asks again.
     pub async fn answer(self, payload: Bytes) {
         if let Some(reply) = self.reply {
@@ -60,21 +66,36 @@ impl JetStreamLog {
         Ok(Questions { client: client.clone(), subscriber })
     }
 
-    /// Asks any node. `None` when no node takes such questions.
+    /// Asks any node, and hands what it says to `hear` until that takes it for the answer. `None` when no node takes such questions.
     ///
     /// # Errors
-    /// [`LogError::Unreachable`], also when nobody answers in time.
-    pub async fn ask(&self, what: &str, payload: Bytes, within: Duration) -> Result<Option<Bytes>, LogError> {
-        let request = Request::new().payload(payload).timeout(Some(within));
-        match self.context.client().send_request(self.question_subject(what), request).await {
-            Ok(answer) => Ok(Some(answer.payload)),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(None),
-            Err(error) => Err(LogError::Unreachable(error.to_string())),
+    /// [`LogError::Unreachable`], also when nothing is said for longer than `silence_max`.
+    pub async fn ask_patiently<T>(
+        &self,
+        what: &str,
+        silence_max: Duration,
+        mut hear: impl FnMut(&Bytes) -> Option<T>,
+    ) -> Result<Option<T>, LogError> {
+        let client = self.context.client();
+        let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
+        let inbox = client.new_inbox();
+        let mut said = client.subscribe(inbox.clone()).await.map_err(|error| unreachable(&error))?;
+        let asked = client.publish_with_reply(self.question_subject(what), inbox, Bytes::new()).await;
+        asked.map_err(|error| unreachable(&error))?;
+        loop {
+            let next = tokio::time::timeout(silence_max, said.next()).await;
+            let next = next.map_err(|_| unreachable(&"the node that was asked has gone silent"))?;
+            let next = next.ok_or_else(|| unreachable(&"the connection was closed"))?;
+            // The server says so when nobody is there.
+            if next.status.is_some() {
+                return Ok(None);
+            }
+            if let Some(answer) = hear(&next.payload) {
+                return Ok(Some(answer));
+            }
         }
     }
-}
 
-impl JetStreamLog {
     /// Takes questions of a kind that go to every node.
     ///
     /// # Errors

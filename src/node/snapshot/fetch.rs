@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::keeper::QUESTION;
+use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, progress_of, tell_log};
 use super::{Ask, set_wal, tables_text, work_directory};
 use crate::log::{
     JetStreamLog, LogError, ShardId, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore, StreamSeq,
@@ -16,13 +17,11 @@ use crate::log::{
 use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
 
-/// How long a node may take to make a snapshot when it is asked to.
-const MADE_WITHIN: Duration = Duration::from_secs(300);
+/// How long a node that makes a snapshot may say nothing: it waits for others that make one, copies its database and hashes it.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// The first wait after a failure, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(10);
-/// How often progress is told.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A snapshot that is here. Its file goes with it, unless it has got another name.
 #[derive(Debug)]
@@ -95,19 +94,21 @@ impl Wanted {
 }
 
 /// Fetches the newest snapshot that will do into `path`. Damaged ones are passed over with a word. `None` when none will do.
-pub(super) async fn fetch(log: &JetStreamLog, wanted: &Wanted, path: &Path) -> Result<Option<Fetched>, NodeError> {
+pub(super) async fn fetch(
+    log: &JetStreamLog,
+    wanted: &Wanted,
+    path: &Path,
+    tell: &TellSnapshot,
+) -> Result<Option<Fetched>, NodeError> {
     let store = SnapshotStore::of(log);
     let fail = |what| move |source| NodeError::StateDirectory { path: path.to_owned(), what, source };
     for info in store.list().await?.into_iter().filter(|info| wanted.does(info)) {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(fail("cannot write the snapshot"))?;
         let to = file.try_clone().map_err(fail("cannot write the snapshot"))?;
-        let (no, mut told) = (info.no, Instant::now());
-        let progress = move |done: u64, total: u64| {
-            if told.elapsed() >= TELL_INTERVAL && total > 0 {
-                told = Instant::now();
-                tracing::info!("fetching snapshot {no}: {} % of {} MiB", done.saturating_mul(100) / total, total >> 20);
-            }
+        let tell = TellSnapshot::clone(tell);
+        let progress = move |done_bytes, total_bytes| {
+            tell(SnapshotProgress { step: SnapshotStep::Fetch, done_bytes, total_bytes });
         };
         match store.get(&info, to, progress).await {
             Ok(manifest) => {
@@ -128,8 +129,15 @@ pub(super) async fn fetch(log: &JetStreamLog, wanted: &Wanted, path: &Path) -> R
 }
 
 /// Asks any node to make a snapshot. `false` when no node is there to make one.
-pub(super) async fn ask_for_one(log: &JetStreamLog) -> Result<bool, NodeError> {
-    match log.ask(QUESTION, Bytes::new(), MADE_WITHIN).await? {
+pub(super) async fn ask_for_one(log: &JetStreamLog, tell: &TellSnapshot) -> Result<bool, NodeError> {
+    let hear = |said: &Bytes| match progress_of(said) {
+        Some(progress) => {
+            tell(progress);
+            None
+        }
+        None => Some(said.clone()),
+    };
+    match log.ask_patiently(QUESTION, SILENCE_MAX, hear).await? {
         None => Ok(false),
         Some(answer) => match answer.strip_prefix(b"ok ") {
             Some(_) => Ok(true),
@@ -177,12 +185,12 @@ impl CatchUps {
     async fn fetch_in_the_end(&self) -> Result<Fetched, NodeError> {
         let path = work_directory(&self.state_dir)?.join(format!("fetched-{}.db", self.no));
         let mut wait = RETRY_FIRST;
-        let mut told = String::new();
+        let (mut told, tell) = (String::new(), tell_log());
         // Without end on purpose: the node goes on with everything else, and says what it waits for.
         loop {
-            let trouble = match fetch(&self.log, &self.wanted, &path).await {
+            let trouble = match fetch(&self.log, &self.wanted, &path, &tell).await {
                 Ok(Some(fetched)) => return Ok(fetched),
-                Ok(None) => match ask_for_one(&self.log).await {
+                Ok(None) => match ask_for_one(&self.log, &tell).await {
                     // It may come from a node that is behind itself.
                     Ok(true) => String::new(),
                     Ok(false) => "no snapshot reaches far enough, and no node is there to make one".to_owned(),

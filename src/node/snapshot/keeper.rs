@@ -8,15 +8,16 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::make::make;
+use super::progress::progress_text;
 use super::{Ask, tables_text, work_directory};
 use crate::apply::TableFilter;
 use crate::log::{
-    JetStreamLog, Lease, Maker, Questions, ShardId, SnapshotError, SnapshotInfo, SnapshotStore, StreamSeq,
+    JetStreamLog, Lease, Maker, Question, Questions, ShardId, SnapshotError, SnapshotInfo, SnapshotStore, StreamSeq,
 };
 use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
 
-/// The kind of question that asks for a snapshot. The answer is `ok <number>`, or why not.
+/// The kind of question that asks for a snapshot. The answer is `ok <number>`, or why not; before it comes how far it is.
 pub(in crate::node) const QUESTION: &str = "snapshot";
 
 /// How long a snapshot that was asked for waits for another node to finish its own.
@@ -25,6 +26,8 @@ const LEASE_TRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the database thread is asked for a moment: it has none inside of something that travels in pieces.
 const MOMENT_WITHIN: Duration = Duration::from_secs(10);
 const MOMENT_TRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How often whoever asked for one hears how far it is.
+const SAY_INTERVAL: Duration = Duration::from_millis(100);
 /// The shortest pause between two snapshots that nobody asked for; else it is as long as the last one took.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// How long it rests after a failure.
@@ -42,6 +45,8 @@ pub(in crate::node) struct Keeper {
     interval: Option<Duration>,
     asks: mpsc::Sender<Ask>,
     applied: watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
+    /// Bytes that are stored of the one that is being made, and of all of it.
+    at: watch::Sender<(u64, u64)>,
 }
 
 impl Keeper {
@@ -63,6 +68,7 @@ impl Keeper {
             interval: config.log.snapshot_interval,
             asks,
             applied,
+            at: watch::Sender::new((0, 0)),
         }
     }
 
@@ -80,7 +86,14 @@ impl Keeper {
             tokio::select! {
                 question = next(&mut questions) => {
                     let Some(question) = question else { questions = None; continue };
-                    let made = self.make_when_free().await;
+                    let at = self.at.subscribe();
+                    let made = {
+                        let mut saying = std::pin::pin!(say_how_far(&question, at));
+                        tokio::select! {
+                            made = self.make_when_free() => made,
+                            () = &mut saying => Err(NodeError::Ended("making of a snapshot")),
+                        }
+                    };
                     let text = match &made {
                         Ok(info) => format!("ok {}", info.no),
                         Err(error) => told(error),
@@ -185,7 +198,11 @@ impl Keeper {
         let (file, manifest) = making.await.map_err(|_| NodeError::Ended("making of a snapshot"))??;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let maker = Maker { now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX), ..self.maker.clone() };
-        let info = self.store.put(manifest, file, &maker, |_| {}).await?;
+        let (at, total) = (self.at.clone(), manifest.database_bytes);
+        let progress = move |done| {
+            at.send_replace((done, total));
+        };
+        let info = self.store.put(manifest, file, &maker, progress).await?;
         let (mib, stored) = (info.database_bytes >> 20, info.stored_bytes >> 20);
         tracing::info!("made snapshot {} of {mib} MiB ({stored} MiB stored) in {:.1?}", info.no, began.elapsed());
         Ok(info)
@@ -207,7 +224,16 @@ impl Keeper {
     }
 }
 
-async fn next(questions: &mut Option<Questions>) -> Option<crate::log::Question> {
+/// Tells whoever asked how far it is.
+async fn say_how_far(question: &Question, mut at: watch::Receiver<(u64, u64)>) {
+    while at.changed().await.is_ok() {
+        let (done, total) = *at.borrow_and_update();
+        question.say(Bytes::from(progress_text(done, total))).await;
+        tokio::time::sleep(SAY_INTERVAL).await;
+    }
+}
+
+async fn next(questions: &mut Option<Questions>) -> Option<Question> {
     match questions {
         Some(questions) => questions.next().await,
         // Tried again with the next news.

@@ -10,6 +10,7 @@ mod fetch;
 mod first;
 mod keeper;
 mod make;
+mod progress;
 mod restore;
 
 pub use fetch::Need;
@@ -17,6 +18,7 @@ pub(super) use fetch::{CatchUps, Fetched};
 pub(super) use first::refuse_other_content;
 pub(super) use keeper::Keeper;
 pub(super) use make::{Moment, make};
+pub use progress::{SnapshotProgress, SnapshotStep, TellSnapshot, tell_log};
 pub use restore::{Restore, restore};
 pub(super) use restore::{join, refuse_interrupted, restore_fetched};
 
@@ -40,13 +42,17 @@ pub async fn list_snapshots(nats: &NatsConfig, streams: StreamOptions) -> Result
     Ok(SnapshotStore::of(&log).list().await?)
 }
 
-/// Asks a running node to make a snapshot, and waits for it. `None` when no node is there to make one.
+/// Asks a running node to make a snapshot, and waits for it; `tell` hears how far it is. `None` when no node is there to make one.
 ///
 /// # Errors
 /// [`NodeError::Connect`], [`NodeError::Snapshot`].
-pub async fn ask_for_snapshot(nats: &NatsConfig, streams: StreamOptions) -> Result<Option<SnapshotInfo>, NodeError> {
+pub async fn ask_for_snapshot(
+    nats: &NatsConfig,
+    streams: StreamOptions,
+    tell: &TellSnapshot,
+) -> Result<Option<SnapshotInfo>, NodeError> {
     let log = connect_log(nats, streams, 0).await?;
-    if !fetch::ask_for_one(&log).await? {
+    if !fetch::ask_for_one(&log, tell).await? {
         return Ok(None);
     }
     Ok(SnapshotStore::of(&log).list().await?.into_iter().next())

@@ -13,6 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::fetch::{Fetched, Wanted, ask_for_one, fetch};
+use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, tell_log};
 use super::{set_wal, tables_text};
 use crate::apply::{ApplyError, State};
 use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, write_shadow};
@@ -84,7 +85,7 @@ pub(in crate::node) async fn join(config: &RunConfig) -> Result<(), NodeError> {
         replace: false,
         tables: Some(tables_text(&config.tables, &config.exclude_tables)),
     };
-    match restore(restore_to).await {
+    match restore(restore_to, &tell_log()).await {
         Ok(info) => {
             tracing::info!("{} did not exist: made from snapshot {}", config.db_path.display(), info.no);
             Ok(())
@@ -97,11 +98,11 @@ pub(in crate::node) async fn join(config: &RunConfig) -> Result<(), NodeError> {
     }
 }
 
-/// Restores the newest snapshot. Where there is none, a running node is asked to make one.
+/// Restores the newest snapshot. Where there is none, a running node is asked to make one. `tell` hears how far it is.
 ///
 /// # Errors
 /// [`NodeError`]. Until everything was fetched and checked nothing is changed.
-pub async fn restore(mut what: Restore) -> Result<SnapshotInfo, NodeError> {
+pub async fn restore(mut what: Restore, tell: &TellSnapshot) -> Result<SnapshotInfo, NodeError> {
     if let Ok(path) = fs::canonicalize(&what.db_path) {
         what.db_path = path;
     }
@@ -114,8 +115,10 @@ pub async fn restore(mut what: Restore) -> Result<SnapshotInfo, NodeError> {
     .await?;
     let log = connect_log(&what.nats, what.streams.clone(), 0).await?;
     let part = beside(&what.db_path, PART_SUFFIX);
-    let fetched = fetch_or_ask(&log, &what, &part).await?;
+    let fetched = fetch_or_ask(&log, &what, &part, tell).await?;
     let info = fetched.info.clone();
+    let bytes = info.database_bytes;
+    tell(SnapshotProgress { step: SnapshotStep::Check, done_bytes: bytes, total_bytes: bytes });
     let to = what.clone();
     blocking(move || put_in_place(&to, &fetched, directory, &stamp)).await.map(|()| info)
 }
@@ -153,13 +156,18 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(NodeError::Ended("restore")))
 }
 
-async fn fetch_or_ask(log: &JetStreamLog, what: &Restore, part: &Path) -> Result<Fetched, NodeError> {
+async fn fetch_or_ask(
+    log: &JetStreamLog,
+    what: &Restore,
+    part: &Path,
+    tell: &TellSnapshot,
+) -> Result<Fetched, NodeError> {
     let wanted = Wanted { at_least: BTreeMap::new(), tables: what.tables.clone() };
-    if let Some(fetched) = fetch(log, &wanted, part).await? {
+    if let Some(fetched) = fetch(log, &wanted, part, tell).await? {
         return Ok(fetched);
     }
-    if ask_for_one(log).await?
-        && let Some(fetched) = fetch(log, &wanted, part).await?
+    if ask_for_one(log, tell).await?
+        && let Some(fetched) = fetch(log, &wanted, part, tell).await?
     {
         return Ok(fetched);
     }
