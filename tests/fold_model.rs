@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use woodchuck::apply::{
-    Arrived, FrozenState, LocalSink, Merge, Outcome, Replica, Route, SNAPSHOT_SCHEMA, SealLimits, State,
-    open_applying_connection,
+    Arrived, Beforehand, FrozenState, LocalSink, Merge, Outcome, Replica, Route, SNAPSHOT_SCHEMA, SealLimits, State,
+    StopLooking, open_applying_connection,
 };
 use woodchuck::change::{ChangeSink, Op, RowChange, RowKey, TxSpan};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
@@ -291,16 +291,27 @@ impl Cluster {
         let count = self.snapshots.len() as u64;
         let index = if self.rng.chance(70) { count - 1 } else { self.rng.below(count) } as usize;
         let Snapshot { path, stand } = &self.snapshots[index];
-        let node = &mut self.nodes[no];
+        let (path, stand) = (path.clone(), stand.clone());
         let tables = self.tables.clone();
-        node.conn.execute(&format!("ATTACH ?1 AS {SNAPSHOT_SCHEMA}"), [path.to_str().unwrap()]).unwrap();
-        node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
-        node.capture(&tables);
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
         let shards = self.shards;
         let by_row: Route = Box::new(move |table, key| Some(route(shards, table, key)));
+        let mut beforehand = None;
+        if self.rng.chance(60) {
+            let database = PathBuf::from(self.nodes[no].conn.path().unwrap());
+            let into = path.with_extension("differs");
+            let of = (database.as_path(), path.as_path());
+            beforehand = Beforehand::look(of, &into, &find, &by_row, &StopLooking::default()).unwrap();
+            assert!(beforehand.is_some(), "nobody stops it");
+            // The application goes on until the write lock is taken.
+            (0..self.rng.below(4)).for_each(|_| self.app(no));
+        }
+        let node = &mut self.nodes[no];
+        node.conn.execute(&format!("ATTACH ?1 AS {SNAPSHOT_SCHEMA}"), [path.to_str().unwrap()]).unwrap();
+        node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
+        node.capture(&tables);
         let ahead = stand.iter().any(|(shard, stand)| stand.seq > node.replica().state().position(*shard).unwrap());
-        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, stand, &by_row).unwrap();
+        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, &stand, &by_row, beforehand.as_ref()).unwrap();
         node.commit(&self.schema, crash);
         node.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();
         if ahead {

@@ -2,13 +2,15 @@
 //!
 //! `undo everything → write the rows that differ → own units that the snapshot contains leave pending → redo`
 //!
-//! The snapshot is attached to the applying connection, so SQLite itself finds what differs, in the order of the keys.
+//! The snapshot is attached to the applying connection. Where what may differ was looked for beforehand only that is compared under the
+//! write lock; else SQLite finds what differs, in the order of the keys.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
+use super::beforehand::Beforehand;
 use super::codec::{Reader, push_key};
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
@@ -42,12 +44,14 @@ struct Ahead<'a> {
     stand: &'a Stand,
     route: &'a Route,
     merge: Merge,
+    beforehand: Option<&'a Beforehand>,
 }
 
 impl Replica {
     /// Catches up from a snapshot, attached to `conn` as [`SNAPSHOT_SCHEMA`]: in the shards where `stand` is
     /// ahead of what is applied, the snapshot's rows become the fold, and pending stays on top. `route` tells the shards of rows, of all
-    /// tables that travel. Ends as [`Replica::fold`] does, with a commit or a rollback.
+    /// tables that travel. `beforehand` is what may differ, if that was looked for while the tables were what they are. Ends as
+    /// [`Replica::fold`] does, with a commit or a rollback.
     ///
     /// # Errors
     /// When a database fails, or with [`ApplyError::Cannot`] when a table is not here as the snapshot has it. Then [`Replica::rollback`]
@@ -61,12 +65,13 @@ impl Replica {
         tables: &dyn Tables,
         stand: &Stand,
         route: &Route,
+        beforehand: Option<&Beforehand>,
     ) -> Result<FoldCounts, ApplyError> {
         assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "catching up follows begin");
         self.abandon_intent()?;
         let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
         self.state.begin()?;
-        let with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge };
+        let with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge, beforehand };
         match catch_up(&mut self.state, &with) {
             Ok((net, counts)) => {
                 self.phase = Phase::Folded(net);
@@ -96,6 +101,7 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
     let own = state.origin();
     let folder = Folder::new(with.conn)?;
     let mut call = Call::new(state, folder, with.tables, with.merge, true);
+    note_base(&mut call, with)?;
     call.undo_all()?;
     for table in with.snapshot {
         // What does not travel is no business of the log's.
@@ -116,7 +122,10 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
         if here.by_name && !is_ahead(&[]) {
             continue;
         }
-        collect(with.conn, &call, &here, &is_ahead)?;
+        match with.beforehand {
+            Some(beforehand) if beforehand.has(&here)? => collect_of(with.conn, &call, &here, beforehand, &is_ahead)?,
+            _ => collect(with.conn, &call, &here, &is_ahead)?,
+        }
         take_rows(with.conn, &mut call, &here)?;
     }
     with.conn.execute_batch("DROP TABLE IF EXISTS temp.woodchuck_difference").map_err(failed)?;
@@ -141,6 +150,47 @@ fn missing_column(here: &LocalTable, theirs: &Table) -> String {
     missing.cloned().unwrap_or_else(|| "in the same order".to_owned())
 }
 
+/// Rows that show something else than the fold may have been looked at as they show themselves.
+fn note_base(call: &mut Call<'_, '_>, with: &Ahead<'_>) -> Result<(), ApplyError> {
+    let Some(beforehand) = with.beforehand else { return Ok(()) };
+    for table in with.snapshot {
+        let Some(here) = with.tables.table(&table.name) else { continue };
+        let here = call.state.local_table(&here)?;
+        if beforehand.has(&here)? {
+            call.state.each_base(&here, |_, base| beforehand.add(&here, &base.key))?;
+        }
+    }
+    Ok(())
+}
+
+/// Inserts into the table of the difference.
+const INSERT: &str = "INSERT INTO temp.woodchuck_difference(key, in_snapshot) VALUES(?1, ?2)";
+
+/// Fills the table of the difference with those of the keys that were found beforehand whose rows differ.
+fn collect_of(
+    conn: &Connection,
+    call: &Call<'_, '_>,
+    table: &LocalTable,
+    beforehand: &Beforehand,
+    is_ahead: &dyn Fn(&[u8]) -> bool,
+) -> Result<(), ApplyError> {
+    conn.execute_batch(DIFFERENCE).map_err(failed)?;
+    let mut insert = conn.prepare_cached(INSERT).map_err(failed)?;
+    beforehand.each(table, |key| {
+        if !is_ahead(&canonical_key(&table.table, &key)) {
+            return Ok(());
+        }
+        let rows = &call.folder.rows;
+        let (here, there) = (rows.get(table, &key)?, rows.get_in(SNAPSHOT_SCHEMA, table, &key)?);
+        if here != there {
+            let mut bytes = Vec::with_capacity(32);
+            push_key(&mut bytes, &key);
+            insert.execute(params![bytes, there.is_some()]).map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
 /// Fills the table of the difference with the keys of one table's rows.
 fn collect(
     conn: &Connection,
@@ -149,8 +199,7 @@ fn collect(
     is_ahead: &dyn Fn(&[u8]) -> bool,
 ) -> Result<(), ApplyError> {
     conn.execute_batch(DIFFERENCE).map_err(failed)?;
-    let insert = "INSERT INTO temp.woodchuck_difference(key, in_snapshot) VALUES(?1, ?2)";
-    let mut insert = conn.prepare_cached(insert).map_err(failed)?;
+    let mut insert = conn.prepare_cached(INSERT).map_err(failed)?;
     let mut note = |row: &[Value], rowid: Option<i64>, in_snapshot: bool| {
         let key = table.key_of(row, rowid);
         if is_ahead(&canonical_key(&table.table, &key)) {

@@ -8,6 +8,7 @@
 //! ```
 
 mod base;
+mod beforehand;
 mod catch_up;
 mod claims;
 mod codec;
@@ -41,6 +42,7 @@ mod versions;
 mod went_back;
 
 pub use crate::schema::TableFilter;
+pub use beforehand::{Beforehand, StopLooking};
 pub use catch_up::SNAPSHOT_SCHEMA;
 pub use conflicts::{Conflict, ConflictKind};
 pub use connection::{open_applying_connection, prepare_applying_connection};

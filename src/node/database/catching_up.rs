@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::Database;
-use crate::apply::{ApplyError, FrozenState, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
+use crate::apply::{ApplyError, Beforehand, FrozenState, SNAPSHOT_SCHEMA, StopLooking, TableFilter, route_by_hash};
+use crate::capture::SchemaMark;
 use crate::log::{LogError, Origin, ShardId, StreamSeq};
 use crate::node::NodeError;
 use crate::node::sent::Sent;
-use crate::node::snapshot::{Ask, Fetched, Moment, Need};
+use crate::node::snapshot::{Ask, Fetched, Moment, Need, work_directory};
 use crate::node::waiting::FoldedOf;
 
 /// How far this node is behind, and what comes to help it.
@@ -21,6 +23,28 @@ pub(super) struct Behind {
     lost: BTreeSet<ShardId>,
     /// The snapshot to catch up from.
     fetched: Option<Box<Fetched>>,
+    looking: Looking,
+    /// Everything is done on the database thread, one after another.
+    looks_inline: bool,
+}
+
+/// The look for what differs from the snapshot, before writers are kept out.
+#[derive(Debug, Default)]
+enum Looking {
+    #[default]
+    No,
+    UnderWay {
+        stop: StopLooking,
+        thread: JoinHandle<Option<Beforehand>>,
+        mark: SchemaMark,
+        began: Instant,
+    },
+    /// What was found, if anything could be, of the tables as they were then.
+    Done {
+        found: Option<Beforehand>,
+        mark: SchemaMark,
+        took: Duration,
+    },
 }
 
 impl Behind {
@@ -28,9 +52,28 @@ impl Behind {
     pub(super) fn is_reading(&self) -> bool {
         self.shards.is_empty() && self.lost.is_empty()
     }
+
+    /// Whether nothing may be folded: what differs is being looked for, or is known and not yet taken in.
+    pub(super) fn is_looking(&self) -> bool {
+        !matches!(self.looking, Looking::No)
+    }
+
+    /// Ends the look. Nothing of it has the database open afterwards.
+    pub(super) fn stop_looking(&mut self) {
+        if let Looking::UnderWay { stop, thread, .. } = std::mem::take(&mut self.looking) {
+            stop.stop();
+            // Whatever it found or not is of no use.
+            drop(thread.join());
+        }
+    }
 }
 
 impl Database {
+    /// Does everything on this thread, one after another.
+    pub(in crate::node) fn look_inline(&mut self) {
+        self.behind.looks_inline = true;
+    }
+
     /// Takes what the network side asks.
     pub(super) fn asked(&mut self, ask: Ask) -> Result<(), NodeError> {
         match ask {
@@ -157,8 +200,72 @@ impl Database {
         }
     }
 
+    /// Looks for what differs from the snapshot, while applications write. Whether that is done.
+    fn look_beforehand(&mut self) -> Result<bool, NodeError> {
+        match std::mem::take(&mut self.behind.looking) {
+            Looking::No => {
+                let Some(fetched) = &self.behind.fetched else { return Ok(false) };
+                let database = self.attached.follower.file().path().to_owned();
+                let into = work_directory(&self.config.state_dir)?.join("differs.db");
+                let _ = std::fs::remove_file(&into);
+                let (snapshot, stop) = (fetched.path.clone(), StopLooking::default());
+                let catalogue = Arc::clone(self.attached.follower.catalogue());
+                let (mark, told) = (self.attached.follower.schema_mark(), stop.clone());
+                let route = route_by_hash(self.filter(), self.config.log.shards);
+                let wake = Arc::clone(&self.links.wake);
+                let began = Instant::now();
+                let look = move || {
+                    let tables = |name: &str| catalogue.written_table(name).cloned();
+                    let found = Beforehand::look((&database, &snapshot), &into, &tables, &route, &told);
+                    wake.notify_one();
+                    // Without it all is compared under the write lock, and what is wrong comes up again there.
+                    found.unwrap_or_else(|error| {
+                        tracing::debug!("{error}");
+                        None
+                    })
+                };
+                if self.behind.looks_inline {
+                    self.behind.looking = Looking::Done { found: look(), mark, took: began.elapsed() };
+                    return Ok(false);
+                }
+                let thread = std::thread::Builder::new().name("compare".to_owned()).spawn(look);
+                let thread = thread.map_err(|source| NodeError::StateDirectory {
+                    path: self.config.state_dir.clone(),
+                    what: "cannot start a thread to compare with the snapshot",
+                    source,
+                })?;
+                self.behind.looking = Looking::UnderWay { stop, thread, mark, began };
+                Ok(false)
+            }
+            Looking::UnderWay { thread, mark, began, .. } if thread.is_finished() => {
+                let found = thread.join().unwrap_or(None);
+                self.behind.looking = Looking::Done { found, mark, took: began.elapsed() };
+                Ok(true)
+            }
+            looking @ Looking::UnderWay { .. } => {
+                self.behind.looking = looking;
+                Ok(false)
+            }
+            looking @ Looking::Done { .. } => {
+                self.behind.looking = looking;
+                Ok(true)
+            }
+        }
+    }
+
+    fn filter(&self) -> TableFilter {
+        TableFilter::new(&self.config.tables, &self.config.exclude_tables)
+    }
+
     /// Catches up, when there is something to catch up from and the write lock can be had. Whether it did.
     pub(super) fn catch_up_if_fetched(&mut self) -> Result<bool, NodeError> {
+        if self.behind.fetched.is_none() {
+            return Ok(false);
+        }
+        if !self.look_beforehand()? {
+            // Whoever goes step by step has done one.
+            return Ok(self.behind.looks_inline);
+        }
         let Some(fetched) = &self.behind.fetched else { return Ok(false) };
         // It is still attached after a try that did not get the write lock.
         let is_attached = "SELECT 1 FROM pragma_database_list WHERE name = ?1";
@@ -186,6 +293,7 @@ impl Database {
             }
         }
         self.attached.connection.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).map_err(attaching)?;
+        self.behind.looking = Looking::No;
         if let Some(fetched) = self.behind.fetched.take() {
             self.read_on(&fetched)?;
         }
@@ -199,18 +307,23 @@ impl Database {
             return Ok(false);
         }
         let Some(fetched) = &self.behind.fetched else { return Ok(true) };
-        let filter = TableFilter::new(&self.config.tables, &self.config.exclude_tables);
-        let route = route_by_hash(filter, self.config.log.shards);
+        let route = route_by_hash(self.filter(), self.config.log.shards);
         self.attached.keep_indexes(&mut self.replica)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.written_table(name).cloned();
-        let counts = self.replica.catch_up(&self.attached.connection, &tables, &fetched.manifest.stand, &route)?;
+        let (beforehand, looked) = match &self.behind.looking {
+            Looking::Done { found, mark, took } if *mark == self.attached.follower.schema_mark() => {
+                (found.as_ref(), *took)
+            }
+            Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, Duration::ZERO),
+        };
+        let stand = &fetched.manifest.stand;
+        let counts = self.replica.catch_up(&self.attached.connection, &tables, stand, &route, beforehand)?;
         let no = fetched.info.no;
         self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
         tracing::info!(
-            "caught up from snapshot {}: {rows} rows were written, others could not write for {:.1?}",
-            no,
+            "caught up from snapshot {no}: {rows} rows were written, compared for {looked:.1?} before, others could not write for {:.1?}",
             began.elapsed()
         );
         self.reporter.count(&counts);

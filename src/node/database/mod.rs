@@ -205,6 +205,7 @@ impl Database {
                 worked => break worked,
             }
         };
+        self.behind.stop_looking();
         let error = worked.as_ref().err().map(ToString::to_string);
         self.reporter.phase = "stopped";
         if let Some(error) = error {
@@ -279,7 +280,9 @@ impl Database {
     /// Applies what waits. Whether anything was applied.
     pub(in crate::node) fn apply_or_catch_up(&mut self) -> Result<bool, NodeError> {
         self.retry_lock = false;
-        Ok(self.catch_up_if_fetched()? || self.apply()? || self.clear_suspects()?)
+        let caught_up = self.catch_up_if_fetched()?;
+        // What is folded now would not be in what was found to differ.
+        Ok(caught_up || (!self.behind.is_looking() && (self.apply()? || self.clear_suspects()?)))
     }
 
     /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.

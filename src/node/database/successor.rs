@@ -24,6 +24,7 @@ impl Database {
         self.reporter.trouble(cause.to_string());
         self.report_now();
         self.replica.rollback(&self.attached.connection)?;
+        self.behind.stop_looking();
         // Everything of the old file goes before anything of the new one comes: both use the same -shm, and closing there drops locks.
         self.attached.abandon();
         self.replica.begin_anew()?;

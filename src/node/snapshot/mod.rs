@@ -85,7 +85,7 @@ pub(super) enum Ask {
 }
 
 /// The directory for files that do not outlive their work.
-fn work_directory(state_dir: &Path) -> Result<PathBuf, NodeError> {
+pub(super) fn work_directory(state_dir: &Path) -> Result<PathBuf, NodeError> {
     let path = state_dir.join(WORK_DIRECTORY);
     let made = std::fs::create_dir_all(&path);
     made.map_err(|source| NodeError::StateDirectory { path: path.clone(), what: "cannot make the directory", source })?;
