@@ -67,15 +67,18 @@ impl Daemon {
         self.wait("there", |_| connection.prepare_cached(sql).unwrap().exists(rusqlite::params![row.0, row.1]).unwrap())
     }
 
-    /// How long writers were kept out while it caught up from a snapshot, as its log has it.
-    pub fn caught_up_in(&self) -> Option<Duration> {
+    /// How long it compared and how long writers were kept out while it caught up from a snapshot, as its log has it.
+    pub fn caught_up_in(&self) -> Option<[Duration; 2]> {
         let log = self.said();
         let line = log.lines().rfind(|line| line.contains("caught up from snapshot"))?;
-        let text = line.rsplit("for ").next()?.trim();
-        match text.strip_suffix("ms") {
-            Some(number) => Some(Duration::from_secs_f64(number.parse::<f64>().ok()? / 1e3)),
-            None => Some(Duration::from_secs_f64(text.strip_suffix('s')?.parse().ok()?)),
-        }
+        let after = |words: &str| {
+            let text = line.split(words).nth(1)?.split([' ', ',']).next()?;
+            match text.strip_suffix("ms") {
+                Some(number) => Some(Duration::from_secs_f64(number.parse::<f64>().ok()? / 1e3)),
+                None => Some(Duration::from_secs_f64(text.strip_suffix('s')?.parse().ok()?)),
+            }
+        };
+        Some([after("compared for ")?, after("could not write for ")?])
     }
 
     /// Tells it to stop, and waits for it.

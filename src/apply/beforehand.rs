@@ -37,7 +37,7 @@ const NO_NUMBER: i64 = -1;
 
 const SCHEMA: &str = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
     CREATE TABLE compared(name TEXT PRIMARY KEY COLLATE NOCASE) WITHOUT ROWID;
-    CREATE TABLE candidate(name TEXT COLLATE NOCASE, key BLOB, PRIMARY KEY(name, key)) WITHOUT ROWID;
+    CREATE TABLE candidate(name TEXT COLLATE NOCASE, no INTEGER, key BLOB, PRIMARY KEY(name, no), UNIQUE(name, key)) WITHOUT ROWID;
     BEGIN";
 
 /// Ends a look from outside.
@@ -123,14 +123,15 @@ impl Beforehand {
         note(&self.found(), &table.name_lower, key)
     }
 
-    /// Hands out the keys of a table's rows that may differ, each once.
+    /// Hands out the keys of a table's rows that may differ, each once, in the order in which they were found: rows that lie together come
+    /// together.
     pub(super) fn each(
         &self,
         table: &LocalTable,
         mut each: impl FnMut(RowKey) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
         let found = self.found();
-        let mut keys = found.prepare_cached("SELECT key FROM candidate WHERE name = ?1").map_err(failed)?;
+        let mut keys = found.prepare_cached("SELECT key FROM candidate WHERE name = ?1 ORDER BY no").map_err(failed)?;
         let mut rows = keys.query([&table.name_lower]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             let bytes = row.get_ref(0).and_then(|key| Ok(key.as_blob()?)).map_err(failed)?;
@@ -143,7 +144,9 @@ impl Beforehand {
 fn note(found: &Connection, table: &str, key: &RowKey) -> Result<(), ApplyError> {
     let mut bytes = Vec::with_capacity(32);
     push_key(&mut bytes, key);
-    let insert = found.prepare_cached("INSERT OR IGNORE INTO candidate(name, key) VALUES(?1, ?2)");
+    let insert = "INSERT OR IGNORE INTO candidate(name, no, key)
+        VALUES(?1, (SELECT coalesce(max(no), 0) + 1 FROM candidate WHERE name = ?1), ?2)";
+    let insert = found.prepare_cached(insert);
     insert.and_then(|mut insert| insert.execute(params![table, bytes])).map_err(failed)?;
     Ok(())
 }

@@ -171,10 +171,13 @@ impl Database {
         Ok(true)
     }
 
-    /// Commits what was folded under the write lock. The next transaction of the log is ours and is not captured.
-    pub(super) fn commit_folded(&mut self) -> Result<(), NodeError> {
+    /// Commits what was folded under the write lock. The next transaction of the log is ours and is not captured. When the lock was given
+    /// back.
+    pub(super) fn commit_folded(&mut self) -> Result<Instant, NodeError> {
         self.attached.own_frames.store(0, Ordering::SeqCst);
-        if self.replica.commit(&self.attached.connection)? == Outcome::Written {
+        let outcome = self.replica.commit(&self.attached.connection)?;
+        let committed = Instant::now();
+        if outcome == Outcome::Written {
             // A table that came and went within one application leaves nothing to be written.
             let frames = self.attached.own_frames.load(Ordering::SeqCst);
             if frames > 0 {
@@ -184,7 +187,7 @@ impl Database {
             self.replica.finish(Some(&position_bytes(&position, self.attached.follower.next_tx())))?;
             self.stored = Some(position);
         }
-        Ok(())
+        Ok(committed)
     }
 
     /// The messages are folded.

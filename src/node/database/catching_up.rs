@@ -320,11 +320,11 @@ impl Database {
         let stand = &fetched.manifest.stand;
         let counts = self.replica.catch_up(&self.attached.connection, &tables, stand, &route, beforehand)?;
         let no = fetched.info.no;
-        self.commit_folded()?;
+        let committed = self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
         tracing::info!(
             "caught up from snapshot {no}: {rows} rows were written, compared for {looked:.1?} before, others could not write for {:.1?}",
-            began.elapsed()
+            committed.duration_since(began)
         );
         self.reporter.count(&counts);
         Ok(true)
