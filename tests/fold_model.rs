@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use woodchuck::apply::{
     Arrived, Beforehand, FrozenState, LocalSink, Merge, Outcome, Replica, Route, SNAPSHOT_SCHEMA, SealLimits, State,
-    StopLooking, open_applying_connection,
+    open_applying_connection,
 };
 use woodchuck::change::{ChangeSink, Op, RowChange, RowKey, TxSpan};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
@@ -283,6 +283,11 @@ impl Cluster {
         self.count("snapshots");
     }
 
+    fn by_row(&self) -> Route {
+        let shards = self.shards;
+        Box::new(move |table, key| Some(route(shards, table, key)))
+    }
+
     /// Catches up from some snapshot, whether it is ahead or not.
     fn catch_up(&mut self, no: usize, crash: Option<bool>) {
         if self.snapshots.is_empty() || self.nodes[no].replica.is_none() {
@@ -294,15 +299,15 @@ impl Cluster {
         let (path, stand) = (path.clone(), stand.clone());
         let tables = self.tables.clone();
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
-        let shards = self.shards;
-        let by_row: Route = Box::new(move |table, key| Some(route(shards, table, key)));
+        let by_row = self.by_row();
         let mut beforehand = None;
         if self.rng.chance(60) {
-            let database = PathBuf::from(self.nodes[no].conn.path().unwrap());
-            let into = path.with_extension("differs");
-            let of = (database.as_path(), path.as_path());
-            beforehand = Beforehand::look(of, &into, &find, &by_row, &StopLooking::default()).unwrap();
-            assert!(beforehand.is_some(), "nobody stops it");
+            let mut found = Beforehand::new(&path.with_extension("differs"), self.by_row()).unwrap();
+            let theirs = read(&Connection::open(&path).unwrap(), &self.schema);
+            let ours = read(&self.nodes[no].conn, &self.schema);
+            changes(&tables, &ours, &theirs).into_iter().for_each(|change| found.change(change).unwrap());
+            found.set_compared(tables.iter().map(|table| table.name.as_str()));
+            beforehand = Some(found);
             // The application goes on until the write lock is taken.
             (0..self.rng.below(4)).for_each(|_| self.app(no));
         }
@@ -311,7 +316,7 @@ impl Cluster {
         node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
         node.capture(&tables);
         let ahead = stand.iter().any(|(shard, stand)| stand.seq > node.replica().state().position(*shard).unwrap());
-        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, &stand, &by_row, beforehand.as_ref()).unwrap();
+        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, &stand, &by_row, beforehand.as_mut()).unwrap();
         node.commit(&self.schema, crash);
         node.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();
         if ahead {
@@ -567,12 +572,12 @@ impl Node {
     }
 }
 
-fn feed(sink: &mut LocalSink<'_>, span: &TxSpan, tables: &[Arc<Table>], before: &Db, after: &Db) {
-    sink.begin(span).unwrap();
+/// What makes one version of all rows another.
+fn changes(tables: &[Arc<Table>], before: &Db, after: &Db) -> Vec<RowChange> {
     let mut keys: Vec<&Key> = before.keys().chain(after.keys()).collect();
     keys.sort();
     keys.dedup();
-    let mut changes = 0;
+    let mut changes = Vec::new();
     for key in keys {
         let (old, new) = (before.get(key), after.get(key));
         let op = match (old, new) {
@@ -581,10 +586,9 @@ fn feed(sink: &mut LocalSink<'_>, span: &TxSpan, tables: &[Arc<Table>], before: 
             (old, new) if old == new => continue,
             _ => Op::Update,
         };
-        changes += 1;
         let table = Arc::clone(tables.iter().find(|table| table.name == key.0).unwrap());
         let image = |row: Option<&Row>| row.map(|row| with_key(key, row));
-        sink.change(RowChange {
+        changes.push(RowChange {
             table,
             op,
             key: row_key(key),
@@ -592,11 +596,18 @@ fn feed(sink: &mut LocalSink<'_>, span: &TxSpan, tables: &[Arc<Table>], before: 
             before: image(old),
             after: image(new),
             before_unknown: false,
-        })
-        .unwrap();
+        });
     }
+    changes
+}
+
+fn feed(sink: &mut LocalSink<'_>, span: &TxSpan, tables: &[Arc<Table>], before: &Db, after: &Db) {
+    sink.begin(span).unwrap();
+    let changes = changes(tables, before, after);
+    let count = changes.len() as u64;
+    changes.into_iter().for_each(|change| sink.change(change).unwrap());
     sink.set_capture_position(&span.tx.to_be_bytes());
-    sink.commit(span, changes).unwrap();
+    sink.commit(span, count).unwrap();
 }
 
 fn new_row(rng: &mut Random, table: &ModelTable, tag: i64) -> Row {

@@ -44,7 +44,7 @@ struct Ahead<'a> {
     stand: &'a Stand,
     route: &'a Route,
     merge: Merge,
-    beforehand: Option<&'a Beforehand>,
+    beforehand: Option<&'a mut Beforehand>,
 }
 
 impl Replica {
@@ -65,14 +65,14 @@ impl Replica {
         tables: &dyn Tables,
         stand: &Stand,
         route: &Route,
-        beforehand: Option<&Beforehand>,
+        beforehand: Option<&mut Beforehand>,
     ) -> Result<FoldCounts, ApplyError> {
         assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "catching up follows begin");
         self.abandon_intent()?;
         let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
         self.state.begin()?;
-        let with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge, beforehand };
-        match catch_up(&mut self.state, &with) {
+        let mut with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge, beforehand };
+        match catch_up(&mut self.state, &mut with) {
             Ok((net, counts)) => {
                 self.phase = Phase::Folded(net);
                 Ok(counts)
@@ -90,7 +90,7 @@ fn failed(source: rusqlite::Error) -> ApplyError {
 }
 
 /// One attempt, inside open transactions of both databases.
-fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCounts), ApplyError> {
+fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldCounts), ApplyError> {
     state.begin_fold(true)?;
     let mut ahead = BTreeSet::new();
     for (shard, stand) in with.stand {
@@ -122,9 +122,9 @@ fn catch_up(state: &mut State, with: &Ahead<'_>) -> Result<(NetEffect, FoldCount
         if here.by_name && !is_ahead(&[]) {
             continue;
         }
-        match with.beforehand {
-            Some(beforehand) if beforehand.has(&here)? => collect_of(with.conn, &call, &here, beforehand, &is_ahead)?,
-            _ => collect(with.conn, &call, &here, &is_ahead)?,
+        match &with.beforehand {
+            Some(beforehand) if beforehand.has(&here) => collect_of(with.conn, &call, &here, beforehand, &is_ahead)?,
+            Some(_) | None => collect(with.conn, &call, &here, &is_ahead)?,
         }
         take_rows(with.conn, &mut call, &here)?;
     }
@@ -150,14 +150,14 @@ fn missing_column(here: &LocalTable, theirs: &Table) -> String {
     missing.cloned().unwrap_or_else(|| "in the same order".to_owned())
 }
 
-/// Rows that show something else than the fold may have been looked at as they show themselves.
-fn note_base(call: &mut Call<'_, '_>, with: &Ahead<'_>) -> Result<(), ApplyError> {
-    let Some(beforehand) = with.beforehand else { return Ok(()) };
+/// Rows that show something else than the fold were compared as they showed themselves.
+fn note_base(call: &mut Call<'_, '_>, with: &mut Ahead<'_>) -> Result<(), ApplyError> {
+    let Some(beforehand) = &mut with.beforehand else { return Ok(()) };
     for table in with.snapshot {
         let Some(here) = with.tables.table(&table.name) else { continue };
         let here = call.state.local_table(&here)?;
-        if beforehand.has(&here)? {
-            call.state.each_base(&here, |_, base| beforehand.add(&here, &base.key))?;
+        if beforehand.has(&here) {
+            call.state.each_base(&here, |_, base| beforehand.add(&here.name_lower, &base.key))?;
         }
     }
     Ok(())

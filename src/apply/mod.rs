@@ -42,7 +42,7 @@ mod versions;
 mod went_back;
 
 pub use crate::schema::TableFilter;
-pub use beforehand::{Beforehand, StopLooking};
+pub use beforehand::Beforehand;
 pub use catch_up::SNAPSHOT_SCHEMA;
 pub use conflicts::{Conflict, ConflictKind};
 pub use connection::{open_applying_connection, prepare_applying_connection};

@@ -26,5 +26,5 @@ pub use error::{CaptureError, FollowError};
 pub use follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled, SchemaMark};
 pub use position::{POSITION_BYTES, Position};
 pub use resume::Started;
-pub use shadow::{HeldShadow, Progress, ShadowError, ShadowProgress, ShadowStep, write_shadow};
+pub use shadow::{HeldCompareError, HeldShadow, Progress, ShadowError, ShadowProgress, ShadowStep, write_shadow};
 pub use wake::{HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps, Waker};

@@ -21,9 +21,9 @@ const HELD_JOURNAL_PAGES_MAX: u64 = 1 << 19;
 /// `shadow.db` at one position. Until this is dropped nothing is merged into it.
 #[derive(Debug)]
 pub struct HeldShadow {
-    path: PathBuf,
-    bytes: u64,
-    revoked: Arc<AtomicBool>,
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) revoked: Arc<AtomicBool>,
 }
 
 impl HeldShadow {

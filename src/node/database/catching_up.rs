@@ -1,13 +1,15 @@
 //! The database thread's part: giving a moment, and catching up while the application goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Database;
-use crate::apply::{ApplyError, Beforehand, FrozenState, SNAPSHOT_SCHEMA, StopLooking, TableFilter, route_by_hash};
-use crate::capture::SchemaMark;
+use crate::apply::{ApplyError, Beforehand, FrozenState, Route, SNAPSHOT_SCHEMA, TableFilter, route_by_hash};
+use crate::capture::{HeldShadow, SchemaMark};
 use crate::log::{LogError, Origin, ShardId, StreamSeq};
 use crate::node::NodeError;
 use crate::node::sent::Sent;
@@ -34,7 +36,7 @@ enum Looking {
     #[default]
     No,
     UnderWay {
-        stop: StopLooking,
+        stop: Arc<AtomicBool>,
         thread: JoinHandle<Option<Beforehand>>,
         mark: SchemaMark,
         began: Instant,
@@ -61,7 +63,7 @@ impl Behind {
     /// Ends the look. Nothing of it has the database open afterwards.
     pub(super) fn stop_looking(&mut self) {
         if let Looking::UnderWay { stop, thread, .. } = std::mem::take(&mut self.looking) {
-            stop.stop();
+            stop.store(true, Ordering::SeqCst);
             // Whatever it found or not is of no use.
             drop(thread.join());
         }
@@ -205,24 +207,20 @@ impl Database {
         match std::mem::take(&mut self.behind.looking) {
             Looking::No => {
                 let Some(fetched) = &self.behind.fetched else { return Ok(false) };
-                let database = self.attached.follower.file().path().to_owned();
+                // A snapshot that is being made holds it already, and ends.
+                let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(false) };
                 let into = work_directory(&self.config.state_dir)?.join("differs.db");
                 let _ = std::fs::remove_file(&into);
-                let (snapshot, stop) = (fetched.path.clone(), StopLooking::default());
-                let catalogue = Arc::clone(self.attached.follower.catalogue());
-                let (mark, told) = (self.attached.follower.schema_mark(), stop.clone());
+                let (snapshot, stop) = (fetched.path.clone(), Arc::new(AtomicBool::new(false)));
+                let (mark, told) = (self.attached.follower.schema_mark(), Arc::clone(&stop));
                 let route = route_by_hash(self.filter(), self.config.log.shards);
                 let wake = Arc::clone(&self.links.wake);
                 let began = Instant::now();
                 let look = move || {
-                    let tables = |name: &str| catalogue.written_table(name).cloned();
-                    let found = Beforehand::look((&database, &snapshot), &into, &tables, &route, &told);
+                    let found = find_differing(&held, &snapshot, &into, route, &|| told.load(Ordering::SeqCst));
                     wake.notify_one();
                     // Without it all is compared under the write lock, and what is wrong comes up again there.
-                    found.unwrap_or_else(|error| {
-                        tracing::debug!("{error}");
-                        None
-                    })
+                    found.inspect_err(|why| tracing::debug!("not compared beforehand: {why}")).ok()
                 };
                 if self.behind.looks_inline {
                     self.behind.looking = Looking::Done { found: look(), mark, took: began.elapsed() };
@@ -311,9 +309,9 @@ impl Database {
         self.attached.keep_indexes(&mut self.replica)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = |name: &str| catalogue.written_table(name).cloned();
-        let (beforehand, looked) = match &self.behind.looking {
+        let (beforehand, looked) = match &mut self.behind.looking {
             Looking::Done { found, mark, took } if *mark == self.attached.follower.schema_mark() => {
-                (found.as_ref(), *took)
+                (found.as_mut(), *took)
             }
             Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, Duration::ZERO),
         };
@@ -353,6 +351,20 @@ impl Database {
         }
         self.open_when_seen()
     }
+}
+
+/// Compares the shadow with a snapshot.
+fn find_differing(
+    held: &HeldShadow,
+    snapshot: &Path,
+    into: &Path,
+    route: Route,
+    is_over: &dyn Fn() -> bool,
+) -> Result<Beforehand, String> {
+    let mut found = Beforehand::new(into, route).map_err(|error| error.to_string())?;
+    let compared = held.compare(snapshot, is_over, &mut found).map_err(|error| error.to_string())?;
+    found.set_compared(compared.iter().map(|table| table.name.as_str()));
+    Ok(found)
 }
 
 fn attaching(source: rusqlite::Error) -> NodeError {
