@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rusqlite::Connection;
-use woodchuck::capture::{CaptureError, CheckpointOptions, FollowError, Follower, Position, ShadowError, Started};
+use woodchuck::capture::{
+    CaptureError, CheckpointOptions, FollowError, Follower, HeldCompareError, Position, ShadowError, Started,
+};
 use woodchuck::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan, canonical_key};
 
 use crate::support::oracle::{self, Rows};
@@ -808,4 +810,64 @@ fn a_copy_or_a_comparison_that_is_broken_off_begins_anew() {
     drop(follower);
     assert!(matches!(scene.catch_up(&mut node), Started::Repaired { changes: 1, .. }));
     node.assert_equals(&scene.open());
+}
+
+/// A node catches up from a snapshot that another node has made: rows are looked for in the pages of both, which lie there in any order.
+#[test]
+fn a_held_shadow_tells_what_makes_it_another_database() {
+    const OTHERS: &str = "CREATE TABLE w(a TEXT COLLATE NOCASE, b INT, c, PRIMARY KEY(a, b DESC)) WITHOUT ROWID;
+        INSERT INTO w SELECT v, id, n FROM t WHERE id % 3 = 0;
+        CREATE TABLE k(name TEXT PRIMARY KEY, big BLOB); INSERT INTO k SELECT v, randomblob(id * 7) FROM t WHERE id < 300;
+        CREATE TABLE plain(x); INSERT INTO plain SELECT v FROM t WHERE id > 900; CREATE INDEX kb ON k(length(big));";
+    const CHANGE: &str = "UPDATE t SET v = 'changed' WHERE id % 100 = 7; DELETE FROM t WHERE id BETWEEN 400 AND 420;
+        INSERT INTO t SELECT id + 5000, v, 1 FROM t WHERE id < 50; UPDATE w SET c = 'x' WHERE b < 40; DELETE FROM w WHERE b > 950;
+        UPDATE k SET big = zeroblob(3000) WHERE length(big) = 700; INSERT INTO k VALUES('new', 1); DELETE FROM plain WHERE rowid < 20";
+    let scene = Scene::new(&format!("{TABLE}{OTHERS}"));
+    let keeper = scene.open();
+    keeper.execute_batch("UPDATE t SET n = 3 WHERE id < 9").unwrap();
+    let mut node = Node::of(&scene.path);
+    let mut follower = scene.attach(&mut node).unwrap();
+    drain(&mut follower, &mut node);
+    let copy_to = |name: &str| {
+        let other = scene.path.with_file_name(name);
+        keeper.execute("VACUUM INTO ?1", [other.to_str().unwrap()]).unwrap();
+        other
+    };
+    let vacuumed = copy_to("vacuumed.db");
+    let changed = copy_to("changed.db");
+    Connection::open(&changed).unwrap().execute_batch(CHANGE).unwrap();
+    let rebuilt = scene.path.with_file_name("rebuilt.db");
+    let connection = Connection::open(&rebuilt).unwrap();
+    connection.execute("ATTACH ?1 AS old", [changed.to_str().unwrap()]).unwrap();
+    connection.execute_batch("PRAGMA page_size = 1024; CREATE TABLE plain(x); CREATE TABLE k(name TEXT PRIMARY KEY, big BLOB);
+        CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n INTEGER); CREATE TABLE w(a TEXT COLLATE NOCASE, b INT, c, PRIMARY KEY(a, b DESC)) WITHOUT ROWID;
+        INSERT INTO t SELECT * FROM old.t ORDER BY id DESC; INSERT INTO k SELECT * FROM old.k ORDER BY name; INSERT INTO w SELECT * FROM old.w;
+        INSERT INTO plain(rowid, x) SELECT rowid, x FROM old.plain").unwrap();
+    drop(connection);
+    for other in [&vacuumed, &changed, &rebuilt] {
+        let mut found = Node::of(&scene.path);
+        let held = follower.hold_shadow().unwrap().unwrap();
+        let compared = held.compare(other, &|| false, &mut found).unwrap();
+        let mut names: Vec<&str> = compared.iter().map(|table| table.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["k", "plain", "t", "w"], "{}", other.display());
+        found.assert_equals(&Connection::open(other).unwrap());
+        if other == &vacuumed {
+            assert_eq!(found.changes, 0, "rows that lie elsewhere are no change");
+        }
+    }
+    let held = follower.hold_shadow().unwrap().unwrap();
+    let mut found = Node::of(&scene.path);
+    let stopped = held.compare(&changed, &|| true, &mut found);
+    assert!(matches!(stopped, Err(HeldCompareError::Stopped)), "{stopped:?}");
+    let wide = scene.path.with_file_name("wide.db");
+    let connection = Connection::open(&wide).unwrap();
+    connection
+        .execute_batch("PRAGMA page_size = 4096; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, n INTEGER)")
+        .unwrap();
+    let other = held.compare(&wide, &|| false, &mut found);
+    assert!(matches!(other, Err(HeldCompareError::OtherLayout)), "{other:?}");
+    assert_eq!(found.changes, 0);
+    drop(held);
+    follower.detach().unwrap();
 }

@@ -160,6 +160,7 @@ fn a_node_that_fell_behind_catches_up_while_its_application_writes() {
         ["integer:1|text:'one'", "integer:3|text:'three!'", "integer:7|text:'two'", "integer:8|text:'eight'"]
     );
     assert_eq!(tables["t"].len(), count + 2);
+    assert!(cluster.nodes[2].log().contains("compared for"), "not under the lock: {}", cluster.nodes[2].log());
     cluster.stop();
 }
 

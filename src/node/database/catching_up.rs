@@ -311,9 +311,10 @@ impl Database {
         let tables = |name: &str| catalogue.written_table(name).cloned();
         let (beforehand, looked) = match &mut self.behind.looking {
             Looking::Done { found, mark, took } if *mark == self.attached.follower.schema_mark() => {
-                (found.as_mut(), *took)
+                let looked = found.is_some().then_some(*took);
+                (found.as_mut(), looked)
             }
-            Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, Duration::ZERO),
+            Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, None),
         };
         let stand = &fetched.manifest.stand;
         let counts = self.replica.catch_up(&self.attached.connection, &tables, stand, &route, beforehand)?;
@@ -321,7 +322,8 @@ impl Database {
         let committed = self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
         tracing::info!(
-            "caught up from snapshot {no}: {rows} rows were written, compared for {looked:.1?} before, others could not write for {:.1?}",
+            "caught up from snapshot {no}: {rows} rows were written{}, others could not write for {:.1?}",
+            looked.map_or_else(String::new, |took| format!(", compared for {took:.1?} before")),
             committed.duration_since(began)
         );
         self.reporter.count(&counts);
