@@ -86,6 +86,17 @@ pub enum ReportFormat {
     Json,
 }
 
+/// How a node's status is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// For people
+    Pretty,
+    /// JSON
+    Json,
+    /// Metrics, in the text format of Prometheus
+    Prometheus,
+}
+
 /// What `inspect` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum View {
@@ -327,8 +338,8 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub node: NodeArgs,
     /// How to print
-    #[arg(long, value_enum, default_value_t = ReportFormat::Pretty)]
-    pub format: ReportFormat,
+    #[arg(long, value_enum, default_value_t = StatusFormat::Pretty)]
+    pub format: StatusFormat,
 }
 
 /// Options of `conflicts`.

@@ -3,8 +3,9 @@
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, SystemTime};
 
-use super::args::{ReportFormat, StatusArgs};
+use super::args::{StatusArgs, StatusFormat};
 use super::exit::Failure;
+use super::output::metrics;
 use crate::node::{Status, is_running, read_status};
 
 /// Prints the status of a node.
@@ -27,8 +28,9 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     };
     let running = is_running(&dir).map_err(|error| cannot(&error))?;
     let text = match args.format {
-        ReportFormat::Json => json(&status, running)?,
-        ReportFormat::Pretty => pretty(&status, running),
+        StatusFormat::Json => json(&status, running)?,
+        StatusFormat::Pretty => pretty(&status, running),
+        StatusFormat::Prometheus => metrics(&status, running),
     };
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::output(&error))
 }

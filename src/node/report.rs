@@ -98,6 +98,7 @@ impl Reporter {
             transactions_captured: self.transactions_captured,
             rows_applied: self.rows_applied,
             conflicts: self.conflicts,
+            cuts_broken: self.cuts_broken,
             shards: shards.collect(),
             last_error: self.last_error.clone(),
             ..Status::default()

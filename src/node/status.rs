@@ -43,6 +43,9 @@ pub struct Status {
     pub rows_applied: u64,
     /// Changes that overrode a concurrent one since the start.
     pub conflicts: u64,
+    /// How often the rest of a round was not waited for any more since the start: a transaction was torn then.
+    #[serde(default)]
+    pub cuts_broken: u64,
     /// Per shard.
     pub shards: BTreeMap<u16, ShardStatus>,
     /// The last trouble, empty when there was none.

@@ -3,6 +3,7 @@
 mod conflict;
 mod filter;
 mod json;
+mod metrics;
 mod pretty;
 mod progress;
 mod spill;
@@ -13,6 +14,7 @@ mod verify;
 pub use conflict::{conflict_json, conflict_pretty};
 pub use filter::{Filtered, RowWriter};
 pub use json::{JsonLines, value_json};
+pub use metrics::metrics;
 pub use pretty::{Pretty, Style, bytes_text};
 pub(super) use progress::Bar;
 pub use sql::{SchemaObject, SqlScript};
