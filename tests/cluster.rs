@@ -11,6 +11,7 @@ mod lost_tail;
 mod managed;
 mod migrations;
 mod nats_cluster;
+mod outbox;
 mod power;
 mod recorded;
 mod replaced;

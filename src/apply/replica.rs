@@ -434,6 +434,8 @@ impl Replica {
             self.begun = false;
             conn.execute_batch("ROLLBACK")
                 .map_err(|source| ApplyError::Database { doing: "ending an empty transaction", source })?;
+            // Temporary triggers that were made within it are gone.
+            self.indexes_of = None;
             self.state.set_others_wait(false);
             return Ok(Outcome::Unchanged);
         }

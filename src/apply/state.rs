@@ -126,6 +126,15 @@ impl State {
         self.origin
     }
 
+    /// Whether a file that is there holds no state: its content was in a write-ahead log that is gone or damaged, or it is nobody's yet.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no database.
+    pub fn is_empty(path: &Path) -> Result<bool, ApplyError> {
+        let db = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        Ok(db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?)
+    }
+
     /// Opens the state database of a node that may be running, to look at.
     ///
     /// # Errors

@@ -50,8 +50,12 @@ pub(super) fn position_of(bytes: &[u8]) -> Option<(Position, u64)> {
 /// Refuses a directory that has a shadow and no state: a node that began anew there would forget what it had not published.
 fn refuse_lost_state(directory: &StateDirectory) -> Result<(), NodeError> {
     let path = directory.file("state.db");
-    let has_state = std::fs::metadata(&path).is_ok_and(|found| found.len() > 0);
-    if !has_state && directory.file("shadow.journal").exists() {
+    if !directory.file("shadow.journal").exists() {
+        return Ok(());
+    }
+    // All of a young state is in its write-ahead log: without that log the file is one of SQLite's, and holds nothing.
+    let is_there = std::fs::metadata(&path).is_ok_and(|found| found.len() > 0);
+    if !is_there || State::is_empty(&path)? {
         return Err(NodeError::StateLost { path });
     }
     Ok(())

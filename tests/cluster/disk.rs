@@ -82,6 +82,11 @@ fn files_of_the_state_directory_that_are_lost_or_damaged_have_a_remedy() {
     first.spawn();
     assert_eq!(first.wait_for_end().code(), Some(3), "{}", first.log());
     assert!(first.log().contains("the node's state is gone"), "{}", first.log());
+    // Nor is one of which the file is left without its log, where all of it was.
+    Connection::open(&path).unwrap().pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
+    first.spawn();
+    assert_eq!(first.wait_for_end().code(), Some(3), "{}", first.log());
+    assert!(first.log().contains("the node's state is gone"), "{}", first.log());
     std::fs::rename(&kept, &path).unwrap();
     first.start();
     second.sql("INSERT INTO t VALUES(1003, 'of the other')");

@@ -138,6 +138,28 @@ fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
     assert_ne!(answers(&cluster, 1, "mail", "rowid")[4], "''", "there is something to be found");
 }
 
+/// The triggers that keep an index are made within the transaction that is the first to need them. When that one changed nothing, because what
+/// arrived was what was there, it was rolled back and took them along, and no row that came later was found.
+#[test]
+fn an_index_is_kept_after_an_application_that_changed_nothing() {
+    let schema = "CREATE TABLE notes(id INTEGER PRIMARY KEY, body TEXT);
+        CREATE VIRTUAL TABLE found USING fts5(body, content='notes', content_rowid='id');";
+    let mut cluster = Cluster::start(2, schema);
+    cluster.nodes[1].stop();
+    let same = "INSERT INTO notes VALUES(1, 'alpha'); INSERT INTO found(rowid, body) VALUES(1, 'alpha')";
+    cluster.nodes.iter().for_each(|node| node.sql(same));
+    wait_for("the row on the log", || match cluster.nodes[0].status()?.outbox_units {
+        0 => Ok(()),
+        units => Err(format!("{units} units wait")),
+    });
+    cluster.nodes[1].start();
+    cluster.settle();
+    cluster.nodes[0].sql("INSERT INTO notes VALUES(2, 'beta'); INSERT INTO found(rowid, body) VALUES(2, 'beta')");
+    cluster.settle();
+    check_search(&cluster, &["found"]);
+    assert_eq!(answers(&cluster, 1, "found", "rowid")[..2], ["'1'", "'2'"]);
+}
+
 /// Nothing of this can be kept by what other nodes send: a module that only the application has, a tree that is written by itself, and one
 /// whose trigger calls the application's function. All of it is left alone, and the rest goes on.
 #[test]

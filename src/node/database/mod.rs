@@ -6,6 +6,7 @@ mod catching_up;
 mod events;
 mod fairness;
 mod incomplete;
+mod outbox;
 mod publishing;
 mod reporting;
 mod successor;
@@ -127,6 +128,7 @@ pub(super) struct Database {
     in_order: Option<SchemaMark>,
     is_waiting_for_order: bool,
     fairness: fairness::Fairness,
+    outbox_bound: outbox::OutboxBound,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
@@ -176,6 +178,7 @@ impl Database {
             in_order: None,
             is_waiting_for_order: false,
             fairness: fairness::Fairness::default(),
+            outbox_bound: outbox::OutboxBound::default(),
             verifying: verifying::Verifying::default(),
             unpublished: Vec::new(),
             to_send: VecDeque::new(),

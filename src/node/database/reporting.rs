@@ -14,7 +14,13 @@ impl Database {
         self.store_position()?;
         let backlog = self.report_now();
         let bytes_max = self.config.log.outbox_bytes_max;
-        if backlog > bytes_max {
+        let connected = *self.links.connected.borrow();
+        if self.outbox_bound.passes(backlog, bytes_max) {
+            tracing::warn!(
+                "the outbox holds {backlog} bytes, more than {bytes_max}: the node ends if it does not become smaller"
+            );
+        }
+        if self.outbox_bound.is_full(backlog, bytes_max, connected, Instant::now()) {
             return Err(NodeError::OutboxFull { bytes: backlog, bytes_max });
         }
         Ok(())
