@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::codec::{Reader, push_key, push_row, push_varint};
 use super::error::ApplyError;
+use super::pending_units::PendingUnits;
 use super::shape::LocalTable;
 use super::state::State;
 use crate::change::RowKey;
@@ -12,9 +13,9 @@ use crate::format::Row;
 /// What is kept of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct BaseRow {
-    /// The pending units that change the row, oldest first. Empty for rows that pending pushed out of a UNIQUE value, and for those that
+    /// The pending units that change the row. Empty for rows that pending pushed out of a UNIQUE value, and for those that
     /// are ahead of the fold behind a gap.
-    pub(super) pending: Vec<i64>,
+    pub(super) pending: PendingUnits,
     /// How SQL finds it.
     pub(super) key: RowKey,
     /// The row as the fold has it; `None` for no row.
@@ -75,11 +76,9 @@ impl State {
         unit: i64,
     ) -> Result<(), ApplyError> {
         match self.base(table, key)? {
-            None => self.set_base(table, key, &BaseRow { pending: vec![unit], ..base }),
+            None => self.set_base(table, key, &BaseRow { pending: PendingUnits::Few(vec![unit]), ..base }),
             Some(mut known) => {
-                if known.pending.last() != Some(&unit) {
-                    known.pending.push(unit);
-                }
+                known.pending.note(unit);
                 self.set_base(table, key, &known)
             }
         }
@@ -160,13 +159,7 @@ impl State {
 
     fn read_base(&self, table: &LocalTable, entry: &[u8]) -> Result<BaseRow, ApplyError> {
         let mut reader = Reader::new(entry);
-        let count = reader.varint()?;
-        let mut pending = Vec::new();
-        let mut last = 0_u64;
-        for _ in 0..count {
-            last = last.wrapping_add(reader.varint()?);
-            pending.push(last as i64);
-        }
+        let pending = PendingUnits::read(&mut reader)?;
         let shape = reader.varint()? as i64;
         let key = reader.key()?;
         let mut row = if reader.byte()? == 1 { Some(reader.row()?) } else { None };
@@ -180,15 +173,10 @@ impl State {
     }
 }
 
-/// `varint count, varint differences of the pending units, varint shape, key, 0 | 1 row`
+/// `pending units, varint shape, key, 0 | 1 row`
 fn write_base(table: &LocalTable, base: &BaseRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
-    push_varint(&mut out, base.pending.len() as u64);
-    let mut last = 0_i64;
-    for id in &base.pending {
-        push_varint(&mut out, id.wrapping_sub(last) as u64);
-        last = *id;
-    }
+    base.pending.write(&mut out);
     push_varint(&mut out, table.shape_id as u64);
     push_key(&mut out, &base.key);
     match &base.row {

@@ -6,6 +6,7 @@ use super::base::BaseRow;
 use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
 use super::net_effect::Account;
+use super::pending_units::PendingUnits;
 use super::shape::{Change, LocalTable};
 use super::state::State;
 use super::statements::{Rows, Written};
@@ -243,9 +244,8 @@ impl<'c> Folder<'c> {
             state.claim(table, &now)?;
         }
         if let Some(mut base) = state.base(table, &change.canonical)?
-            && base.pending.last() != Some(&unit)
+            && base.pending.note(unit)
         {
-            base.pending.push(unit);
             state.set_base(table, &change.canonical, &base)?;
         }
         Ok(())
@@ -266,5 +266,5 @@ fn note(
     if let Some(old) = old {
         state.claim(table, old)?;
     }
-    state.set_base(table, canonical, &BaseRow { pending: Vec::new(), key: key.clone(), row: old.cloned() })
+    state.set_base(table, canonical, &BaseRow { pending: PendingUnits::NONE, key: key.clone(), row: old.cloned() })
 }

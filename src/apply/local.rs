@@ -7,6 +7,7 @@ use super::base::BaseRow;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, written};
+use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica};
 use super::schema_steps::alteration;
 use super::shape::LocalTable;
@@ -199,7 +200,7 @@ impl<'r> LocalSink<'r> {
         }
         if is_ours {
             // The row is ahead of the fold, which is about to come to the same place from the row as it was.
-            let base = BaseRow { pending: Vec::new(), key: change.key, row: before };
+            let base = BaseRow { pending: PendingUnits::NONE, key: change.key, row: before };
             return self.replica.state.note_ahead(&local, &canonical, &base);
         }
         let key = match &change.key {
@@ -213,7 +214,7 @@ impl<'r> LocalSink<'r> {
         self.replica.state.note_local(
             &local,
             &canonical,
-            BaseRow { pending: Vec::new(), key: change.key, row: before },
+            BaseRow { pending: PendingUnits::NONE, key: change.key, row: before },
             id,
         )
     }

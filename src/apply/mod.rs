@@ -26,6 +26,7 @@ mod messages;
 mod names;
 mod net_effect;
 mod pending;
+mod pending_units;
 mod replica;
 mod route;
 mod schema_steps;

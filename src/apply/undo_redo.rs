@@ -18,6 +18,7 @@ use super::fold::Folder;
 use super::indexes;
 use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
+use super::pending_units::PendingUnits;
 use super::schema_steps::{Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
@@ -326,7 +327,7 @@ impl<'a, 'c> Call<'a, 'c> {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
-        base.pending.retain(|pending| *pending != id);
+        base.pending.take(id);
         if base.pending.is_empty() && !moved_under {
             return self.state.remove_base(table, &change.canonical);
         }
@@ -414,10 +415,21 @@ impl<'a, 'c> Call<'a, 'c> {
         let redo = std::mem::take(&mut self.redo);
         let mut values: HashMap<(i64, Vec<u8>), Option<Row>> = HashMap::with_capacity(redo.len());
         let mut units = BTreeSet::new();
+        // By table, where a row has too many units to name them: from which to which of the table's they are.
+        let mut many: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
         for (at, row) in &redo {
             let Some(base) = self.state.base(&row.table, &at.1)? else { continue };
-            units.extend(base.pending.iter().copied());
+            match base.pending {
+                PendingUnits::Few(ids) => units.extend(ids),
+                PendingUnits::Many { first, last, .. } => {
+                    let range = many.entry(at.0).or_insert((first, last));
+                    *range = (range.0.min(first), range.1.max(last));
+                }
+            }
             values.insert(at.clone(), base.row);
+        }
+        for (table_id, (first, last)) in many {
+            units.extend(self.state.pending_touching(table_id)?.into_iter().filter(|id| (first..=last).contains(id)));
         }
         for id in units {
             let unit = self.state.pending_unit(id)?;
