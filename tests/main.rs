@@ -22,6 +22,7 @@ mod oracle;
 mod output;
 mod raw;
 mod shadow;
+mod side_by_side;
 mod simulate;
 mod support;
 mod tail;

@@ -54,17 +54,22 @@ impl State {
     pub(super) fn set_base(&mut self, table: &LocalTable, key: &[u8], base: &BaseRow) -> Result<(), ApplyError> {
         self.keep_before(table, key)?;
         let entry = write_base(table, base);
-        let sql = "INSERT OR IGNORE INTO base(table_id, key, entry) VALUES(?1, ?2, ?3)";
-        if self.db.prepare_cached(sql)?.execute(params![table.id, key, entry])? == 1 {
-            if let Some(state) = self.tables.get_mut(&table.name_lower) {
-                state.base_rows += 1;
-            }
-        } else {
+        if !self.insert_base(table, key, &entry)? {
             self.db
                 .prepare_cached("UPDATE base SET entry = ?3 WHERE table_id = ?1 AND key = ?2")?
                 .execute(params![table.id, key, entry])?;
         }
         Ok(())
+    }
+
+    /// Puts a row into base unless it is there. Whether it was put there.
+    fn insert_base(&mut self, table: &LocalTable, key: &[u8], entry: &[u8]) -> Result<bool, ApplyError> {
+        let sql = "INSERT OR IGNORE INTO base(table_id, key, entry) VALUES(?1, ?2, ?3)";
+        let is_new = self.db.prepare_cached(sql)?.execute(params![table.id, key, entry])? == 1;
+        if is_new && let Some(state) = self.tables.get_mut(&table.name_lower) {
+            state.base_rows += 1;
+        }
+        Ok(is_new)
     }
 
     /// A local change of a row: the row as it was goes into base unless it is there, and `unit` is noted.
@@ -75,13 +80,15 @@ impl State {
         base: BaseRow,
         unit: i64,
     ) -> Result<(), ApplyError> {
-        match self.base(table, key)? {
-            None => self.set_base(table, key, &BaseRow { pending: PendingUnits::Few(vec![unit]), ..base }),
-            Some(mut known) => {
-                known.pending.note(unit);
-                self.set_base(table, key, &known)
-            }
+        // Most rows are not there, and finding that out costs as much as putting them there.
+        self.keep_before(table, key)?;
+        let pending = PendingUnits::Few(vec![unit]);
+        if self.insert_base(table, key, &write_base(table, &BaseRow { pending, ..base }))? {
+            return Ok(());
         }
+        let mut known = self.base(table, key)?.ok_or(ApplyError::Damaged { what: "the count of base" })?;
+        known.pending.note(unit);
+        self.set_base(table, key, &known)
     }
 
     /// A row shows what the fold does not have yet and nothing pending says: the row as the fold has it goes into base unless it is there.
@@ -132,6 +139,29 @@ impl State {
             let key: Vec<u8> = row.get(0)?;
             let entry: Vec<u8> = row.get(1)?;
             each(&key, self.read_base(table, &entry)?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all rows out of base that units are pending on, of every table: nothing is pending any more. The others stay.
+    pub(super) fn clear_pending_base(&mut self) -> Result<(), ApplyError> {
+        assert!(!self.revertible, "what is taken back needs each row");
+        if self.tables.values().all(|table| table.base_rows == 0) {
+            return Ok(());
+        }
+        // An entry begins with the number of units that are pending on its row.
+        let stays = self.db.prepare_cached("SELECT 1 FROM base WHERE entry < x'01' LIMIT 1")?.exists([])?;
+        // Without WHERE: SQLite drops the pages instead of visiting rows.
+        let sql = if stays { "DELETE FROM base WHERE entry >= x'01'" } else { "DELETE FROM base" };
+        self.db.prepare_cached(sql)?.execute([])?;
+        for table in self.tables.values_mut() {
+            table.base_rows = match stays {
+                true => {
+                    let sql = "SELECT count(*) FROM base WHERE table_id = ?1";
+                    super::state::from_db(self.db.prepare_cached(sql)?.query_row([table.id], |row| row.get(0))?)
+                }
+                false => 0,
+            };
         }
         Ok(())
     }

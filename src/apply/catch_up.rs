@@ -284,6 +284,7 @@ impl State {
         ] {
             self.db.prepare_cached(sql)?.execute(of)?;
         }
+        self.forget_round();
         self.db.prepare_cached("UPDATE pieces SET spent = 1 WHERE shard = ?1 AND spent = 0")?.execute([shard.0])?;
         Ok(())
     }

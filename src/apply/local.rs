@@ -10,6 +10,7 @@ use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica};
 use super::schema_steps::alteration;
+use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
@@ -92,6 +93,11 @@ pub struct LocalSink<'r> {
     /// Transactions are stored together; how many wait to be.
     grouped: bool,
     waiting: u32,
+    /// One of those that wait changes the schema.
+    waits_with_schema: bool,
+    /// How to seal what is stored next, in the same commit; and what was sealed.
+    seals: Option<(SealLimits, bool)>,
+    sealed: Vec<ToSend>,
 }
 
 impl<'r> LocalSink<'r> {
@@ -109,6 +115,9 @@ impl<'r> LocalSink<'r> {
             recovered: None,
             grouped,
             waiting: 0,
+            waits_with_schema: false,
+            seals: None,
+            sealed: Vec::new(),
         }
     }
 
@@ -334,6 +343,7 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
     }
 
     fn schema(&mut self, change: SchemaChange) -> Result<(), ApplyError> {
+        self.waits_with_schema = true;
         let taken = self.take_schema(change);
         if taken.is_err() {
             self.abandon()?;
@@ -374,12 +384,35 @@ impl LocalSink<'_> {
         if std::mem::take(&mut self.waiting) == 0 {
             return Ok(());
         }
-        let stored = self.replica.state.commit();
+        let with_schema = std::mem::take(&mut self.waits_with_schema);
+        let seals = self.seals.take().filter(|_| !with_schema);
+        let state = &mut self.replica.state;
+        let stored = match seals {
+            Some((limits, compress)) => state.seal_along(limits).and_then(|sealed| state.written(&sealed, compress)),
+            None => Ok(Vec::new()),
+        };
+        let stored = stored.and_then(|sealed| state.commit().map(|()| sealed));
         if stored.is_err() {
-            self.replica.state.rollback()?;
+            state.rollback()?;
         }
         fault::pass(Point::Captured);
-        stored
+        let sealed = stored?;
+        if !sealed.is_empty() {
+            fault::pass(Point::Sealed);
+            self.sealed = sealed;
+        }
+        Ok(())
+    }
+
+    /// Has what is stored next sealed in the same commit: whoever waits for it waits for one commit less. Only while nothing is in flight and
+    /// nothing speaks against sealing. A change of the schema is never sealed so, for it may.
+    pub fn seal_along(&mut self, limits: SealLimits, compress: bool) {
+        self.seals = Some((limits, compress));
+    }
+
+    /// The messages of the round that was sealed, in order; empty when none was.
+    pub fn take_sealed(&mut self) -> Vec<ToSend> {
+        std::mem::take(&mut self.sealed)
     }
 }
 

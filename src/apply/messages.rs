@@ -1,7 +1,7 @@
 //! Messages in order: duplicates, missing ones, pieces, and whose units they carry.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, params};
 
@@ -13,7 +13,9 @@ use super::replica::Arrivals;
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
-use crate::log::{Body, Folded, Header, Origin, SchemaStep, Sequence, ShardId, StreamSeq, Unit, decode_units};
+use crate::log::{
+    Body, Folded, Header, Origin, SchemaStep, Sequence, ShardId, StreamSeq, Unit, decode_units, units_from_encoded,
+};
 
 /// Why a call of fold ended early.
 pub(super) enum Stop {
@@ -46,13 +48,68 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
         call.folder.net.keep_tables_apart();
         fold_between_barriers(&mut call, conn, arrived, open, own)?;
     } else {
+        let open = side_by_side(arrived, open);
         for at in 0..open.len() {
             fold_first(&mut call, arrived, open.get(at..).unwrap_or_default(), own)?;
         }
     }
+    if let Err(error) = call.let_go() {
+        return Err(match call.changes.failed_at.take() {
+            Some((shard, seq)) => stop_at(shard, seq, error),
+            None => Stop::Failed(error),
+        });
+    }
     call.redo().map_err(Stop::Failed)?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
     Ok((call.net_effect(), call.folder.counts))
+}
+
+/// Folds messages that bring back all that is pending, exactly as it was sealed: then nothing is pending, and no row needs a base for it.
+/// `None` when that is not so; then nothing was done.
+pub(super) fn fold_all_own<A: Arrivals + ?Sized>(
+    state: &mut State,
+    arrived: &A,
+) -> Result<Option<FoldCounts>, ApplyError> {
+    let own = state.origin();
+    // With foreign changes under pending, rows may have to change.
+    if state.suspecting || state.tables.values().any(|table| table.dirty) {
+        return Ok(None);
+    }
+    let mut counts = FoldCounts::default();
+    let mut folded: HashMap<ShardId, Folded> = HashMap::new();
+    for index in 0..arrived.count() {
+        let Some((shard, _, header)) = arrived.place(index) else { return Ok(None) };
+        let known = match folded.get(&shard) {
+            Some(known) => *known,
+            None => state.folded(shard, own)?,
+        };
+        let is_next = matches!(known.judge(header), Sequence::Next);
+        if header.origin != own || header.barrier || !is_next || header.batch_no > state.batch_no_sealed(shard)? {
+            return Ok(None);
+        }
+        folded.insert(shard, Folded::from(header));
+        let ids = state.pending_of(shard, header.batch_no)?;
+        let units = ids.iter().map(|id| state.pending_bytes(*id)).collect::<Result<Vec<_>, _>>()?;
+        let sealed = units_from_encoded(units.iter().map(Vec::as_slice));
+        if arrived.units(index)?.is_none_or(|found| *found != *sealed) {
+            return Ok(None);
+        }
+        counts.messages += 1;
+        counts.units_own += ids.len() as u64;
+    }
+    if state.pending_count()? != counts.units_own {
+        return Ok(None);
+    }
+    state.begin_fold(false)?;
+    for index in 0..arrived.count() {
+        let Some((shard, seq, header)) = arrived.place(index) else { continue };
+        state.set_position(shard, seq)?;
+        state.set_folded(shard, own, Folded::from(header))?;
+        state.mark_acknowledged(shard, header.batch_no)?;
+        state.mark_batch_folded(shard, header.batch_no)?;
+    }
+    state.clear_pending_base()?;
+    Ok(Some(counts))
 }
 
 fn fold_first<A: Arrivals + ?Sized>(
@@ -63,7 +120,25 @@ fn fold_first<A: Arrivals + ?Sized>(
 ) -> Result<(), Stop> {
     let Some((shard, seq, _)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
     let folded = fold_message(call, arrived, rest, own).and_then(|()| call.store_many_versions());
+    // What an earlier message had held may have failed only now.
+    let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
     folded.map_err(|error| stop_at(shard, seq, error))
+}
+
+/// The first message of each shard, then the second of each, and so on: rows that were written together are in messages that stand side by
+/// side.
+fn side_by_side<A: Arrivals + ?Sized>(arrived: &A, open: &[usize]) -> Vec<usize> {
+    let mut counts: HashMap<ShardId, usize> = HashMap::new();
+    let mut order = Vec::with_capacity(open.len());
+    for index in open {
+        let Some((shard, _, _)) = arrived.place(*index) else { continue };
+        let count = counts.entry(shard).or_default();
+        order.push((*count, *index));
+        *count += 1;
+    }
+    // Stable, so a shard's messages stay in order.
+    order.sort_by_key(|(count, _)| *count);
+    order.into_iter().map(|(_, index)| index).collect()
 }
 
 fn stop_at(shard: ShardId, seq: StreamSeq, error: ApplyError) -> Stop {
@@ -107,7 +182,9 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let (origin, round_no) = (header.origin, header.round_no);
         let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
         let birth = Birth { origin, tx, seq: None };
-        call.make_steps(conn, shard, &steps, birth).map_err(|error| stop_at(shard, seq, error))?;
+        let made = call.make_steps(conn, shard, &steps, birth);
+        let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
+        made.map_err(|error| stop_at(shard, seq, error))?;
         call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
     }
 }
@@ -219,19 +296,14 @@ fn fold_message<A: Arrivals + ?Sized>(
         }
         return Ok(());
     }
-    match &batch.body {
-        Body::Units(units) => units.iter().try_for_each(|unit| {
-            note_place(call.state, (shard, seq), header.origin, unit)?;
-            call.fold_foreign(unit, header.origin)
-        }),
-        Body::Piece { index, count, bytes } => {
-            let joined = join_piece(call.state, shard, header.origin, *index, *count, bytes)?;
-            joined.iter().try_for_each(|unit| {
-                note_place(call.state, (shard, seq), header.origin, unit)?;
-                call.fold_foreign(unit, header.origin)
-            })
-        }
-    }
+    let units = match batch.into_owned().body {
+        Body::Units(units) => units,
+        Body::Piece { index, count, bytes } => join_piece(call.state, shard, header.origin, index, count, &bytes)?,
+    };
+    units.into_iter().try_for_each(|unit| {
+        note_place(call.state, (shard, seq), header.origin, &unit)?;
+        call.fold_foreign(unit, header.origin, (shard, seq))
+    })
 }
 
 /// Where a change of the schema stands among all of them.

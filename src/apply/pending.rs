@@ -82,6 +82,7 @@ impl State {
         tables: &[i64],
         barrier: bool,
     ) -> Result<(), ApplyError> {
+        self.remember_waiting(true);
         let bytes = encode_unit(unit);
         self.db
             .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes, barrier) VALUES(?1, ?2, ?3, ?4, ?5)")?
@@ -110,6 +111,19 @@ impl State {
         list.extend_from_slice(&self.pending_bytes(id)?);
         let units = decode_units(&list).map_err(|_| ApplyError::Damaged { what: "a pending unit" })?;
         units.into_iter().next().ok_or(ApplyError::Damaged { what: "a pending unit" })
+    }
+
+    /// Units that are not yet seen back on the log.
+    pub(super) fn pending_count(&self) -> Result<u64, ApplyError> {
+        let sql = "SELECT count(*) FROM pending WHERE folded = 0";
+        Ok(from_db(self.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?))
+    }
+
+    /// The units of a message are in the log and folded, as by [`State::mark_folded`].
+    pub(super) fn mark_batch_folded(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        let sql = "UPDATE pending SET folded = 1 WHERE shard = ?1 AND batch_no = ?2 AND folded = 0";
+        self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(batch_no)])?;
+        Ok(())
     }
 
     /// Own units that came with this message, oldest first.

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use super::error::{ApplyError, Cannot};
 use super::fold::FoldCounts;
 use super::local::{LocalSink, Recovered};
-use super::messages::{Stop, fold_all};
+use super::messages::{Stop, fold_all, fold_all_own};
 use super::net_effect::NetEffect;
 use super::seal::{InFlight, SealLimits};
 use super::shape::{Merge, Tables};
@@ -21,7 +21,7 @@ use super::state::State;
 use crate::change::{RowKey, TxSpan};
 use crate::fault::{self, Point};
 use crate::format::Row;
-use crate::log::{Batch, Header, SealedMessage, ShardId, StreamSeq};
+use crate::log::{Batch, Body, Header, SealedMessage, ShardId, StreamSeq, encode_units};
 use crate::schema::{Catalogue, Table};
 
 /// Finds the shard of a row from its table and canonical key, or, without the key, that of all rows of the table; `None` for tables that are
@@ -58,6 +58,12 @@ pub trait Arrivals {
     /// # Errors
     /// [`ApplyError::NotRead`].
     fn batch(&self, index: usize) -> Result<Cow<'_, Batch>, ApplyError>;
+
+    /// Its list of units, encoded; `None` where they cannot be had without decoding them.
+    ///
+    /// # Errors
+    /// [`ApplyError::NotRead`].
+    fn units(&self, index: usize) -> Result<Option<Cow<'_, [u8]>>, ApplyError>;
 }
 
 impl Arrivals for [Arrived] {
@@ -71,6 +77,13 @@ impl Arrivals for [Arrived] {
 
     fn batch(&self, index: usize) -> Result<Cow<'_, Batch>, ApplyError> {
         self.get(index).map(|message| Cow::Borrowed(&message.batch)).ok_or(ApplyError::NotRead)
+    }
+
+    fn units(&self, index: usize) -> Result<Option<Cow<'_, [u8]>>, ApplyError> {
+        Ok(match &self.get(index).ok_or(ApplyError::NotRead)?.batch.body {
+            Body::Units(units) => Some(Cow::Owned(encode_units(units))),
+            Body::Piece { .. } => None,
+        })
     }
 }
 
@@ -291,9 +304,9 @@ impl Replica {
     /// # Errors
     /// When `state.db` fails.
     pub fn acknowledged(&mut self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
-        self.state.mark_acknowledged(shard, batch_no)?;
+        self.state.acknowledge(shard, batch_no)?;
         fault::pass(Point::Acknowledged);
-        self.state.forget_sealed()
+        Ok(())
     }
 
     /// Begins to apply: takes the write lock of the user's database. Capture is then drained, and [`Replica::fold`] called.
@@ -399,7 +412,11 @@ impl Replica {
             return Ok(None);
         }
         self.state.begin()?;
-        let folded = fold_all(&mut self.state, conn, tables, self.merge, (arrived, &all), false);
+        let folded = match fold_all_own(&mut self.state, arrived) {
+            Ok(Some(counts)) => Ok((NetEffect::new(), counts)),
+            Ok(None) => fold_all(&mut self.state, conn, tables, self.merge, (arrived, &all), false),
+            Err(error) => Err(Stop::Failed(error)),
+        };
         let settled = match folded {
             Ok((net, counts)) if net.is_zero() => {
                 fault::pass(Point::OwnFolded);

@@ -23,12 +23,38 @@ pub struct SealLimits {
 }
 
 /// A sealed message that was not acknowledged: [`super::Replica::sealed_message`] writes its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InFlight {
     /// Its shard.
     pub shard: ShardId,
     /// Its number.
     pub batch_no: u64,
+}
+
+/// Bytes up to which the messages of a round are written while it is sealed. More would be held for long, and take long to write.
+const WRITTEN_BYTES_MAX: usize = 1 << 20;
+
+/// A message that is to be sent.
+#[derive(Debug)]
+pub struct ToSend {
+    /// Which it is.
+    pub message: InFlight,
+    /// Itself, if it was written along with its round; else [`super::Replica::sealed_message`] writes it.
+    pub written: Option<SealedMessage>,
+}
+
+impl From<InFlight> for ToSend {
+    fn from(message: InFlight) -> ToSend {
+        ToSend { message, written: None }
+    }
+}
+
+/// A round before it is stored.
+struct PlannedRound {
+    round_no: u64,
+    planned: Vec<PlannedMessage>,
+    /// The units of each shard, in order.
+    ids: BTreeMap<ShardId, Vec<i64>>,
 }
 
 const DAMAGED: ApplyError = ApplyError::Damaged { what: "a sealed message" };
@@ -45,18 +71,54 @@ fn shard_messages(planned: &[PlannedMessage]) -> usize {
 impl State {
     /// Seals the next round and stores it; nothing when one is in flight or nothing waits. Returns the messages to send, in order.
     pub(super) fn seal(&mut self, limits: SealLimits) -> Result<Vec<InFlight>, ApplyError> {
-        if self.db.prepare_cached("SELECT 1 FROM sealed LIMIT 1")?.exists([])? {
-            return Ok(Vec::new());
+        let Some(round) = self.plan_round(limits)? else { return Ok(Vec::new()) };
+        self.begin()?;
+        let stored = self.store_round(&round).and_then(|messages| self.commit().map(|()| messages));
+        if stored.is_err() {
+            self.rollback()?;
+        }
+        let messages = stored?;
+        fault::pass(Point::Sealed);
+        Ok(messages)
+    }
+
+    /// As [`State::seal`], as a part of the open transaction, which brings what is sealed. Nothing when that is too large for one round:
+    /// sealing by itself tells so.
+    pub(super) fn seal_along(&mut self, limits: SealLimits) -> Result<Vec<InFlight>, ApplyError> {
+        match self.plan_round(limits) {
+            Ok(Some(round)) => self.store_round(&round),
+            Ok(None) | Err(ApplyError::TransactionTooLarge { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The messages of a round, written as far as they are small.
+    pub(super) fn written(&self, round: &[InFlight], compress: bool) -> Result<Vec<ToSend>, ApplyError> {
+        let mut bytes = 0;
+        let written = round.iter().map(|message| {
+            if bytes >= WRITTEN_BYTES_MAX {
+                return Ok(ToSend::from(*message));
+            }
+            let written = self.sealed_message(*message, compress)?;
+            bytes += written.payload.len();
+            Ok(ToSend { message: *message, written: Some(written) })
+        });
+        written.collect()
+    }
+
+    fn plan_round(&self, limits: SealLimits) -> Result<Option<PlannedRound>, ApplyError> {
+        if !self.may_wait() || self.is_round_stored()? {
+            return Ok(None);
         }
         let (mut ids, mut sizes, barrier) = self.waiting(limits.round_bytes_max)?;
         if ids.is_empty() {
-            return Ok(Vec::new());
+            self.remember_waiting(false);
+            return Ok(None);
         }
         let round_no = self.meta("round_no")?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes) + 1;
         let mut batch_no_last = BTreeMap::new();
         for shard in ids.keys() {
-            let sql = "SELECT coalesce(max(batch_no_sealed), 0) FROM positions WHERE shard = ?1";
-            batch_no_last.insert(*shard, from_db(self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0))?));
+            batch_no_last.insert(*shard, self.batch_no_sealed(*shard)?);
         }
         let numbers = Numbers { round_no, batch_no_last, barrier };
         let mut planned = plan(&sizes, &numbers, self.origin(), limits.message_bytes_max);
@@ -69,18 +131,7 @@ impl State {
                 return Err(ApplyError::TransactionTooLarge { messages, messages_max: limits.shard_messages_max });
             }
         }
-        self.begin()?;
-        let stored = self.store_round(round_no, &planned, &ids);
-        fault::pass(Point::Seal);
-        match stored {
-            Ok(()) => self.commit()?,
-            Err(error) => {
-                self.rollback()?;
-                return Err(error);
-            }
-        }
-        fault::pass(Point::Sealed);
-        Ok(planned.iter().map(|message| InFlight { shard: message.shard, batch_no: message.header.batch_no }).collect())
+        Ok(Some(PlannedRound { round_no, planned, ids }))
     }
 
     /// Unsealed units of whole transactions, oldest first, with their sizes, and whether they change the schema: such a transaction is
@@ -113,12 +164,8 @@ impl State {
         Ok((ids, sizes, barrier))
     }
 
-    fn store_round(
-        &self,
-        round_no: u64,
-        planned: &[PlannedMessage],
-        ids: &BTreeMap<ShardId, Vec<i64>>,
-    ) -> Result<(), ApplyError> {
+    fn store_round(&self, round: &PlannedRound) -> Result<Vec<InFlight>, ApplyError> {
+        let PlannedRound { round_no, planned, ids } = round;
         self.set_meta("round_no", &round_no.to_be_bytes())?;
         let sql = "INSERT INTO sealed(shard, batch_no, round_no, part, piece_unit, piece_index, piece_count, piece_start, piece_end, barrier)
             VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
@@ -132,7 +179,7 @@ impl State {
                     insert.execute(params![
                         shard,
                         batch_no,
-                        to_db(round_no),
+                        to_db(*round_no),
                         part,
                         None::<i64>,
                         None::<u32>,
@@ -148,7 +195,7 @@ impl State {
                     insert.execute(params![
                         shard,
                         batch_no,
-                        to_db(round_no),
+                        to_db(*round_no),
                         part,
                         id,
                         index,
@@ -169,7 +216,13 @@ impl State {
             let last = "INSERT INTO positions(shard, batch_no_sealed) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET batch_no_sealed = excluded.batch_no_sealed";
             self.db.prepare_cached(last)?.execute(params![shard, batch_no])?;
         }
-        Ok(())
+        let messages: Vec<InFlight> = planned
+            .iter()
+            .map(|message| InFlight { shard: message.shard, batch_no: message.header.batch_no })
+            .collect();
+        self.remember_round(messages.iter().copied());
+        fault::pass(Point::Seal);
+        Ok(messages)
     }
 
     /// Writes the bytes of a sealed message: the same bytes each time.
@@ -237,16 +290,35 @@ impl State {
 
     /// The message is on the log.
     pub(super) fn mark_acknowledged(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
-        let sql = "UPDATE sealed SET acknowledged = 1 WHERE shard = ?1 AND batch_no = ?2 AND acknowledged = 0";
-        self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(batch_no)])?;
+        let message = InFlight { shard, batch_no };
+        if self.is_unacknowledged(message)? {
+            let sql = "UPDATE sealed SET acknowledged = 1 WHERE shard = ?1 AND batch_no = ?2";
+            self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(batch_no)])?;
+            self.remember_acknowledged(message)?;
+        }
         Ok(())
     }
 
     /// A round that is acknowledged whole is done.
     pub(super) fn forget_sealed(&self) -> Result<(), ApplyError> {
-        if !self.db.prepare_cached("SELECT 1 FROM sealed WHERE acknowledged = 0 LIMIT 1")?.exists([])? {
+        if self.is_round_stored()? && self.is_round_acknowledged()? {
             self.db.prepare_cached("DELETE FROM sealed")?.execute([])?;
+            self.remember_round([]);
         }
         Ok(())
+    }
+
+    /// The message is on the log, and its round is done if it was the last: in one commit.
+    pub(super) fn acknowledge(&mut self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        if !self.is_unacknowledged(InFlight { shard, batch_no })? {
+            return Ok(());
+        }
+        self.begin()?;
+        let stored =
+            self.mark_acknowledged(shard, batch_no).and_then(|()| self.forget_sealed()).and_then(|()| self.commit());
+        if stored.is_err() {
+            self.rollback()?;
+        }
+        stored
     }
 }

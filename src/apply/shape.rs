@@ -192,14 +192,24 @@ impl LocalTable {
             .as_ref()
             .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) })
             .map(|image| self.without_null(image));
-        let carried = |c: &Option<usize>| match (c, merge) {
-            (None, _) => false,
-            (Some(_), Merge::Row) => true,
-            (Some(i), Merge::Column) => change.mask.get(*i).copied().unwrap_or(true),
-        };
-        let mask = if change.op == Op::Update { fit.columns.iter().map(carried).collect() } else { Vec::new() };
         let canonical = canonical_key(&self.table, &key);
-        Change { op: change.op, canonical, key, image, mask, if_there: change.if_there }
+        Change { op: change.op, canonical, key, image, mask: fit.mask(change, merge), if_there: change.if_there }
+    }
+
+    /// As [`LocalTable::change`], of a change that is not needed any more.
+    pub(super) fn change_taken(&self, fit: &Fit, change: UnitChange, merge: Merge) -> Change<'static> {
+        let mask = fit.mask(&change, merge);
+        let UnitChange { op, key, image, if_there, .. } = change;
+        let key = match key {
+            UnitKey::Rowid(rowid) => RowKey::Rowid(rowid),
+            UnitKey::Columns(values) if fit.same => RowKey::Columns(values),
+            UnitKey::Columns(values) => {
+                RowKey::Columns(fit.key.iter().filter_map(|i| values.get(*i).cloned()).collect())
+            }
+        };
+        let image = image.map(|image| if fit.same { image } else { self.fitted(fit, &image) });
+        let image = image.map(|image| self.without_null(Cow::Owned(image)));
+        Change { op, canonical: canonical_key(&self.table, &key), key, image, mask, if_there }
     }
 
     fn without_null<'a>(&self, mut image: Cow<'a, [Value]>) -> Cow<'a, [Value]> {
@@ -241,6 +251,16 @@ pub(super) struct Fit {
 }
 
 impl Fit {
+    /// For updates: the local columns that are written.
+    fn mask(&self, change: &UnitChange, merge: Merge) -> Vec<bool> {
+        let carried = |c: &Option<usize>| match (c, merge) {
+            (None, _) => false,
+            (Some(_), Merge::Row) => true,
+            (Some(i), Merge::Column) => change.mask.get(*i).copied().unwrap_or(true),
+        };
+        if change.op == Op::Update { self.columns.iter().map(carried).collect() } else { Vec::new() }
+    }
+
     /// Whether both have the same columns in the same order.
     pub(super) fn is_same(&self) -> bool {
         self.same

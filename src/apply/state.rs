@@ -1,5 +1,6 @@
 //! `state.db`: what a node knows beside the user's database. One SQLite file of ours, one writer, the database thread.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::ApplyError;
+use super::known::Known;
 use super::shape::{LocalTable, shape_of};
 use super::state_file;
+use super::state_log::Checkpoints;
 use super::versions::Versions;
 use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
 use crate::schema::Table;
@@ -40,6 +43,7 @@ pub struct State {
     pub(super) db: Connection,
     /// Pages in its log since the last commit.
     log_pages: Arc<AtomicU32>,
+    checkpoints: RefCell<Checkpoints>,
     others_wait: bool,
     pub(super) tables: HashMap<String, TableState>,
     shapes: HashMap<Vec<String>, i64>,
@@ -56,10 +60,9 @@ pub struct State {
     pub(super) suspecting: bool,
     /// Entries that the conflict journal keeps; the oldest go first.
     pub(super) conflicts_max: i64,
+    pub(super) known: Known,
 }
 
-/// Pages in the log of `state.db` from which on it is checkpointed: SQLite's own default.
-const LOG_PAGES_MAX: u32 = 1000;
 /// At a kilobyte each these are ten megabytes.
 const CONFLICTS_MAX: i64 = 10_000;
 
@@ -104,6 +107,7 @@ impl State {
         let mut state = State {
             db,
             log_pages,
+            checkpoints: RefCell::default(),
             others_wait: false,
             tables: HashMap::new(),
             shapes: HashMap::new(),
@@ -115,6 +119,7 @@ impl State {
             versions: Versions::default(),
             origin,
             conflicts_max: CONFLICTS_MAX,
+            known: Known::default(),
         };
         state.reload()?;
         Ok(state)
@@ -182,30 +187,6 @@ impl State {
         Ok(self.meta("capture_position")?.unwrap_or_default())
     }
 
-    /// The last folded message of a shard.
-    ///
-    /// # Errors
-    /// When `state.db` fails.
-    pub fn position(&self, shard: ShardId) -> Result<StreamSeq, ApplyError> {
-        let mut found = self.db.prepare_cached("SELECT seq FROM positions WHERE shard = ?1")?;
-        Ok(StreamSeq(found.query_row([shard.0], |row| row.get(0)).optional()?.map_or(0, from_db)))
-    }
-
-    /// The last folded message of an origin in a shard.
-    ///
-    /// # Errors
-    /// When `state.db` fails.
-    pub fn folded(&self, shard: ShardId, origin: Origin) -> Result<Folded, ApplyError> {
-        let mut found =
-            self.db.prepare_cached("SELECT batch_no, round_no, part FROM origins WHERE shard = ?1 AND origin = ?2")?;
-        let folded = found
-            .query_row(params![shard.0, origin_bytes(origin)], |row| {
-                Ok(Folded { batch_no: from_db(row.get(0)?), round_no: from_db(row.get(1)?), part: row.get(2)? })
-            })
-            .optional()?;
-        Ok(folded.unwrap_or_default())
-    }
-
     /// All last folded messages of a shard, for snapshots.
     ///
     /// # Errors
@@ -230,6 +211,7 @@ impl State {
         let sql =
             "INSERT INTO positions(shard, seq) VALUES(?1, ?2) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)";
         self.db.prepare_cached(sql)?.execute(params![shard.0, to_db(seq.0)])?;
+        self.remember_position(shard, seq);
         Ok(())
     }
 
@@ -239,6 +221,7 @@ impl State {
         let values =
             params![shard.0, origin_bytes(origin), to_db(folded.batch_no), to_db(folded.round_no), folded.part];
         self.db.prepare_cached(sql)?.execute(values)?;
+        self.remember_folded(shard, origin, folded);
         Ok(())
     }
 
@@ -258,14 +241,14 @@ impl State {
     }
 
     pub(super) fn begin(&self) -> Result<(), ApplyError> {
-        Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
+        self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
     }
 
     pub(super) fn commit(&self) -> Result<(), ApplyError> {
-        self.db.execute_batch("COMMIT")?;
-        if !self.others_wait && self.log_pages.load(Ordering::Relaxed) >= LOG_PAGES_MAX {
-            // As with SQLite's own automatic checkpoint: what is committed is committed, and whatever is wrong comes back with the next.
-            let _ = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        self.db.prepare_cached("COMMIT")?.execute([])?;
+        if !self.others_wait {
+            self.checkpoints.borrow_mut().committed(&self.db, self.log_pages.load(Ordering::Relaxed));
         }
         Ok(())
     }
@@ -307,6 +290,7 @@ impl State {
         self.shapes.clear();
         self.locals.clear();
         self.revertible = false;
+        self.known = Known::default();
         self.load_suspicion()?;
         self.load_births()?;
         let mut found = self.db.prepare(
@@ -479,6 +463,11 @@ mod tests {
         state.begin().unwrap();
         state.set_meta("other", b"1").unwrap();
         state.commit().unwrap();
-        assert!(file_bytes() > 6 << 20);
+        // Another thread does it.
+        let began = std::time::Instant::now();
+        while file_bytes() <= 6 << 20 {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "nobody checkpoints");
+            std::thread::yield_now();
+        }
     }
 }

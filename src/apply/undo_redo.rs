@@ -15,6 +15,7 @@ use rusqlite::Connection;
 use super::conflicts::{ConflictKind, Met};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
+use super::held::Changes;
 use super::indexes;
 use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
@@ -24,7 +25,7 @@ use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
 use crate::change::Op;
 use crate::format::Row;
-use crate::log::{Origin, SchemaStep, ShardId, TableShape, Unit};
+use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, TableShape, Unit};
 use crate::schema::{Catalogue, Table};
 
 /// A plain row whose base row moved under pending.
@@ -76,6 +77,7 @@ pub(super) struct Call<'a, 'c> {
     known: HashMap<String, Vec<Known>>,
     /// The tables as they are since the schema was changed in this call, and what that did.
     made: Option<(Catalogue, SchemaEffect)>,
+    pub(super) changes: Changes,
 }
 
 impl<'a, 'c> Call<'a, 'c> {
@@ -87,7 +89,8 @@ impl<'a, 'c> Call<'a, 'c> {
         locked: bool,
     ) -> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Call { state, folder, tables, merge, locked, undone, redo, known, made: None }
+        let changes = Changes::default();
+        Call { state, folder, tables, merge, locked, undone, redo, known, made: None, changes }
     }
 
     /// Finds the local table of a shape and how they fit; `None` where it was dropped. `strict` as in [`LocalTable::fit`].
@@ -143,6 +146,7 @@ impl<'a, 'c> Call<'a, 'c> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
+        self.let_go()?;
         self.redo()?;
         let pending = self.state.steps_pending(shard)?;
         let mirror = Connection::open_in_memory()
@@ -186,8 +190,13 @@ impl<'a, 'c> Call<'a, 'c> {
         }
     }
 
-    /// Folds a unit of another origin.
-    pub(super) fn fold_foreign(&mut self, unit: &Unit, origin: Origin) -> Result<(), ApplyError> {
+    /// Folds a unit of another origin. `at` is its message.
+    pub(super) fn fold_foreign(
+        &mut self,
+        mut unit: Unit,
+        origin: Origin,
+        at: (ShardId, StreamSeq),
+    ) -> Result<(), ApplyError> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
@@ -196,16 +205,19 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.displaced.clear();
         let mut fits = Vec::with_capacity(unit.tables.len());
         for shape in &unit.tables {
-            fits.push(self.fit_of(unit, origin, shape, true)?);
+            fits.push(self.fit_of(&unit, origin, shape, true)?);
         }
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
-        for change in &unit.changes {
+        for change in std::mem::take(&mut unit.changes) {
             let fit =
                 fits.get(usize::from(change.table)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
             let Some((table, fit)) = fit else { continue };
-            let fitted = table.change(fit, change, self.merge);
+            let index = change.table;
+            let fitted = table.change_taken(fit, change, self.merge);
             if table.is_unique() {
-                sets.entry(change.table).or_default().push(fitted);
+                sets.entry(index).or_default().push(fitted);
+            } else if !self.state.suspecting {
+                self.hold(table, fitted, origin, at)?;
             } else {
                 let was_there = self.is_there(table, &fitted)?;
                 self.fold_plain(table, &fitted, origin)?;
@@ -247,7 +259,12 @@ impl<'a, 'c> Call<'a, 'c> {
         if self.state.suspecting { self.state.note_seen(table, change, was_there) } else { Ok(()) }
     }
 
-    fn fold_plain(&mut self, table: &Arc<LocalTable>, change: &Change<'_>, origin: Origin) -> Result<(), ApplyError> {
+    pub(super) fn fold_plain(
+        &mut self,
+        table: &Arc<LocalTable>,
+        change: &Change<'_>,
+        origin: Origin,
+    ) -> Result<(), ApplyError> {
         let Some(mut base) = self.state.base(table, &change.canonical)? else {
             return self.folder.fold(self.state, table, std::slice::from_ref(change), None);
         };
@@ -285,6 +302,7 @@ impl<'a, 'c> Call<'a, 'c> {
     /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
     /// this call, and no foreign one comes between.
     pub(super) fn fold_own(&mut self, id: i64, unit: &Unit, whole: bool) -> Result<(), ApplyError> {
+        self.let_go()?;
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
         self.folder.counts.units_own += 1;

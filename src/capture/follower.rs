@@ -355,6 +355,11 @@ impl Follower {
     ) -> Result<Option<Polled>, FollowError<E>> {
         self.refuse_other_content()?;
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        let is_known = self.start == Start::Settled && self.frames.header().is_some();
+        if is_known && salts == Some(self.position.salts) && bound.committed == self.position.frame.0 {
+            self.bound = bound;
+            return Ok(Some(Polled::default()));
+        }
         let read = if salts == Some(self.position.salts) { self.position.frame.0 } else { 0 };
         if insist.is_none() && bound.committed.saturating_sub(read) > DRAIN_FRAMES_MAX {
             return Ok(None);

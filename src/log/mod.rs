@@ -32,7 +32,7 @@ pub use contract::{Bounds, Entry, Log};
 pub use cut::{CutShard, consistent_cut};
 pub use envelope::{
     ENVELOPE_VERSION, EnvelopeError, MESSAGE_BYTES_MAX, decode, decode_header, decode_units, encode, encode_unit,
-    encode_units,
+    encode_units, encoded_units, units_from_encoded,
 };
 pub use error::{ConnectError, LogError, PublishError};
 pub use jetstream::{JetStreamLog, Link, NatsOptions, Question, Questions, ServerFacts, StreamOptions};

@@ -18,6 +18,8 @@ use super::report::Told;
 use crate::apply::{ApplyError, Replica, open_applying_connection};
 use crate::capture::{CaptureError, CheckpointOptions, DatabaseFile, FileStamp, Follower, Position, Waker};
 
+/// How long the watcher rests after a notification: a large commit brings one for each page, and what comes meanwhile is one for the system.
+const WAKE_REST: Duration = Duration::from_micros(200);
 /// How long a file that nobody has open must rest before it counts as whole: it may still be being copied.
 const WHOLE_AFTER: Duration = Duration::from_secs(2);
 
@@ -95,7 +97,10 @@ impl Attached {
         }
         let not_kept = BTreeSet::new();
         let wake = Arc::clone(wake);
-        let waker = Waker::new(follower.file(), move || wake.notify_one())?;
+        let waker = Waker::new(follower.file(), move || {
+            wake.notify_one();
+            std::thread::sleep(WAKE_REST);
+        })?;
         Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), not_kept, _waker: waker })
     }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::log::{Announced, Header, ShardId, StreamSeq};
+use crate::log::{Announced, Header, Origin, ShardId, StreamSeq};
 
 /// Payload bytes kept in memory: several rounds of ordinary transactions, and little beside the daemon's bound.
 const MEMORY_BYTES_MAX: usize = 16 << 20;
@@ -95,6 +95,11 @@ impl Inbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.shards.values().all(|queue| queue.waiting.is_empty())
+    }
+
+    /// Whether all messages are of one origin.
+    pub(super) fn is_all_of(&self, origin: Origin) -> bool {
+        self.shards.values().all(|queue| queue.headers.iter().all(|header| header.origin == origin))
     }
 
     pub(super) fn message_count(&self) -> usize {

@@ -70,6 +70,7 @@ impl SteppedNode {
         let (mut database, _) = open(config, links)?;
         database.attached.follower.set_timeless();
         database.look_inline();
+        database.own_wait = Duration::ZERO;
         database.settle_intent()?;
         let others = (connected, applied_end, stop);
         Ok(SteppedNode { database, deliveries, published, outgoing, ready, asks, needs, _others: others })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use woodchuck::apply::{
-    ApplyError, Arrived, FoldReport, Merge, Outcome, Replica, SealLimits, State, open_applying_connection,
+    ApplyError, Arrived, FoldReport, Merge, Outcome, Replica, SealLimits, State, ToSend, open_applying_connection,
 };
 use woodchuck::change::{ChangeSink, Op, RowChange, TxSpan, row_key};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
@@ -68,6 +68,11 @@ impl Peer {
 
     /// Feeds the difference since the last look as one transaction.
     pub fn capture(&mut self) {
+        self.capture_sealing(None);
+    }
+
+    /// As [`Peer::capture`]; with limits what it brings is sealed along, if it may be.
+    pub fn capture_sealing(&mut self, limits: Option<SealLimits>) -> Vec<ToSend> {
         let now = database(&self.app);
         let before = std::mem::replace(&mut self.seen, now);
         let empty = Rows::new();
@@ -81,7 +86,13 @@ impl Peer {
             checksum: woodchuck::format::Checksum::default(),
             page_count: 0,
         };
-        let mut sink = self.replica.local_sink();
+        let mut sink = match limits {
+            Some(_) => self.replica.local_sink_grouped(),
+            None => self.replica.local_sink(),
+        };
+        if let Some(limits) = limits {
+            sink.seal_along(limits, false);
+        }
         sink.begin(&span).unwrap();
         let mut changes = 0;
         for (name, (table, rows)) in &self.seen {
@@ -112,6 +123,8 @@ impl Peer {
         }
         sink.set_capture_position(b"here");
         sink.commit(&span, changes).unwrap();
+        sink.store().unwrap();
+        sink.take_sealed()
     }
 
     pub fn publish(&mut self, log: &mut Log) -> &mut Peer {

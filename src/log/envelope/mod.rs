@@ -25,9 +25,9 @@ mod write;
 use thiserror::Error;
 
 pub(super) use judge::judge_place;
-pub use read::{decode, decode_header, decode_units};
-pub(super) use write::{EncodedBody, change_bytes, schema_bytes, shape_bytes, units_from_encoded, write_batch};
-pub use write::{encode, encode_unit, encode_units};
+pub use read::{decode, decode_header, decode_units, encoded_units};
+pub(super) use write::{EncodedBody, change_bytes, schema_bytes, shape_bytes, write_batch};
+pub use write::{encode, encode_unit, encode_units, units_from_encoded};
 
 /// The version that this program writes, and the only one that it reads.
 pub const ENVELOPE_VERSION: u64 = 1;

@@ -1,6 +1,7 @@
 //! Bytes to batches. Nothing that the bytes say about lengths is believed before the bytes are there.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 
 use minicbor::data::Type;
@@ -56,6 +57,17 @@ pub fn decode_header(bytes: &[u8], limit: usize) -> Result<Header> {
             Err(EnvelopeError::Cbor { .. }) if !at_end => step = step.saturating_mul(2),
             result => return result.map(|(header, _)| header),
         }
+    }
+}
+
+/// Where the encoded list of units stands in a message; `None` where that cannot be said without decoding it: in compressed messages, in
+/// pieces, and where something stands behind it.
+#[must_use]
+pub fn encoded_units(bytes: &[u8]) -> Option<Range<usize>> {
+    let mut d = Decoder::new(bytes);
+    match decode_head(&mut d) {
+        Ok((_, (BodyKey::Units, 0))) => Some(d.position()..bytes.len()),
+        Ok((_, (BodyKey::Units | BodyKey::Piece, _))) | Err(_) => None,
     }
 }
 

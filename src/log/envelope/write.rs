@@ -50,7 +50,8 @@ pub fn encode_unit(unit: &Unit) -> Vec<u8> {
 }
 
 /// Joins units that are encoded already into what [`encode_units`] makes of them.
-pub(in super::super) fn units_from_encoded<'a>(units: impl ExactSizeIterator<Item = &'a [u8]> + Clone) -> Vec<u8> {
+#[must_use]
+pub fn units_from_encoded<'a>(units: impl ExactSizeIterator<Item = &'a [u8]> + Clone) -> Vec<u8> {
     let mut out = Vec::with_capacity(9 + units.clone().map(<[u8]>::len).sum::<usize>());
     head(&mut out, ARRAY, units.len() as u64);
     for unit in units {

@@ -1,6 +1,6 @@
 //! What has arrived is folded into the database, under its write lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 use super::Database;
 use super::fairness::FOLD_BYTES_MAX;
 use super::waiting::Waiting;
-use crate::apply::{ApplyError, Outcome};
+use crate::apply::{ApplyError, FoldedOf, Outcome};
 use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
-use crate::log::{CutShard, Folded, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, consistent_cut};
+use crate::log::{CutShard, MESSAGE_BYTES_MAX, ShardId, StreamSeq, consistent_cut};
 use crate::node::NodeError;
 use crate::node::start::position_bytes;
 
 /// The same when own messages come first.
 const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
+/// How many own messages may wait together: what they have in common is a good part of folding them.
+const OWN_MESSAGES_MAX: usize = 64;
+/// How long own messages may wait: longer than what other nodes make of them, which is what an application would notice.
+pub(super) const OWN_WAIT: Duration = Duration::from_millis(5);
 /// How long the write lock is tried for at a time; between the tries the pin is renewed.
 const LOCK_TRIES_WITHIN: Duration = Duration::from_millis(5);
 /// How often it is tried meanwhile: about as long as a commit takes.
@@ -36,6 +40,9 @@ impl Database {
             return Ok(false);
         }
         let now = Instant::now();
+        if self.may_own_wait(now) {
+            return Ok(false);
+        }
         self.blocked.retain(|_, (_, retry_at)| *retry_at > now);
         let counts = self.cut()?;
         if counts.values().all(|count| *count == 0) {
@@ -76,12 +83,29 @@ impl Database {
         }
     }
 
+    /// Whether what has arrived is this node's own, and little, and not for long: nobody waits for it, and others may come that somebody
+    /// waits for.
+    fn may_own_wait(&mut self, now: Instant) -> bool {
+        let own = self.replica.state().origin();
+        let is_little = self.inbox.message_count() <= OWN_MESSAGES_MAX;
+        if !is_little || !self.inbox.is_all_of(own) || self.is_stopping_to_verify() || self.is_ahead_of_itself() {
+            self.own_since = None;
+            return false;
+        }
+        let since = *self.own_since.get_or_insert(now);
+        let may_wait = now.duration_since(since) < self.own_wait;
+        if !may_wait {
+            self.own_since = None;
+        }
+        may_wait
+    }
+
     /// How many messages of each shard to fold now.
     fn cut(&mut self) -> Result<BTreeMap<ShardId, usize>, NodeError> {
         self.inbox.make_contiguous();
-        let mut folded: Vec<HashMap<Origin, Folded>> = Vec::with_capacity(self.shards.len());
+        let mut folded: Vec<FoldedOf> = Vec::with_capacity(self.shards.len());
         for shard in &self.shards {
-            folded.push(self.replica.state().folded_all(*shard)?.into_iter().collect());
+            folded.push(self.replica.state().folded_of(*shard)?);
         }
         let end = |shard: &ShardId| {
             let verified = self.verify_last(*shard).map(|last| StreamSeq(last.0 + 1));

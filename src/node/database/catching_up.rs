@@ -335,7 +335,7 @@ impl Database {
         let own = self.replica.state().origin();
         for (shard, stand) in &fetched.manifest.stand {
             let mine = stand.folded.iter().find(|(origin, _)| *origin == own).map_or(0, |(_, folded)| folded.batch_no);
-            self.to_send.retain(|waiting| waiting.shard != *shard || waiting.batch_no > mine);
+            self.to_send.retain(|waiting| waiting.message.shard != *shard || waiting.message.batch_no > mine);
             self.blocked.remove(shard);
             let position = self.replica.state().position(*shard)?;
             let seen = self.log.seen.entry(*shard).or_default();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Database, Event};
+use crate::apply::ToSend;
 use crate::capture::HANDOVER_INTERVAL;
 use crate::log::{Delivery, Origin, Published, ShardId, StreamSeq};
 use crate::node::NodeError;
@@ -67,7 +68,8 @@ impl Database {
                     }
                     self.replica.acknowledged(shard, batch_no)?;
                     // One that a killed node had sent can arrive before it is sent again.
-                    self.to_send.retain(|waiting| (waiting.shard, waiting.batch_no) != (shard, batch_no));
+                    self.to_send
+                        .retain(|ToSend { message, .. }| (message.shard, message.batch_no) != (shard, batch_no));
                 }
                 let directory = &self.config.state_dir;
                 self.inbox.push(directory, message).map_err(|source| NodeError::StateDirectory {
@@ -104,7 +106,7 @@ impl Database {
         }
         let mut has_published = false;
         for shard in &self.shards {
-            has_published |= self.replica.state().folded_all(*shard)?.iter().any(|(known, _)| *known == own);
+            has_published |= self.replica.state().folded_of(*shard)?.contains_key(&own);
         }
         if !has_published || self.log.past_twins.contains(&origin.epoch) {
             return Err(NodeError::SameNodeId { node_id: own.node_id });
@@ -143,6 +145,9 @@ impl Database {
             (false, true) => idle,
             (false, false) => HANDOVER_INTERVAL,
         };
+        let own_due = self.own_since.map(|since| self.own_wait.saturating_sub(since.elapsed()));
+        let timeout = own_due.map_or(timeout, |due| due.min(timeout));
+        let own = self.replica.state().origin();
         let links = &mut self.links;
         let handle = links.handle.clone();
         let event = handle.block_on(async {
@@ -156,6 +161,7 @@ impl Database {
                 () = tokio::time::sleep(timeout) => Event::Other,
             }
         });
+        self.has_come = matches!(&event, Event::Delivery(Delivery::Arrived(message)) if message.header.origin != own);
         self.handle(event)
     }
 }

@@ -33,7 +33,7 @@ use super::snapshot::{Ask, Need};
 use super::start::position_bytes;
 use super::state_dir::StateDirectory;
 use super::waiting::FoldedOf;
-use crate::apply::{Blocked, InFlight, Replica};
+use crate::apply::{Blocked, Replica, SealLimits, ToSend};
 use crate::capture::{Position, SchemaMark, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
@@ -132,9 +132,14 @@ pub(super) struct Database {
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
     unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
-    to_send: VecDeque<InFlight>,
+    to_send: VecDeque<ToSend>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,
+    /// A message of another node came while there was nothing to do.
+    has_come: bool,
+    /// Since when nothing but own messages waits to be folded, and how long it may.
+    own_since: Option<Instant>,
+    pub(in crate::node) own_wait: Duration,
     /// Since when messages wait for the end of the database's log to be reached under the write lock.
     lock_wanted_since: Option<Instant>,
     stop_at: Option<Instant>,
@@ -184,6 +189,9 @@ impl Database {
             to_send: VecDeque::new(),
             round: None,
             retry_lock: false,
+            has_come: false,
+            own_since: None,
+            own_wait: applying::OWN_WAIT,
             lock_wanted_since: None,
             stop_at: None,
             stored: None,
@@ -262,11 +270,15 @@ impl Database {
 
     /// Does everything once. Whether there is more to do at once.
     pub(in crate::node) fn turn(&mut self) -> Result<bool, NodeError> {
-        // Capture goes first: what waits elsewhere waits in our files, what waits here makes the application's log grow.
+        if std::mem::take(&mut self.has_come) {
+            // The log was read to its end a moment ago, and is again under the write lock.
+            self.apply_or_catch_up()?;
+        }
+        // Capture goes before all else: what waits elsewhere waits in our files, what waits here makes the application's log grow.
         let began = Instant::now();
-        let mut found_more = self.capture()?;
+        let mut found_more = self.capture_and_send()?;
         while found_more && began.elapsed() < self.capture_within() {
-            found_more = self.capture()?;
+            found_more = self.capture_and_send()?;
         }
         if std::mem::take(&mut self.is_locked_out) {
             tracing::info!("the database can be read again");
@@ -360,13 +372,34 @@ impl Database {
 
     /// Whether more may be waiting.
     pub(in crate::node) fn capture(&mut self) -> Result<bool, NodeError> {
+        self.look(None)
+    }
+
+    /// As [`Database::capture`], but what is found leaves at once if it may.
+    fn capture_and_send(&mut self) -> Result<bool, NodeError> {
+        let seals = self.may_seal_along();
+        self.look(seals)
+    }
+
+    fn look(&mut self, seals: Option<SealLimits>) -> Result<bool, NodeError> {
         let before = self.attached.follower.next_tx();
         let mut sink = self.replica.local_sink_grouped();
-        let follower = &mut self.attached.follower;
+        if let Some(limits) = seals {
+            sink.seal_along(limits, self.config.log.compress);
+        }
         // What was taken before an error was taken: capture stands behind it.
-        let polled = follower.poll(&mut sink);
-        sink.store()?;
+        let polled = self.attached.follower.poll(&mut sink);
+        let stored = sink.store();
+        let sealed = sink.take_sealed();
+        drop(sink);
+        if !sealed.is_empty() {
+            self.begin_round(sealed);
+            self.hand_out()?;
+        }
+        stored?;
         let polled = polled?;
+        let mut sink = self.replica.local_sink_grouped();
+        let follower = &mut self.attached.follower;
         // It reads what is committed while it bounds the log, so the count is not the look's alone.
         let maintained = follower.maintain(&mut sink);
         sink.store()?;

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use crate::apply::{ApplyError, Arrivals};
-use crate::log::{Batch, Header, LogError, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, decode};
+use crate::log::{Batch, Header, LogError, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, decode, encoded_units};
 use crate::node::inbox::Inbox;
 use crate::node::{NodeError, RunConfig};
 
@@ -42,13 +44,22 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn read(&self, shard: ShardId, index: usize) -> Result<Batch, NodeError> {
+    fn keep(&self, cause: NodeError) -> ApplyError {
+        self.failed.replace(Some(cause));
+        ApplyError::NotRead
+    }
+
+    fn payload(&self, shard: ShardId, index: usize) -> Result<(StreamSeq, Bytes), NodeError> {
         let found = self.inbox.read(shard, index).map_err(|source| NodeError::StateDirectory {
             path: self.config.state_dir.clone(),
             what: "cannot read back what has arrived",
             source,
         })?;
-        let Some((seq, payload)) = found else { return Err(NodeError::Ended("inbox")) };
+        found.ok_or(NodeError::Ended("inbox"))
+    }
+
+    fn read(&self, shard: ShardId, index: usize) -> Result<Batch, NodeError> {
+        let (seq, payload) = self.payload(shard, index)?;
         let batch = decode(&payload, MESSAGE_BYTES_MAX).map_err(|source| LogError::Undecodable {
             stream: format!("{}-{}-{}", self.config.log.stream_prefix, self.config.log.shards, shard.0),
             seq,
@@ -68,11 +79,14 @@ impl Arrivals for Waiting<'_> {
         self.inbox.place(*shard, *index).map(|(seq, header)| (*shard, seq, header))
     }
 
+    fn units(&self, index: usize) -> Result<Option<Cow<'_, [u8]>>, ApplyError> {
+        let (shard, index) = self.places.get(index).ok_or(ApplyError::NotRead)?;
+        let (_, payload) = self.payload(*shard, *index).map_err(|cause| self.keep(cause))?;
+        Ok(encoded_units(&payload).and_then(|range| payload.get(range)).map(|units| Cow::Owned(units.to_vec())))
+    }
+
     fn batch(&self, index: usize) -> Result<Cow<'_, Batch>, ApplyError> {
         let (shard, index) = self.places.get(index).ok_or(ApplyError::NotRead)?;
-        self.read(*shard, *index).map(Cow::Owned).map_err(|cause| {
-            self.failed.replace(Some(cause));
-            ApplyError::NotRead
-        })
+        self.read(*shard, *index).map(Cow::Owned).map_err(|cause| self.keep(cause))
     }
 }
