@@ -143,6 +143,12 @@ impl Database {
             (false, true) => idle,
             (false, false) => HANDOVER_INTERVAL,
         };
+        let timeout = self.attached.waker.timeout(&self.attached.follower, timeout)?;
+        if !self.attached.waker.is_watching() {
+            // A look for every acknowledgement would take the application's core, and a round for every look fill the log with small messages.
+            std::thread::sleep(timeout);
+            return Ok(());
+        }
         let links = &mut self.links;
         let handle = links.handle.clone();
         let event = handle.block_on(async {
