@@ -21,7 +21,7 @@ fn writer(database: &Path, mode: &str, count: u64, seed: u64) -> Child {
 
 /// Calls the follower as its owner would, until `done` says so and nothing is left to read.
 fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut done: impl FnMut(&Follower) -> bool) {
-    let wake_ups = WakeUps::new(follower.file()).unwrap();
+    let mut wake_ups = WakeUps::new(follower.file()).unwrap();
     loop {
         let finished = done(follower);
         let polled = match follower.poll(sink) {
@@ -34,7 +34,8 @@ fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut do
             return;
         }
         if !polled.more {
-            wake_ups.wait(if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL });
+            let quiet = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
+            wake_ups.wait_after(follower, quiet).unwrap();
         }
     }
 }
@@ -180,4 +181,46 @@ fn every_image_before_is_right_while_commits_and_checkpoints_of_others_race() {
     let check = Connection::open(&path).unwrap();
     let sum: i64 = check.query_row("SELECT sum(v) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(sum, images.rows.values().sum::<i64>());
+}
+
+/// Each notification of a write is paid by the writer, so there are none while frames pour in: a busy one took twice the time for them,
+/// and the follower looks by the clock. When it is quiet again a single commit must still be seen at once.
+#[test]
+fn notifications_end_while_frames_pour_in_and_come_again_when_they_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let application = Connection::open(&path).unwrap();
+    application
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)",
+        )
+        .unwrap();
+    let mut follower = Follower::attach(&path).unwrap();
+    let mut wake_ups = WakeUps::new(follower.file()).unwrap();
+    let mut sink = Ids::default();
+    let mut look = |follower: &mut Follower| while follower.poll(&mut sink).is_ok_and(|polled| polled.more) {};
+
+    // A thousand frames each: whoever writes these slower than one in 200 ms does not pour.
+    for _ in 0..50 {
+        application.execute("INSERT INTO t(v) VALUES (randomblob(4000000))", []).unwrap();
+        look(&mut follower);
+        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+        if !wake_ups.is_watching() {
+            break;
+        }
+    }
+    assert!(!wake_ups.is_watching(), "nothing is told while frames pour in");
+
+    while !wake_ups.is_watching() {
+        look(&mut follower);
+        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+    }
+    look(&mut follower);
+    while wake_ups.wait(HANDOVER_INTERVAL) {}
+    application.execute("INSERT INTO t(v) VALUES (1)", []).unwrap();
+    assert!(wake_ups.wait(std::time::Duration::from_secs(10)), "a single commit wakes again");
+    look(&mut follower);
+    let written: i64 = application.query_row("SELECT max(id) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(sink.last, written, "everything was seen");
+    follower.detach().unwrap();
 }

@@ -56,6 +56,7 @@ const LAYERS: [Layer; 9] = [
             "base64",
             "clap",
             "futures_util",
+            "indicatif",
             "rusqlite",
             "rustix",
             "serde_json",

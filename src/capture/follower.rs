@@ -50,7 +50,7 @@ pub struct Polled {
     pub commits: u64,
     /// Transactions among them that changed something.
     pub transactions: u64,
-    /// Something was read: look again at once, for more may have come and the pin of before is still held.
+    /// Look again at once: not all was read, or two pins are held.
     pub more: bool,
 }
 
@@ -115,6 +115,8 @@ pub struct Follower {
     pub(super) position: Position,
     pub(super) page_size: PageSize,
     pub(super) next_tx: u64,
+    /// Frames of others that were read since the attach.
+    frames_read: u64,
     pub(super) shadow: Option<Shadow>,
     pub(super) start: Start,
     pub(super) durability: Durability,
@@ -184,6 +186,7 @@ impl Follower {
             position,
             page_size,
             next_tx: 1,
+            frames_read: 0,
             bound,
             resting: false,
             rested: None,
@@ -250,14 +253,17 @@ impl Follower {
         // A pin protects what came behind its mark as well, so a busy log is read under the one that is held. Renewing it for every commit
         // would let the application's automatic checkpoint do a little, with its syncs, at every commit too.
         if self.start == Start::Settled {
-            polled.more = self.read_until(sink, &mut polled, Some(Instant::now() + self.pace.look_within))?;
+            let found = self.read_until(sink, &mut polled, Some(Instant::now() + self.pace.look_within))?;
+            polled.more = found;
             if self.position.frame.0 < self.bound.committed {
                 // A new pin would have to wait until all of it is read.
                 return Ok(polled);
             }
             let is_busy = self.resting || self.moved_at.elapsed() < self.pace.idle_before_renewal;
             if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
-                if !polled.more {
+                // All of it is read. Looking again at once would spin beside a busy writer and take turns with it at the locks.
+                polled.more = false;
+                if !found {
                     self.frames.rest();
                 }
                 return Ok(polled);
@@ -504,6 +510,7 @@ impl Follower {
             let position = self.position_after(&tx, commit, &header);
             self.advance(&tx, position);
             self.policy.written_by_others = true;
+            self.frames_read += u64::from(commit.0.saturating_sub(tx.first.0) + 1);
             polled.commits += 1;
             polled.transactions += u64::from(changed);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -584,6 +591,12 @@ impl Follower {
     /// Sets the number that the next transaction gets.
     pub fn set_next_tx(&mut self, tx: u64) {
         self.next_tx = tx;
+    }
+
+    /// Frames of others that were read since the attach; counts up only.
+    #[must_use]
+    pub fn frames_read(&self) -> u64 {
+        self.frames_read
     }
 
     /// The number that the next transaction gets.

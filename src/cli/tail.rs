@@ -41,7 +41,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
         return follow(&what, &mut io::stdout().lock(), Style::of_stdout(), &stop);
     }
     let mut follower = attach(&args.database, &stop)?;
-    let wake_ups = WakeUps::new(follower.file())?;
+    let mut wake_ups = WakeUps::new(follower.file())?;
     for damage in follower.damage() {
         note(format_args!("a tree of the database cannot be read: {}", Failure::of(damage).message));
     }
@@ -69,7 +69,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
             }
             if !polled.more {
                 let idle = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
-                if wake_ups.wait(idle) {
+                if wake_ups.wait_after(&follower, idle)? {
                     follower.await_commit()?;
                 }
             }

@@ -33,7 +33,7 @@ pub(super) struct Attached {
     pub(super) is_rebooted: bool,
     /// Indexes that are not kept, as they were told.
     not_kept: BTreeSet<String>,
-    _waker: Waker,
+    pub(super) waker: Waker,
 }
 
 impl Attached {
@@ -101,7 +101,7 @@ impl Attached {
             wake.notify_one();
             std::thread::sleep(WAKE_REST);
         })?;
-        Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), not_kept, _waker: waker })
+        Ok(Attached { follower, connection, own_frames, is_rebooted: rebooted.is_some(), not_kept, waker })
     }
 
     /// Has the connection keep the indexes of the tables as they are now. Belongs in each transaction before rows are written.
