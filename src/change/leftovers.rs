@@ -3,7 +3,7 @@
 //! Cells are noted by where they stand, so that what is decoded is decoded once. When they are too many to be noted, the pages are merged
 //! again each time that somebody asks for them.
 //!
-//! Memory: 8 bytes a cell, [`LISTED_MAX`] cells.
+//! Memory: 8 bytes a cell, one for each [`BYTES_PER_LISTED`] of what rows that wait for their partner may take.
 
 use super::identity::canonical_of;
 use super::keyed::{Keyed, Rows};
@@ -12,8 +12,8 @@ use super::pages::DiffError;
 use super::rows::{LentRow, ReadBuffers, TableDiff};
 use crate::format::PageNo;
 
-/// Cells that are noted: 4 MiB of them, the leftovers of more than any everyday transaction.
-const LISTED_MAX: usize = 1 << 19;
+/// Half a million cells for a budget of 32 MiB: more than an everyday transaction leaves, in an eighth of it.
+const BYTES_PER_LISTED: usize = 64;
 /// Room that is kept for the next transaction.
 const KEPT_MAX: usize = 1 << 12;
 
@@ -28,6 +28,7 @@ pub(crate) struct Listed {
 /// The cells that are left over.
 pub(crate) struct Leftovers {
     listed: Vec<Listed>,
+    listed_max: usize,
     /// There are more than are listed.
     is_beyond: bool,
     left: bool,
@@ -35,9 +36,10 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    pub(crate) fn new(mut listed: Vec<Listed>) -> Leftovers {
+    pub(crate) fn new(mut listed: Vec<Listed>, map_bytes_max: usize) -> Leftovers {
         listed.clear();
-        Leftovers { listed, is_beyond: false, left: false, came: false }
+        let listed_max = map_bytes_max / BYTES_PER_LISTED;
+        Leftovers { listed, listed_max, is_beyond: false, left: false, came: false }
     }
 
     /// The memory of the list.
@@ -52,7 +54,7 @@ impl Leftovers {
         self.came |= after.is_some();
         for (located, is_before) in [(before, true), (after, false)] {
             let Some(Located { page, index, .. }) = located else { continue };
-            if self.listed.len() < LISTED_MAX {
+            if self.listed.len() < self.listed_max {
                 self.listed.push(Listed { page, index, is_before });
             } else {
                 self.is_beyond = true;

@@ -104,7 +104,7 @@ impl TableDiff<'_> {
                 self.give(before.map(lent), after.map(lent), emit)
             });
         }
-        let mut left = Leftovers::new(std::mem::take(listed));
+        let mut left = Leftovers::new(std::mem::take(listed), self.map_bytes_max);
         // Rows that keep their place and their key need no partner search.
         self.differences(merge, &mut |Difference { before, after }| {
             let declared = self.declared();
