@@ -7,7 +7,7 @@ use super::frames::AtPosition;
 use super::shadow::{Progress, Shadow, ShadowStep};
 use super::stand::{look_at_bound, stand_at};
 use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
-use crate::change::{ChangeSink, DiffError, Op, PageSource, RowChange, SchemaChange, TxSpan};
+use crate::change::{ChangeSink, ChangedRow, DiffError, Op, PageSource, RowChange, SchemaChange, TxSpan};
 use crate::format::{DatabaseHeader, FrameNo, PageNo};
 
 /// How far the start is.
@@ -65,6 +65,9 @@ impl ChangeSink<std::convert::Infallible> for Discard {
     fn change(&mut self, _: RowChange) -> Result<(), std::convert::Infallible> {
         Ok(())
     }
+    fn row(&mut self, _: ChangedRow<'_>) -> Result<(), std::convert::Infallible> {
+        Ok(())
+    }
     fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), std::convert::Infallible> {
         Ok(())
     }
@@ -89,6 +92,10 @@ impl ChangeSink<std::convert::Infallible> for Deletes {
     }
     fn change(&mut self, change: RowChange) -> Result<(), std::convert::Infallible> {
         self.0 += u64::from(change.op == Op::Delete);
+        Ok(())
+    }
+    fn row(&mut self, row: ChangedRow<'_>) -> Result<(), std::convert::Infallible> {
+        self.0 += u64::from(row.op == Op::Delete);
         Ok(())
     }
     fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), std::convert::Infallible> {

@@ -3,15 +3,16 @@
 //! Work per transaction depends on the pages it changed. The structure is replaced only after the whole transaction was given to the sink,
 //! so that an error leaves the differ where it was.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
+use super::explain::heads;
 use super::keyed::MAP_BYTES_MAX;
 use super::overflow::OverflowMap;
 use super::owners::{Owners, TreeNo};
 use super::pages::{DiffError, PageSource, Version};
 use super::row::{ChangeSink, TxSpan};
-use super::rows::{TableDiff, names_moved, note, reshape};
+use super::rows::{RowBuffers, TableDiff, names_moved, note, reshape};
 use super::structure::{Root, TreeChange, tree_change};
 use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};
 use crate::format::{DatabaseHeader, PageNo};
@@ -28,72 +29,64 @@ pub enum TransactionError<E> {
     Sink(E),
 }
 
-/// Which freelist trunk pages are looked at before an overflow page is looked for: SQLite works at the head of the list.
-const TRUNKS_LOOKED_AT: usize = 8;
-
 /// The structure of a database at one position.
 #[derive(Debug)]
 pub struct Differ {
-    header: DatabaseHeader,
+    pub(super) header: DatabaseHeader,
     schema: Schema,
     catalogue: Arc<Catalogue>,
     /// Tree 0 is the schema's.
     trees: Vec<Option<Tree>>,
     /// Numbers of trees that are gone, to be given out again.
     free: Vec<TreeNo>,
-    owners: Owners,
-    overflow: Option<OverflowMap>,
+    pub(super) owners: Owners,
+    pub(super) overflow: Option<OverflowMap>,
     damage: Vec<DiffError>,
     map_bytes_max: usize,
     skipped: Option<Mutex<Vec<DiffError>>>,
+    /// Memory that one transaction leaves for the next.
+    buffers: Buffers,
+}
+
+/// What a transaction needs, and the next can use again.
+#[derive(Debug, Default)]
+struct Buffers {
+    leaves: Vec<(TreeNo, PageNo, u8)>,
+    pages: Vec<(PageNo, u8)>,
+    rows: RowBuffers,
 }
 
 /// What a transaction does to one tree, before it is given out.
-struct Touched {
-    number: TreeNo,
+pub(super) struct Touched {
+    pub(super) number: TreeNo,
     /// The tree after; `None` when it is gone.
     tree: Option<Tree>,
     old: Option<Arc<Table>>,
-    change: TreeChange,
+    pub(super) change: TreeChange,
 }
 
 impl Touched {
+    /// A tree that stays as it is.
+    pub(super) fn unchanged(number: TreeNo, tree: &Tree) -> Touched {
+        Touched { number, tree: Some(tree.clone()), old: tree.table.clone(), change: TreeChange::default() }
+    }
+
     fn new_table(&self) -> Option<&Arc<Table>> {
         self.tree.as_ref().and_then(|tree| tree.table.as_ref())
     }
 }
 
 /// A transaction understood, before its rows are given out and the structure is replaced.
-struct Plan<'s> {
-    before: Version<'s>,
-    after: Version<'s>,
-    header: DatabaseHeader,
+pub(super) struct Plan<'s> {
+    pub(super) before: Version<'s>,
+    pub(super) after: Version<'s>,
+    pub(super) header: DatabaseHeader,
     schema: Option<(Schema, Arc<Catalogue>)>,
-    touched: Vec<Touched>,
+    pub(super) touched: Vec<Touched>,
     /// Rows may have changed in overflow pages only.
-    walk_chains: bool,
+    pub(super) walk_chains: bool,
     /// The overflow map, if this transaction was the first to need it.
-    built: Option<OverflowMap>,
-}
-
-impl Plan<'_> {
-    /// A page whose rows changed in overflow pages only is looked at on both sides.
-    fn add_page(&mut self, tree: &Tree, number: TreeNo, page: PageNo, height: u8) {
-        let index = match self.touched.iter().position(|touched| touched.number == number) {
-            Some(index) => index,
-            None => {
-                let (tree, old, change) = (Some(tree.clone()), tree.table.clone(), TreeChange::default());
-                self.touched.push(Touched { number, tree, old, change });
-                self.touched.len() - 1
-            }
-        };
-        let Some(touched) = self.touched.get_mut(index) else { return };
-        let entry = (page, height);
-        if !touched.change.before.contains(&entry) && !touched.change.after.contains(&entry) {
-            touched.change.before.push(entry);
-            touched.change.after.push(entry);
-        }
-    }
+    pub(super) built: Option<OverflowMap>,
 }
 
 impl Differ {
@@ -117,6 +110,7 @@ impl Differ {
             damage: Vec::new(),
             map_bytes_max: MAP_BYTES_MAX,
             skipped: None,
+            buffers: Buffers::default(),
         };
         let height = differ.owners.walk(&version, TreeNo(0), PageNo::ONE)?;
         differ.trees.push(Some(Tree {
@@ -267,8 +261,13 @@ impl Differ {
         span: &TxSpan,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<u64, TransactionError<E>> {
-        let (plan, count) = self.compare(before, after, changed, span, sink)?;
-        self.adopt(plan)?;
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let compared = self.compare(before, after, changed, &mut Given { span, sink, count: 0 }, &mut buffers);
+        self.buffers = buffers;
+        let (plan, count) = compared?;
+        if let Some(plan) = plan {
+            self.adopt(plan)?;
+        }
         Ok(count)
     }
 
@@ -284,31 +283,35 @@ impl Differ {
         span: &TxSpan,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<u64, TransactionError<E>> {
-        self.compare(before, after, changed, span, sink).map(|(_, count)| count)
+        let mut given = Given { span, sink, count: 0 };
+        self.compare(before, after, changed, &mut given, &mut Buffers::default()).map(|(_, count)| count)
     }
 
+    /// Gives the changes to the sink. Returns what is to be adopted, if that is anything, and the number of changes.
     fn compare<'s, E>(
         &self,
         before: &'s dyn PageSource,
         after: &'s dyn PageSource,
         changed: &[PageNo],
-        span: &TxSpan,
-        sink: &mut dyn ChangeSink<E>,
-    ) -> Result<(Plan<'s>, u64), TransactionError<E>> {
+        given: &mut Given<'_, E>,
+        buffers: &mut Buffers,
+    ) -> Result<(Option<Plan<'s>>, u64), TransactionError<E>> {
+        if self.find_leaves(changed, &mut buffers.leaves) {
+            self.compare_leaves(before, after, given, buffers)?;
+            given.commit(0)?;
+            return Ok((None, given.count));
+        }
         let plan = self.plan(before, after, changed)?;
-        let mut count = 0;
-        let mut begun = false;
         if let Some((schema, catalogue)) = &plan.schema {
             let continued = match_trees(&self.trees, &self.schema, schema, catalogue).continued(&self.trees);
             let is_shadow =
                 |name: &str| catalogue.shadow_of(name).is_some() || self.catalogue.shadow_of(name).is_some();
             for change in schema_changes(&self.schema, schema, &continued, &is_shadow) {
-                begin(&mut begun, span, sink)?;
-                sink.schema(change).map_err(TransactionError::Sink)?;
-                count += 1;
+                given.begin()?;
+                given.sink.schema(change).map_err(TransactionError::Sink)?;
             }
         }
-        let schema_count = count;
+        let schema_count = given.count;
         for touched in &plan.touched {
             let (old, new) = (touched.old.as_ref(), touched.new_table());
             let (Some(old), Some(new)) = (old.or(new), new.or(old)) else { continue };
@@ -318,29 +321,87 @@ impl Differ {
             let diff = TableDiff {
                 before: plan.before,
                 after: plan.after,
-                before_pages: row_pages(old, &touched.change.before),
-                after_pages: row_pages(new, &touched.change.after),
+                before_pages: &row_pages(old, &touched.change.before),
+                after_pages: &row_pages(new, &touched.change.after),
                 reshape: reshape(old, new),
-                old: Arc::clone(old),
-                new: Arc::clone(new),
+                old,
+                new,
                 walk_chains: plan.walk_chains,
                 map_bytes_max: self.map_bytes_max,
                 skipped: self.skipped.as_ref(),
             };
-            let done = diff.run(&mut |change| {
-                begin(&mut begun, span, sink)?;
-                count += 1;
-                sink.change(change).map_err(TransactionError::Sink)
-            });
-            match (done, &self.skipped) {
-                (Err(TransactionError::Diff(damage)), Some(skipped)) => note(skipped, damage),
-                (done, _) => done?,
+            self.give_rows(&diff, given, &mut buffers.rows)?;
+        }
+        given.commit(schema_count)?;
+        Ok((Some(plan), given.count))
+    }
+
+    /// Most transactions change leaves of trees that keep their shape, and nothing else: then there is nothing to find out about the structure,
+    /// and nothing of it changes. Finds those leaves, in the order of their trees; false when there is more to the transaction.
+    fn find_leaves(&self, changed: &[PageNo], leaves: &mut Vec<(TreeNo, PageNo, u8)>) -> bool {
+        leaves.clear();
+        if self.overflow.is_some() {
+            return false;
+        }
+        for page in changed {
+            let Some((number, 0)) = self.owners.get(*page) else { return false };
+            // A root can become an interior page.
+            if number == TreeNo(0) || self.tree(number).is_none_or(|tree| tree.root.height == 0) {
+                return false;
             }
+            leaves.push((number, *page, 0));
         }
-        if begun {
-            sink.commit(span, count - schema_count).map_err(TransactionError::Sink)?;
+        leaves.sort_unstable();
+        true
+    }
+
+    fn compare_leaves<E>(
+        &self,
+        before: &dyn PageSource,
+        after: &dyn PageSource,
+        given: &mut Given<'_, E>,
+        buffers: &mut Buffers,
+    ) -> Result<(), TransactionError<E>> {
+        let Buffers { leaves, pages, rows } = buffers;
+        for of_tree in leaves.chunk_by(|(a, ..), (b, ..)| a == b) {
+            let tree = of_tree.first().and_then(|(number, ..)| self.tree(*number));
+            let Some(table) = tree.and_then(|tree| tree.table.as_ref()) else { continue };
+            pages.clear();
+            pages.extend(of_tree.iter().map(|(_, page, height)| (*page, *height)));
+            let diff = TableDiff {
+                before: Version::with_header(before, &self.header),
+                after: Version::with_header(after, &self.header),
+                before_pages: pages,
+                after_pages: pages,
+                reshape: None,
+                old: table,
+                new: table,
+                walk_chains: false,
+                map_bytes_max: self.map_bytes_max,
+                skipped: self.skipped.as_ref(),
+            };
+            self.give_rows(&diff, given, rows)?;
         }
-        Ok((plan, count))
+        Ok(())
+    }
+
+    fn give_rows<E>(
+        &self,
+        diff: &TableDiff<'_>,
+        given: &mut Given<'_, E>,
+        buffers: &mut RowBuffers,
+    ) -> Result<(), TransactionError<E>> {
+        let done = diff.run(buffers, &mut |row| {
+            given.begin()?;
+            given.sink.row(row).map_err(TransactionError::Sink)
+        });
+        match (done, &self.skipped) {
+            (Err(TransactionError::Diff(damage)), Some(skipped)) => {
+                note(skipped, damage);
+                Ok(())
+            }
+            (done, _) => done,
+        }
     }
 
     /// Takes a transaction's pages into the structure without giving out its rows.
@@ -464,100 +525,12 @@ impl Differ {
         Ok(touched)
     }
 
-    fn tree(&self, number: TreeNo) -> Option<&Tree> {
+    pub(super) fn tree(&self, number: TreeNo) -> Option<&Tree> {
         self.trees.get(number.0 as usize)?.as_ref()
     }
 
-    /// Changed pages that no tree owned may be overflow pages of rows whose b-tree page did not change. Finds those rows' pages and adds
-    /// them to their tables.
-    fn explain_loose(&self, plan: &mut Plan<'_>, mut loose: Vec<PageNo>) -> Result<(), DiffError> {
-        let (old, new) = (plan.before, plan.after);
-        if loose.is_empty() {
-            return Ok(());
-        }
-        let count = old.pages.page_count().min(new.pages.page_count());
-        let owned: HashSet<PageNo> =
-            plan.touched.iter().flat_map(|touched| &touched.change.owned).map(|(page, _)| *page).collect();
-        let page_bytes = self.header.page_size.bytes();
-        loose.retain(|page| page.get() <= count && !old.is_map_or_lock(*page, page_bytes) && !owned.contains(page));
-        if loose.is_empty() {
-            return Ok(());
-        }
-        let mut open: BTreeSet<PageNo> = loose.into_iter().collect();
-        let mut chain = Vec::new();
-
-        // Chains that came or went with their cells explain themselves.
-        let mut kept_cells = Vec::new();
-        for touched in &plan.touched {
-            let heads_before = heads(&old, &touched.change.before)?;
-            let heads_after = heads(&new, &touched.change.after)?;
-            for (version, these, those) in [(&old, &heads_before, &heads_after), (&new, &heads_after, &heads_before)] {
-                for (head, (page, index)) in these {
-                    if those.contains_key(head) {
-                        kept_cells.push((*page, *index, std::ptr::eq(version, &old)));
-                        continue;
-                    }
-                    chain.clear();
-                    walk_cell(version, *page, *index, &mut chain)?;
-                    chain.iter().for_each(|page| {
-                        open.remove(page);
-                    });
-                }
-            }
-        }
-        // So do pages that work as trunks of the freelist.
-        for (version, header) in [(&old, &self.header), (&new, &plan.header)] {
-            let mut trunk = header.freelist_trunk;
-            for _ in 0..TRUNKS_LOOKED_AT {
-                let Some(page) = trunk.filter(|page| page.get() <= version.pages.page_count()) else { break };
-                open.remove(&page);
-                trunk = version.bytes(page)?.first_chunk().copied().map(u32::from_be_bytes).and_then(PageNo::new);
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        plan.walk_chains = true;
-        for (page, index, is_before) in kept_cells {
-            if is_before {
-                chain.clear();
-                walk_cell(&old, page, index, &mut chain)?;
-                chain.iter().for_each(|page| {
-                    open.remove(page);
-                });
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        if self.overflow.is_none() {
-            plan.built = Some(OverflowMap::build(&old, &self.owners, |tree, height| self.holds_rows(tree, height))?);
-        }
-        let mut chains: HashMap<PageNo, HashSet<PageNo>> = HashMap::new();
-        for overflow in open {
-            let map = self.overflow.as_ref().or(plan.built.as_ref());
-            let Some(page) = map.and_then(|map| map.lookup(overflow)) else { continue };
-            let Some((number, height)) = self.owners.get(page) else { continue };
-            let Some(tree) = self.tree(number) else { continue };
-            if !self.holds_rows(number, height) || number == TreeNo(0) {
-                continue;
-            }
-            let walked = match chains.get(&page) {
-                Some(walked) => walked,
-                None => {
-                    let walked = chains_of(&old, page)?;
-                    chains.entry(page).or_insert(walked)
-                }
-            };
-            if walked.contains(&overflow) {
-                plan.add_page(tree, number, page, height);
-            }
-        }
-        Ok(())
-    }
-
     /// Whether pages of this tree at this height carry rows.
-    fn holds_rows(&self, tree: TreeNo, height: u8) -> bool {
+    pub(super) fn holds_rows(&self, tree: TreeNo, height: u8) -> bool {
         self.tree(tree).and_then(|tree| tree.table.as_ref()).is_some_and(|table| height == 0 || table.without_rowid)
     }
 
@@ -568,7 +541,7 @@ impl Differ {
             for touched in &plan.touched {
                 let Some(table) = touched.new_table() else { continue };
                 let kept = if plan.walk_chains { HashMap::new() } else { heads(&plan.before, &touched.change.before)? };
-                for page in row_pages(table, &touched.change.after) {
+                for (page, _) in row_pages(table, &touched.change.after) {
                     map.note_page(&plan.after, page, |head| !kept.contains_key(&head))?;
                 }
             }
@@ -604,11 +577,27 @@ impl Differ {
     }
 }
 
-fn begin<E>(begun: &mut bool, span: &TxSpan, sink: &mut dyn ChangeSink<E>) -> Result<(), TransactionError<E>> {
-    if !std::mem::replace(begun, true) {
-        sink.begin(span).map_err(TransactionError::Sink)?;
+/// What has been given to a sink of one transaction.
+struct Given<'g, E> {
+    span: &'g TxSpan,
+    sink: &'g mut dyn ChangeSink<E>,
+    count: u64,
+}
+
+impl<E> Given<'_, E> {
+    /// Another change is about to be given.
+    #[inline]
+    fn begin(&mut self) -> Result<(), TransactionError<E>> {
+        self.count += 1;
+        if self.count == 1 { self.sink.begin(self.span).map_err(TransactionError::Sink) } else { Ok(()) }
     }
-    Ok(())
+
+    fn commit(&mut self, schema_count: u64) -> Result<(), TransactionError<E>> {
+        match self.count {
+            0 => Ok(()),
+            count => self.sink.commit(self.span, count - schema_count).map_err(TransactionError::Sink),
+        }
+    }
 }
 
 /// What happened to one tree; `tree` is how the schema describes it after.
@@ -641,42 +630,10 @@ fn touch(
     Ok(Touched { number, tree, old: tables.0, change })
 }
 
-/// The pages that carry rows of a table: leaves, and in index-shaped trees all. Ascending.
-fn row_pages(table: &Table, pages: &[(PageNo, u8)]) -> Vec<PageNo> {
+/// The pages that carry rows of a table: leaves, and in index-shaped trees all. Ascending by height and number.
+fn row_pages(table: &Table, pages: &[(PageNo, u8)]) -> Vec<(PageNo, u8)> {
     let with_rows = pages.iter().filter(|(_, height)| *height == 0 || table.without_rowid);
-    let mut pages: Vec<PageNo> = with_rows.map(|(page, _)| *page).collect();
-    pages.sort_unstable();
+    let mut pages: Vec<(PageNo, u8)> = with_rows.copied().collect();
+    pages.sort_unstable_by_key(|(page, height)| (*height, *page));
     pages
-}
-
-/// Where chains begin on these pages: first overflow page → (page, index of the cell).
-fn heads(version: &Version<'_>, pages: &[(PageNo, u8)]) -> Result<HashMap<PageNo, (PageNo, usize)>, DiffError> {
-    let mut heads = HashMap::new();
-    for (page, _) in pages {
-        let bytes = version.bytes(*page)?;
-        let btree = version.parse(*page, &bytes)?;
-        for index in 0..btree.cell_count() {
-            if let Some(head) = btree.cell(index)?.overflow {
-                heads.insert(head, (*page, index));
-            }
-        }
-    }
-    Ok(heads)
-}
-
-fn walk_cell(version: &Version<'_>, page: PageNo, index: usize, out: &mut Vec<PageNo>) -> Result<(), DiffError> {
-    let bytes = version.bytes(page)?;
-    let cell = version.parse(page, &bytes)?.cell(index)?;
-    version.chain(page, &cell, out)
-}
-
-/// All overflow pages of the cells on a page.
-fn chains_of(version: &Version<'_>, page: PageNo) -> Result<HashSet<PageNo>, DiffError> {
-    let bytes = version.bytes(page)?;
-    let btree = version.parse(page, &bytes)?;
-    let mut chain = Vec::new();
-    for index in 0..btree.cell_count() {
-        version.chain(page, &btree.cell(index)?, &mut chain)?;
-    }
-    Ok(chain.into_iter().collect())
 }

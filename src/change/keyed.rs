@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::format::Row;
+use crate::schema::RowView;
 
 /// Bound on the rows that wait for their partner. A budget of 32 MiB keeps a daemon within its bound while a whole table is rewritten.
 pub(crate) const MAP_BYTES_MAX: usize = 32 << 20;
@@ -18,24 +19,42 @@ const ENTRY_BYTES: usize = 96;
 /// Bound on the passes over the pages, for rows so large that few of them fill the map.
 const PARTS_MAX: u64 = 1 << 16;
 
-/// A row with what tells it apart.
-pub(crate) struct Keyed {
-    pub(crate) canonical: Vec<u8>,
+/// A row with what tells it apart, lent.
+#[derive(Clone, Copy)]
+pub(crate) struct Keyed<'r> {
+    pub(crate) canonical: &'r [u8],
     pub(crate) rowid: Option<i64>,
-    pub(crate) row: Row,
+    pub(crate) row: RowView<'r>,
+}
+
+/// A row that waits for its partner.
+struct Waiting {
+    rowid: Option<i64>,
+    row: Row,
+}
+
+impl Waiting {
+    fn lend<'r>(&'r self, canonical: &'r [u8]) -> Keyed<'r> {
+        Keyed { canonical, rowid: self.rowid, row: RowView::of(&self.row) }
+    }
+
+    fn bytes(&self, canonical: &[u8]) -> usize {
+        let values: usize = self.row.iter().map(|value| value.heap_bytes() + size_of_val(value)).sum();
+        canonical.len() + values + ENTRY_BYTES
+    }
 }
 
 /// One pass over the rows of a side: gives each row to the callback.
 pub(crate) trait Rows<E> {
-    fn before(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E>;
-    fn after(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E>;
+    fn before(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>) -> Result<(), E>;
+    fn after(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>) -> Result<(), E>;
 }
 
 /// Pairs the rows of both sides by key. `emit` gets (before, after); both are there for a row that kept its key.
 pub(crate) fn pair_by_key<E>(
     rows: &mut impl Rows<E>,
     bytes_max: usize,
-    emit: &mut dyn FnMut(Option<Keyed>, Option<Keyed>) -> Result<(), E>,
+    emit: &mut dyn FnMut(Option<Keyed<'_>>, Option<Keyed<'_>>) -> Result<(), E>,
 ) -> Result<(), E> {
     let part_of = |canonical: &[u8], parts: u64| {
         if parts == 1 {
@@ -48,43 +67,42 @@ pub(crate) fn pair_by_key<E>(
     let mut parts = 1u64;
     let mut part = 0;
     loop {
-        let mut left: HashMap<Vec<u8>, Keyed> = HashMap::new();
+        let mut left: HashMap<Vec<u8>, Waiting> = HashMap::new();
         let mut bytes = 0;
         rows.before(&mut |keyed| {
-            if part_of(&keyed.canonical, parts) != part {
+            if part_of(keyed.canonical, parts) != part {
                 return Ok(());
             }
-            bytes += entry_bytes(&keyed);
-            left.insert(keyed.canonical.clone(), keyed);
+            let waiting = Waiting { rowid: keyed.rowid, row: keyed.row.to_row() };
+            bytes += waiting.bytes(keyed.canonical);
+            left.insert(keyed.canonical.to_vec(), waiting);
             // Only the first pass decides on the number of parts; doubling keeps what part 0 holds a subset of what it held.
             while part == 0 && bytes > bytes_max && left.len() > 1 && parts < PARTS_MAX {
                 parts *= 2;
                 left.retain(|canonical, _| part_of(canonical, parts) == 0);
-                bytes = left.values().map(entry_bytes).sum();
+                bytes = left.iter().map(|(canonical, waiting)| waiting.bytes(canonical)).sum();
             }
             Ok(())
         })?;
         rows.after(&mut |keyed| {
-            if part_of(&keyed.canonical, parts) != part {
+            if part_of(keyed.canonical, parts) != part {
                 return Ok(());
             }
-            emit(left.remove(&keyed.canonical), Some(keyed))
+            match left.remove(keyed.canonical) {
+                Some(waited) => emit(Some(waited.lend(keyed.canonical)), Some(keyed)),
+                None => emit(None, Some(keyed)),
+            }
         })?;
-        let mut gone: Vec<Keyed> = left.into_values().collect();
-        gone.sort_unstable_by(|a, b| a.canonical.cmp(&b.canonical));
-        for keyed in gone {
-            emit(Some(keyed), None)?;
+        let mut gone: Vec<(Vec<u8>, Waiting)> = left.into_iter().collect();
+        gone.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (canonical, waited) in gone {
+            emit(Some(waited.lend(&canonical)), None)?;
         }
         part += 1;
         if part == parts {
             return Ok(());
         }
     }
-}
-
-fn entry_bytes(keyed: &Keyed) -> usize {
-    let values: usize = keyed.row.iter().map(|value| value.heap_bytes() + size_of_val(value)).sum();
-    2 * keyed.canonical.len() + values + ENTRY_BYTES
 }
 
 #[cfg(test)]
@@ -95,18 +113,18 @@ mod tests {
     struct Two(Vec<(u8, i64)>, Vec<(u8, i64)>);
 
     impl Two {
-        fn give(rows: &[(u8, i64)], take: &mut dyn FnMut(Keyed) -> Result<(), ()>) -> Result<(), ()> {
+        fn give(rows: &[(u8, i64)], take: &mut dyn FnMut(Keyed<'_>) -> Result<(), ()>) -> Result<(), ()> {
             rows.iter().try_for_each(|(key, value)| {
-                take(Keyed { canonical: vec![*key], rowid: None, row: vec![Value::Integer(*value)] })
+                take(Keyed { canonical: &[*key], rowid: None, row: RowView::of(&[Value::Integer(*value)]) })
             })
         }
     }
 
     impl Rows<()> for Two {
-        fn before(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), ()>) -> Result<(), ()> {
+        fn before(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), ()>) -> Result<(), ()> {
             Two::give(&self.0, take)
         }
-        fn after(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), ()>) -> Result<(), ()> {
+        fn after(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), ()>) -> Result<(), ()> {
             Two::give(&self.1, take)
         }
     }

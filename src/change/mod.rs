@@ -1,9 +1,12 @@
 //! Layer 2: two versions of the pages become row changes. Uses `format` and `schema`.
 
 mod differ;
+mod explain;
 mod identity;
 mod keyed;
+mod leftovers;
 mod merge;
+mod order;
 mod overflow;
 mod owners;
 mod pages;
@@ -16,5 +19,5 @@ mod trees;
 pub use differ::{Differ, TransactionError};
 pub use identity::{canonical_key, row_key};
 pub use pages::{DiffError, PageError, PageSource};
-pub use row::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan};
+pub use row::{ChangeSink, ChangedRow, Op, RowChange, RowKey, SchemaChange, TxSpan};
 pub(crate) use rows::reshape;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::identity::key_of;
 use crate::format::{Checksum, FrameNo, PageNo, Row, Salts, Value};
-use crate::schema::Table;
+use crate::schema::{RowView, Table};
 
 /// What happened to a row between two versions of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +59,46 @@ impl RowChange {
     }
 }
 
+/// The net change of one row, lent for the time of a call: what a [`RowChange`] is, without memory of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct ChangedRow<'a> {
+    /// As [`RowChange::table`].
+    pub table: &'a Arc<Table>,
+    /// Insert, update or delete.
+    pub op: Op,
+    /// As [`RowChange::rowid`].
+    pub rowid: Option<i64>,
+    /// As [`RowChange::before`].
+    pub before: Option<RowView<'a>>,
+    /// As [`RowChange::after`].
+    pub after: Option<RowView<'a>>,
+    /// As [`RowChange::before_unknown`].
+    pub before_unknown: bool,
+}
+
+impl ChangedRow<'_> {
+    /// The key: of the row after, for deletes of the row before.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        let column = |column| self.after.or(self.before).and_then(|row| row.get(column));
+        key_of(self.table, column, self.rowid)
+    }
+
+    /// The change with memory of its own.
+    #[must_use]
+    pub fn to_change(&self) -> RowChange {
+        RowChange {
+            table: Arc::clone(self.table),
+            op: self.op,
+            key: self.key(),
+            rowid: self.rowid,
+            before: self.before.map(|row| row.to_row()),
+            after: self.after.map(|row| row.to_row()),
+            before_unknown: self.before_unknown,
+        }
+    }
+}
+
 /// A row of `sqlite_schema` that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaChange {
@@ -100,7 +141,7 @@ pub struct TxSpan {
 
 /// Takes the changes of transactions as they are decoded. Changes stream: a transaction may be larger than memory.
 ///
-/// Calls come as `begin`, then `schema` changes, then row `change`s, then `commit`. A transaction that changes nothing makes no call.
+/// Calls come as `begin`, then `schema` changes, then rows that changed, then `commit`. A transaction that changes nothing makes no call.
 pub trait ChangeSink<E> {
     /// A transaction begins.
     fn begin(&mut self, span: &TxSpan) -> Result<(), E>;
@@ -108,6 +149,11 @@ pub trait ChangeSink<E> {
     fn schema(&mut self, change: SchemaChange) -> Result<(), E>;
     /// A row changed.
     fn change(&mut self, change: RowChange) -> Result<(), E>;
+    /// A row changed, and is lent: what the differ calls. Sinks that do not keep rows do without the memory that [`ChangeSink::change`]
+    /// is given, and those that pass rows on must pass them on as they come.
+    fn row(&mut self, row: ChangedRow<'_>) -> Result<(), E> {
+        self.change(row.to_change())
+    }
     /// The transaction is complete; `changes` counts its row changes.
     fn commit(&mut self, span: &TxSpan, changes: u64) -> Result<(), E>;
     /// What was committed is about to be relied on: a sink that stores transactions together stores those that it has.

@@ -1,25 +1,27 @@
-//! Cells as rows, and the rows of one tree on its two sides.
+//! The rows of one tree on its two sides: which of them changed.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
-use super::identity::{canonical_key, row_key};
+use super::identity::{canonical_of, keys_identical};
 use super::keyed::{Keyed, Rows, pair_by_key};
-use super::merge::{Located, merge_rowids, same_payload};
+use super::leftovers::{LeftRows, Leftovers, Listed};
+use super::merge::{Difference, Located, MergeBuffers, Sides, merge};
+use super::order::{ByKey, ByRowid};
 use super::pages::{DiffError, Version};
-use super::row::{Op, RowChange, RowKey};
-use super::suspects::Suspects;
-use crate::format::{BtreePage, Cell, PageNo, Row, Value};
-use crate::schema::{Identity, Table};
+use super::row::{ChangedRow, Op};
+use crate::format::{PageKind, PageNo, Row, Value};
+use crate::schema::{Identity, KeyColumn, RowPlaces, RowView, Table};
 
 /// One tree of rows, between two versions.
 pub(crate) struct TableDiff<'s> {
     pub(crate) before: Version<'s>,
     pub(crate) after: Version<'s>,
-    pub(crate) before_pages: Vec<PageNo>,
-    pub(crate) after_pages: Vec<PageNo>,
-    pub(crate) old: Arc<Table>,
-    pub(crate) new: Arc<Table>,
+    /// The pages that carry rows, with their heights, ascending by height and number.
+    pub(crate) before_pages: &'s [(PageNo, u8)],
+    pub(crate) after_pages: &'s [(PageNo, u8)],
+    pub(crate) old: &'s Arc<Table>,
+    pub(crate) new: &'s Arc<Table>,
     /// Where each column of `new` comes from in `old`; `None` when the columns are the same.
     pub(crate) reshape: Option<Vec<Option<usize>>>,
     pub(crate) walk_chains: bool,
@@ -27,6 +29,37 @@ pub(crate) struct TableDiff<'s> {
     /// Where rows that cannot be read are noted, and passed over. Without it the first one is an error.
     pub(crate) skipped: Option<&'s Mutex<Vec<DiffError>>>,
 }
+
+/// What comparing rows needs, and the next table or transaction can use again.
+#[derive(Debug, Default)]
+pub(crate) struct RowBuffers {
+    pub(super) merge: MergeBuffers,
+    pub(super) read: ReadBuffers,
+    listed: Vec<Listed>,
+}
+
+/// Where rows are read into.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBuffers {
+    pub(super) before: ReadBuffer,
+    pub(super) after: ReadBuffer,
+    pub(super) key: Vec<u8>,
+    pub(super) other_key: Vec<u8>,
+}
+
+/// Where one row is read into.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBuffer {
+    places: RowPlaces,
+    /// The payload of a cell that goes on in overflow pages.
+    whole: Vec<u8>,
+}
+
+/// A row and its rowid, which WITHOUT ROWID tables do not have.
+pub(crate) type LentRow<'r> = (RowView<'r>, Option<i64>);
+
+/// What takes the rows that changed.
+pub(crate) type Emit<'e, E> = dyn FnMut(ChangedRow<'_>) -> Result<(), E> + 'e;
 
 /// Where the columns of a changed table come from: by name, else, for a renamed column, by place.
 pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
@@ -63,115 +96,175 @@ pub(crate) fn names_moved(old: &Table, new: &Table) -> bool {
 
 impl TableDiff<'_> {
     /// Calls `emit` for each row that changed.
-    pub(crate) fn run<E: From<DiffError>>(&self, emit: &mut dyn FnMut(RowChange) -> Result<(), E>) -> Result<(), E> {
-        let mut emit_pair = |before, after| match self.pair(before, after) {
-            Some(change) => emit(change),
-            None => Ok(()),
-        };
-        if self.is_loose() {
-            return pair_by_key(&mut Loose { diff: self }, self.map_bytes_max, &mut emit_pair);
+    pub(crate) fn run<E: From<DiffError>>(&self, buffers: &mut RowBuffers, emit: &mut Emit<'_, E>) -> Result<(), E> {
+        let RowBuffers { merge, read, listed } = buffers;
+        if self.reshape.is_some() {
+            let mut rows = Reshaped { diff: self, read };
+            return pair_by_key(&mut rows, self.map_bytes_max, &mut |before, after| {
+                self.give(before.map(lent), after.map(lent), emit)
+            });
         }
-        let by_rowid = self.is_by_rowid();
-        let (mut left, mut came) = (false, false);
-        // Rows that keep their rowid and their key need no partner search.
-        self.merge(&mut |before, after| {
-            let is_pair = match (&before, &after) {
-                (Some(before), Some(after)) => before.canonical == after.canonical,
-                _ => by_rowid,
-            };
-            if is_pair {
-                return emit_pair(before, after);
+        let mut left = Leftovers::new(std::mem::take(listed), self.map_bytes_max);
+        // Rows that keep their place and their key need no partner search.
+        self.differences(merge, &mut |Difference { before, after }| {
+            let declared = self.declared();
+            if declared.is_some() && (before.is_none() || after.is_none()) {
+                left.push(before, after);
+                return Ok(());
             }
-            left |= before.is_some();
-            came |= after.is_some();
-            Ok(())
+            let ReadBuffers { before: old, after: new, key, other_key } = &mut *read;
+            let old = before.map(|located| self.read(true, located, old)).transpose()?.flatten();
+            let new = after.map(|located| self.read(false, located, new)).transpose()?.flatten();
+            match (declared, old, new) {
+                (Some(columns), Some(old), Some(new)) if !self.is_same_key(columns, old, new, key, other_key) => {
+                    left.push(before, after);
+                    Ok(())
+                }
+                // The other could not be read and is passed over.
+                (Some(_), Some(_), None) => Ok(left.push(before, None)),
+                (Some(_), None, Some(_)) => Ok(left.push(None, after)),
+                (_, old, new) => self.give(old, new, emit),
+            }
         })?;
-        match (left, came) {
+        let done = match left.sides() {
             (false, false) => Ok(()),
             // Nothing left that could be the partner of a row that came.
-            (false, true) => Leftovers { diff: self }.after(&mut |keyed| emit_pair(None, Some(keyed))),
-            (true, _) => pair_by_key(&mut Leftovers { diff: self }, self.map_bytes_max, &mut emit_pair),
-        }
-    }
-
-    /// Rows are told apart by their rowid alone.
-    fn is_by_rowid(&self) -> bool {
-        !matches!(self.new.identity, Identity::Declared(_))
-    }
-
-    /// The rows of the two sides do not come in one order.
-    fn is_loose(&self) -> bool {
-        self.new.without_rowid || self.old.without_rowid || self.reshape.is_some()
-    }
-
-    fn pair(&self, before: Option<Keyed>, after: Option<Keyed>) -> Option<RowChange> {
-        let key = |keyed: &Keyed| row_key(&self.new, &keyed.row, keyed.rowid);
-        let change = |op, key: RowKey, rowid, before, after| {
-            let table = Arc::clone(&self.new);
-            Some(RowChange { table, op, key, rowid, before, after, before_unknown: false })
+            (false, true) => left.each(self, merge, read, false, &mut |row, _| self.give(None, Some(row), emit)),
+            (true, _) => {
+                let mut rows = LeftRows { diff: self, left: &left, merge, read };
+                pair_by_key(&mut rows, self.map_bytes_max, &mut |before, after| {
+                    self.give(before.map(lent), after.map(lent), emit)
+                })
+            }
         };
-        match (before, after) {
-            (Some(old), Some(new)) if old.row == new.row => None,
-            (Some(old), Some(new)) => change(Op::Update, key(&new), new.rowid, Some(old.row), Some(new.row)),
-            (Some(old), None) => change(Op::Delete, key(&old), old.rowid, Some(old.row), None),
-            (None, Some(new)) => change(Op::Insert, key(&new), new.rowid, None, Some(new.row)),
-            (None, None) => None,
+        *listed = left.give_back();
+        done
+    }
+
+    /// The declared key; `None` when rows are told apart by their rowid alone.
+    pub(super) fn declared(&self) -> Option<&[KeyColumn]> {
+        match &self.new.identity {
+            Identity::Declared(columns) => Some(columns),
+            Identity::Rowid | Identity::RowidAlias(_) => None,
         }
     }
 
-    fn merge<E: From<DiffError>>(
+    pub(super) fn is_same_key(
         &self,
-        take: &mut dyn FnMut(Option<Keyed>, Option<Keyed>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let (before, after) = (&self.before, &self.after);
-        merge_rowids(before, after, &self.before_pages, &self.after_pages, self.walk_chains, |difference| {
-            let old = difference.before.map(|located| self.readable(self.old_row(&located))).transpose()?.flatten();
-            let new = difference.after.map(|located| self.readable(self.new_row(&located))).transpose()?.flatten();
-            take(old, new)
-        })
+        columns: &[KeyColumn],
+        (old, old_rowid): LentRow<'_>,
+        (new, new_rowid): LentRow<'_>,
+        key: &mut Vec<u8>,
+        other_key: &mut Vec<u8>,
+    ) -> bool {
+        if keys_identical(columns, &old, &new) {
+            return true;
+        }
+        canonical_of(self.new, &old, old_rowid, key);
+        canonical_of(self.new, &new, new_rowid, other_key);
+        key == other_key
     }
 
-    /// A row, or nothing where it is passed over.
-    fn readable(&self, row: Result<Keyed, DiffError>) -> Result<Option<Keyed>, DiffError> {
-        match (row, self.skipped) {
+    fn give<E>(
+        &self,
+        before: Option<LentRow<'_>>,
+        after: Option<LentRow<'_>>,
+        emit: &mut Emit<'_, E>,
+    ) -> Result<(), E> {
+        let (op, rowid) = match (before, after) {
+            (Some((old, _)), Some((new, _))) if old == new => return Ok(()),
+            (Some(_), Some((_, rowid))) => (Op::Update, rowid),
+            (Some((_, rowid)), None) => (Op::Delete, rowid),
+            (None, Some((_, rowid))) => (Op::Insert, rowid),
+            (None, None) => return Ok(()),
+        };
+        let (before, after) = (before.map(|lent| lent.0), after.map(|lent| lent.0));
+        emit(ChangedRow { table: self.new, op, rowid, before, after, before_unknown: false })
+    }
+
+    /// Calls `take` for each cell that differs between the sides, level by level: rows stand in interior pages, too, where there is no rowid.
+    pub(super) fn differences<E: From<DiffError>>(
+        &self,
+        buffers: &mut MergeBuffers,
+        take: &mut dyn FnMut(Difference<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let top = |pages: &[(PageNo, u8)]| pages.last().map_or(0, |(_, height)| *height);
+        for height in 0..=top(self.before_pages).max(top(self.after_pages)) {
+            let sides = Sides {
+                before: self.before,
+                after: self.after,
+                before_pages: level(self.before_pages, height),
+                after_pages: level(self.after_pages, height),
+                walk_chains: self.walk_chains,
+            };
+            match self.declared().filter(|_| self.new.without_rowid) {
+                Some(columns) => {
+                    let order = self.order(columns, &sides).map_err(E::from)?;
+                    merge(order, &sides, buffers, &mut *take)?;
+                }
+                None => merge(ByRowid, &sides, buffers, &mut *take)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn order<'t>(&self, columns: &'t [KeyColumn], sides: &Sides<'_>) -> Result<ByKey<'t>, DiffError> {
+        let (version, page) = match (sides.before_pages, sides.after_pages) {
+            ([(page, _), ..], _) => (&sides.before, *page),
+            (_, [(page, _), ..]) => (&sides.after, *page),
+            _ => return ByKey::new(columns, None),
+        };
+        let bytes = version.bytes(page)?;
+        ByKey::new(columns, Some(&version.parse(page, &bytes)?))
+    }
+
+    /// Reads the row of a cell; `None` where it is passed over.
+    pub(super) fn read<'r>(
+        &'r self,
+        is_before: bool,
+        located: Located<'r>,
+        buffer: &'r mut ReadBuffer,
+    ) -> Result<Option<LentRow<'r>>, DiffError> {
+        let (version, table) = if is_before { (&self.before, self.old) } else { (&self.after, self.new) };
+        let ReadBuffer { places, whole } = buffer;
+        let payload = match version.payload(located.page, &located.cell, None) {
+            Ok(Cow::Borrowed(payload)) => Ok(payload),
+            Ok(Cow::Owned(payload)) => {
+                *whole = payload;
+                Ok(whole.as_slice())
+            }
+            Err(damage) => Err(damage),
+        };
+        let read = payload.and_then(|payload| {
+            table
+                .read_row(payload, located.cell.rowid, version.encoding, places)
+                .map_err(|source| DiffError::Record { table: table.name.clone(), page: located.page, source })?;
+            Ok(payload)
+        });
+        match (read, self.skipped) {
+            // A table that lost or got its rowid is compared by key alone.
+            (Ok(payload), _) => {
+                let rowid = located.cell.rowid.filter(|_| !self.new.without_rowid);
+                Ok(Some((places.view(payload, &table.columns), rowid)))
+            }
             (Err(damage), Some(skipped)) => {
                 note(skipped, damage);
                 Ok(None)
             }
-            (row, _) => row.map(Some),
+            (Err(damage), None) => Err(damage),
         }
     }
+}
 
-    fn old_row(&self, located: &Located<'_>) -> Result<Keyed, DiffError> {
-        let row = decode(&self.before, &self.old, located)?;
-        let row = match &self.reshape {
-            None => row,
-            Some(sources) => sources
-                .iter()
-                .zip(&self.new.columns)
-                .map(|(source, column)| match source {
-                    Some(source) => row.get(*source).cloned().unwrap_or(Value::Null),
-                    None => column.default.clone(),
-                })
-                .collect(),
-        };
-        Ok(self.keyed(row, located.cell.rowid))
-    }
+fn lent(keyed: Keyed<'_>) -> LentRow<'_> {
+    (keyed.row, keyed.rowid)
+}
 
-    fn new_row(&self, located: &Located<'_>) -> Result<Keyed, DiffError> {
-        Ok(self.keyed(decode(&self.after, &self.new, located)?, located.cell.rowid))
-    }
-
-    fn keyed(&self, row: Row, rowid: Option<i64>) -> Keyed {
-        // A table that lost or got its rowid is compared by key alone.
-        let rowid = if self.new.without_rowid { None } else { rowid };
-        // Where rowids meet in their order nothing asks for the key's bytes.
-        let canonical = match self.is_by_rowid() && !self.is_loose() {
-            true => Vec::new(),
-            false => canonical_key(&self.new, &row_key(&self.new, &row, rowid)),
-        };
-        Keyed { canonical, rowid, row }
-    }
+/// The pages at one height.
+fn level(pages: &[(PageNo, u8)], height: u8) -> &[(PageNo, u8)] {
+    let from = pages.partition_point(|(_, at)| *at < height);
+    let to = pages.partition_point(|(_, at)| *at <= height);
+    pages.get(from..to).unwrap_or(&[])
 }
 
 /// The most damage that is noted: more than a person reads.
@@ -186,123 +279,59 @@ pub(crate) fn note(skipped: &Mutex<Vec<DiffError>>, damage: DiffError) {
     }
 }
 
-fn decode(version: &Version<'_>, table: &Table, located: &Located<'_>) -> Result<Row, DiffError> {
-    let payload = version.payload(located.page, &located.cell, None)?;
-    table.decode_row(&payload, located.cell.rowid, version.encoding).map_err(|source| DiffError::Record {
-        table: table.name.clone(),
-        page: located.page,
-        source,
-    })
-}
-
-/// Rows of a table with a declared key that did not keep rowid and key.
-struct Leftovers<'d, 's> {
+/// The rows of a table whose columns changed: bytes that are equal do not say that the rows are, so all are looked at.
+struct Reshaped<'d, 's> {
     diff: &'d TableDiff<'s>,
+    read: &'d mut ReadBuffers,
 }
 
-impl<E: From<DiffError>> Rows<E> for Leftovers<'_, '_> {
-    fn before(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
-        self.diff.merge(&mut |before, after| match (before, after) {
-            (Some(before), Some(after)) if before.canonical == after.canonical => Ok(()),
-            (Some(before), _) => take(before),
-            (None, _) => Ok(()),
-        })
-    }
-
-    fn after(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
-        self.diff.merge(&mut |before, after| match (before, after) {
-            (Some(before), Some(after)) if before.canonical == after.canonical => Ok(()),
-            (_, Some(after)) => take(after),
-            (_, None) => Ok(()),
-        })
-    }
-}
-
-/// Rows of pages in any order. Cells that stand unchanged on the same page of both sides are passed over.
-struct Loose<'d, 's> {
-    diff: &'d TableDiff<'s>,
-}
-
-impl Loose<'_, '_> {
-    fn side<E: From<DiffError>>(&self, is_before: bool, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
+impl Reshaped<'_, '_> {
+    fn side<E: From<DiffError>>(
+        &mut self,
+        is_before: bool,
+        take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let diff = self.diff;
-        let (this, other) = if is_before { (&diff.before, &diff.after) } else { (&diff.after, &diff.before) };
-        let (pages, partners) =
-            if is_before { (&diff.before_pages, &diff.after_pages) } else { (&diff.after_pages, &diff.before_pages) };
-        let mut suspects = Suspects::default();
-        for page in pages {
-            let bytes = this.bytes(*page).map_err(DiffError::from)?;
-            let btree = this.parse(*page, &bytes).map_err(DiffError::from)?;
-            if btree.kind() == crate::format::PageKind::InteriorTable {
+        let (version, pages) =
+            if is_before { (&diff.before, diff.before_pages) } else { (&diff.after, diff.after_pages) };
+        let ReadBuffers { before: buffer, key, .. } = &mut *self.read;
+        for (page, _) in pages {
+            let bytes = version.bytes(*page).map_err(DiffError::from)?;
+            let btree = version.parse(*page, &bytes).map_err(DiffError::from)?;
+            if btree.kind() == PageKind::InteriorTable {
                 continue;
             }
-            let partner_bytes = match partners.binary_search(page) {
-                Ok(_) if diff.reshape.is_none() => Some(other.bytes(*page).map_err(DiffError::from)?),
-                _ => None,
-            };
-            let partner =
-                partner_bytes.as_ref().map(|bytes| other.parse(*page, bytes)).transpose().map_err(DiffError::from)?;
-            match &partner {
-                // Only what may differ needs to be looked for on the other side.
-                Some(twin) if !diff.walk_chains && is_before => suspects.find(&btree, twin),
-                Some(twin) if !diff.walk_chains => suspects.find(twin, &btree),
-                Some(_) | None => suspects.all(&btree, partner.as_ref(), is_before),
-            }
-            let (these, those) =
-                if is_before { (&suspects.before, &suspects.after) } else { (&suspects.after, &suspects.before) };
-            let known = partner.as_ref().map(|twin| cells_of(twin, those)).transpose()?;
-            for index in these {
-                let cell = btree.cell(usize::from(*index)).map_err(DiffError::from)?;
-                let located = Located { page: *page, cell };
-                if let Some(twin) = known.as_ref().and_then(|known| known.get(&CellKey::of(&cell))) {
-                    let twin = Located { page: *page, cell: twin.0 };
-                    if cell.overflow.is_none() || same_payload(this, other, &located, &twin, diff.walk_chains)? {
-                        continue;
-                    }
-                }
-                let row = if is_before { diff.old_row(&located) } else { diff.new_row(&located) };
-                if let Some(row) = diff.readable(row)? {
-                    take(row)?;
-                }
+            for index in 0..btree.cell_count() {
+                let cell = btree.cell(index).map_err(DiffError::from)?;
+                let located = Located { page: *page, index: index as u16, cell };
+                let Some((row, rowid)) = diff.read(is_before, located, buffer)? else { continue };
+                let reshaped = diff.reshape.as_ref().filter(|_| is_before).map(|sources| diff.as_after(row, sources));
+                let row = reshaped.as_ref().map_or(row, |row| RowView::of(row));
+                canonical_of(diff.new, &row, rowid, key);
+                take(Keyed { canonical: key, rowid, row })?;
             }
         }
         Ok(())
     }
 }
 
-impl<E: From<DiffError>> Rows<E> for Loose<'_, '_> {
-    fn before(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
+impl TableDiff<'_> {
+    /// A row of the old table as one of the new.
+    fn as_after(&self, row: RowView<'_>, sources: &[Option<usize>]) -> Row {
+        let value = |(source, column): (&Option<usize>, &crate::schema::Column)| match source {
+            Some(source) => row.get(*source).map_or(Value::Null, |value| value.to_value()),
+            None => column.default.clone(),
+        };
+        sources.iter().zip(&self.new.columns).map(value).collect()
+    }
+}
+
+impl<E: From<DiffError>> Rows<E> for Reshaped<'_, '_> {
+    fn before(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>) -> Result<(), E> {
         self.side(true, take)
     }
 
-    fn after(&mut self, take: &mut dyn FnMut(Keyed) -> Result<(), E>) -> Result<(), E> {
+    fn after(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>) -> Result<(), E> {
         self.side(false, take)
     }
-}
-
-/// A cell compared without its left child: a row that moved between an interior page and a leaf is the same row.
-struct CellKey<'c>(Cell<'c>);
-
-impl<'c> CellKey<'c> {
-    fn of(cell: &Cell<'c>) -> CellKey<'c> {
-        CellKey(Cell { left_child: None, ..*cell })
-    }
-}
-
-impl PartialEq for CellKey<'_> {
-    fn eq(&self, other: &CellKey<'_>) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl Eq for CellKey<'_> {}
-
-impl std::hash::Hash for CellKey<'_> {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (self.0.rowid, self.0.payload_bytes, self.0.local, self.0.overflow).hash(state);
-    }
-}
-
-fn cells_of<'b>(page: &BtreePage<'b>, indexes: &[u16]) -> Result<HashSet<CellKey<'b>>, DiffError> {
-    indexes.iter().map(|index| Ok(CellKey::of(&page.cell(usize::from(*index))?))).collect()
 }

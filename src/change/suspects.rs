@@ -50,16 +50,6 @@ impl Suspects {
         }
     }
 
-    /// Names every cell of a page, and of its other version if there is one.
-    pub(crate) fn all(&mut self, this: &BtreePage<'_>, other: Option<&BtreePage<'_>>, is_before: bool) {
-        let (these, those) =
-            if is_before { (&mut self.before, &mut self.after) } else { (&mut self.after, &mut self.before) };
-        these.clear();
-        those.clear();
-        these.extend(0..this.cell_count() as u16);
-        those.extend(0..other.map_or(0, BtreePage::cell_count) as u16);
-    }
-
     /// Runs of changed bytes behind the pointers, as offsets in the page, in whole blocks.
     fn find_runs(&mut self, before: &BtreePage<'_>, after: &BtreePage<'_>) {
         self.runs.clear();

@@ -69,15 +69,56 @@ pub struct Cell<'a> {
     pub overflow: Option<PageNo>,
 }
 
-/// A b-tree page, checked as far as its header goes. Cells are checked when they are read.
+/// Where a cell's parts stand on its page: a [`Cell`] that borrows nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct BtreePage<'a> {
+pub struct CellPlace {
+    left_child: Option<PageNo>,
+    rowid: Option<i64>,
+    payload_bytes: u64,
+    local: (usize, usize),
+    overflow: Option<PageNo>,
+}
+
+impl CellPlace {
+    /// The cell, on the bytes of the page that it was found on.
+    #[inline]
+    #[must_use]
+    pub fn on(self, bytes: &[u8]) -> Cell<'_> {
+        let CellPlace { left_child, rowid, payload_bytes, local: (start, end), overflow } = self;
+        Cell { left_child, rowid, payload_bytes, local: bytes.get(start..end).unwrap_or(&[]), overflow }
+    }
+}
+
+/// What the header of a b-tree page says, without the page's bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct PageShape {
     page: PageNo,
-    bytes: &'a [u8],
     usable: usize,
     header: usize,
     kind: PageKind,
     cell_count: usize,
+}
+
+impl PageShape {
+    /// The page again, on the bytes that it was read from; `None` when they are too few.
+    #[inline]
+    #[must_use]
+    pub fn on(self, bytes: &[u8]) -> Option<BtreePage<'_>> {
+        bytes.get(..self.usable).map(|bytes| BtreePage { bytes, shape: self })
+    }
+
+    /// Number of cells.
+    #[must_use]
+    pub fn cell_count(&self) -> usize {
+        self.cell_count
+    }
+}
+
+/// A b-tree page, checked as far as its header goes. Cells are checked when they are read.
+#[derive(Debug, Clone, Copy)]
+pub struct BtreePage<'a> {
+    bytes: &'a [u8],
+    shape: PageShape,
 }
 
 impl<'a> BtreePage<'a> {
@@ -97,7 +138,7 @@ impl<'a> BtreePage<'a> {
             _ => return Err(corrupt(header, "not a b-tree page")),
         };
         let cell_count = usize::from(be_u16(bytes, header + 3).ok_or(corrupt(header + 3, "page ends in its header"))?);
-        let page = BtreePage { page, bytes, usable, header, kind, cell_count };
+        let page = BtreePage { bytes, shape: PageShape { page, usable, header, kind, cell_count } };
         if page.pointer_offset(cell_count) > usable {
             return Err(corrupt(header + 3, "more cell pointers than fit on the page"));
         }
@@ -107,27 +148,33 @@ impl<'a> BtreePage<'a> {
     /// The kind.
     #[must_use]
     pub fn kind(&self) -> PageKind {
-        self.kind
+        self.shape.kind
     }
 
     /// The page's number.
     #[must_use]
     pub fn page_no(&self) -> PageNo {
-        self.page
+        self.shape.page
+    }
+
+    /// What the header says, without the bytes.
+    #[must_use]
+    pub fn shape(&self) -> PageShape {
+        self.shape
     }
 
     /// Number of cells; an interior page has one child more.
     #[must_use]
     pub fn cell_count(&self) -> usize {
-        self.cell_count
+        self.shape.cell_count
     }
 
     fn corrupt(&self, offset: usize, what: &'static str) -> Corrupt {
-        Corrupt { page: self.page, offset, what }
+        Corrupt { page: self.shape.page, offset, what }
     }
 
     fn pointer_offset(&self, index: usize) -> usize {
-        self.header + if self.kind.is_interior() { 12 } else { 8 } + 2 * index
+        self.shape.header + if self.shape.kind.is_interior() { 12 } else { 8 } + 2 * index
     }
 
     /// The cell pointers as they stand on the page, in key order: offsets as big-endian numbers, not checked.
@@ -140,7 +187,7 @@ impl<'a> BtreePage<'a> {
     /// Where the cell pointers end: no cell begins before.
     #[must_use]
     pub fn content_offset(&self) -> usize {
-        self.pointer_offset(self.cell_count)
+        self.pointer_offset(self.shape.cell_count)
     }
 
     /// The usable bytes of the whole page, its header included.
@@ -152,13 +199,13 @@ impl<'a> BtreePage<'a> {
     #[inline]
     fn cell_offset(&self, index: usize) -> Result<usize, Corrupt> {
         let pointer = self.pointer_offset(index);
-        if index >= self.cell_count {
+        if index >= self.shape.cell_count {
             return Err(self.corrupt(pointer, "no such cell"));
         }
         let offset = usize::from(
             be_u16(self.bytes, pointer).ok_or_else(|| self.corrupt(pointer, "cell pointer past end of page"))?,
         );
-        if offset < self.pointer_offset(self.cell_count) || offset >= self.usable {
+        if offset < self.pointer_offset(self.shape.cell_count) || offset >= self.shape.usable {
             return Err(self.corrupt(pointer, "cell pointer outside the cell content"));
         }
         Ok(offset)
@@ -170,9 +217,18 @@ impl<'a> BtreePage<'a> {
     /// [`Corrupt`] when the cell does not lie within the page or its numbers contradict the format.
     #[inline]
     pub fn cell(&self, index: usize) -> Result<Cell<'a>, Corrupt> {
+        Ok(self.place(index)?.on(self.bytes))
+    }
+
+    /// As [`BtreePage::cell`], for those who cannot hold the page's bytes meanwhile.
+    ///
+    /// # Errors
+    /// As [`BtreePage::cell`].
+    #[inline]
+    pub fn place(&self, index: usize) -> Result<CellPlace, Corrupt> {
         let start = self.cell_offset(index)?;
         let mut at = start;
-        let left_child = if self.kind.is_interior() {
+        let left_child = if self.shape.kind.is_interior() {
             let child = be_u32(self.bytes, at).ok_or(self.corrupt(at, "cell past end of page"))?;
             at += 4;
             Some(PageNo::new(child).ok_or(self.corrupt(start, "child page 0"))?)
@@ -184,17 +240,27 @@ impl<'a> BtreePage<'a> {
             at += length;
             Ok(value)
         };
-        if self.kind == PageKind::InteriorTable {
+        if self.shape.kind == PageKind::InteriorTable {
             let rowid = next_varint("rowid past end of page")?;
-            return Ok(Cell { left_child, rowid: Some(rowid as i64), payload_bytes: 0, local: &[], overflow: None });
+            return Ok(CellPlace {
+                left_child,
+                rowid: Some(rowid as i64),
+                payload_bytes: 0,
+                local: (at, at),
+                overflow: None,
+            });
         }
         let payload_bytes = next_varint("payload length past end of page")?;
-        let rowid =
-            if self.kind == PageKind::LeafTable { Some(next_varint("rowid past end of page")? as i64) } else { None };
-        let local_bytes = local_payload_bytes(self.kind, self.usable, payload_bytes)
+        let rowid = if self.shape.kind == PageKind::LeafTable {
+            Some(next_varint("rowid past end of page")? as i64)
+        } else {
+            None
+        };
+        let local_bytes = local_payload_bytes(self.shape.kind, self.shape.usable, payload_bytes)
             .ok_or_else(|| self.corrupt(start, "payload longer than SQLite allows"))?;
-        let local =
-            self.bytes.get(at..at + local_bytes).ok_or_else(|| self.corrupt(start, "payload past end of page"))?;
+        if at + local_bytes > self.bytes.len() {
+            return Err(self.corrupt(start, "payload past end of page"));
+        }
         let overflow = if (local_bytes as u64) < payload_bytes {
             let first = be_u32(self.bytes, at + local_bytes)
                 .ok_or(self.corrupt(start, "overflow page number past end of page"))?;
@@ -202,15 +268,15 @@ impl<'a> BtreePage<'a> {
         } else {
             None
         };
-        Ok(Cell { left_child, rowid, payload_bytes, local, overflow })
+        Ok(CellPlace { left_child, rowid, payload_bytes, local: (at, at + local_bytes), overflow })
     }
 
     /// The children of an interior page from left to right; nothing for a leaf.
     pub fn children(&self) -> impl Iterator<Item = Result<PageNo, Corrupt>> + use<'a> {
         let page = *self;
-        let count = if page.kind.is_interior() { page.cell_count + 1 } else { 0 };
+        let count = if page.shape.kind.is_interior() { page.shape.cell_count + 1 } else { 0 };
         (0..count).map(move |index| {
-            let offset = if index == page.cell_count { page.header + 8 } else { page.cell_offset(index)? };
+            let offset = if index == page.shape.cell_count { page.shape.header + 8 } else { page.cell_offset(index)? };
             be_u32(page.bytes, offset).and_then(PageNo::new).ok_or(page.corrupt(offset, "child page 0"))
         })
     }

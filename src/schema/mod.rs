@@ -9,6 +9,7 @@ mod tokens;
 mod virtual_table;
 
 pub use catalogue::{Catalogue, CatalogueError, SchemaRow};
+pub use decode::{RowPlaces, RowView};
 pub use filter::TableFilter;
 pub use table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
 pub use tokens::{Tokens, unquote};

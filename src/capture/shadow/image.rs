@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::ShadowError;
 use super::journal::{Appended, Image, Index, Journal, Standing, io_error};
 use crate::capture::{CaptureError, FileIdentity, FollowError, Position};
-use crate::change::{ChangeSink, DiffError, PageError, PageSource, RowChange, SchemaChange, TxSpan};
+use crate::change::{ChangeSink, ChangedRow, DiffError, PageError, PageSource, RowChange, SchemaChange, TxSpan};
 use crate::fault::{self, Point};
 use crate::format::{DATABASE_HEADER_BYTES, DatabaseHeader, PageNo, PageSize};
 
@@ -199,6 +199,10 @@ impl<E> ChangeSink<FollowError<E>> for Journaled<'_, E> {
 
     fn change(&mut self, change: RowChange) -> Result<(), FollowError<E>> {
         self.sink.change(change).map_err(FollowError::Sink)
+    }
+
+    fn row(&mut self, row: ChangedRow<'_>) -> Result<(), FollowError<E>> {
+        self.sink.row(row).map_err(FollowError::Sink)
     }
 
     fn commit(&mut self, span: &TxSpan, changes: u64) -> Result<(), FollowError<E>> {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::{JsonLines, Pretty, SchemaObject, SqlScript, Style};
-use crate::change::{ChangeSink, RowChange, SchemaChange, TxSpan};
+use crate::change::{ChangeSink, ChangedRow, RowChange, SchemaChange, TxSpan};
 use crate::cli::args::Format;
 use crate::format::TextEncoding;
 use crate::schema::TableFilter;
@@ -78,6 +78,10 @@ impl<W: Write> ChangeSink<io::Error> for RowWriter<W> {
 
     fn change(&mut self, change: RowChange) -> io::Result<()> {
         self.sink().change(change)
+    }
+
+    fn row(&mut self, row: ChangedRow<'_>) -> io::Result<()> {
+        self.sink().row(row)
     }
 
     fn commit(&mut self, span: &TxSpan, changes: u64) -> io::Result<()> {
