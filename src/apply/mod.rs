@@ -28,6 +28,7 @@ mod net_effect;
 mod pending;
 mod replica;
 mod route;
+mod routing;
 mod schema_steps;
 mod seal;
 mod shape;
