@@ -573,6 +573,7 @@ fn who_catches_up_from_a_snapshot_sends_rows_as_everybody_does() {
     // What is on its way has its shard already, and more must not follow in another one.
     busy.sql("INSERT INTO t VALUES(9, 9)");
     busy.catch_up(&snapshot);
+    assert_eq!(busy.text("SELECT count(*) FROM t"), "9");
     assert_eq!(busy.replica.state().tables_out_of_order(|_| true), ["t"]);
 }
 

@@ -120,11 +120,13 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
         if !fit.is_same() {
             return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
         }
+        // In which shards the fold has them, whatever own changes that are on their way are in.
+        let by_name = with.routing.get(&here.name_lower).copied().unwrap_or(here.by_name);
         let is_ahead = |key: &[u8]| {
-            let key = Some(key).filter(|_| !here.by_name);
+            let key = Some(key).filter(|_| !by_name);
             (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard))
         };
-        if here.by_name && !is_ahead(&[]) {
+        if by_name && !is_ahead(&[]) {
             continue;
         }
         match &with.beforehand {
