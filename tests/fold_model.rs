@@ -12,7 +12,7 @@ use woodchuck::apply::{
 };
 use woodchuck::change::{ChangeSink, Op, RowChange, RowKey, TxSpan};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
-use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, ShardId, Stand, StreamSeq, decode, shard_of};
+use woodchuck::log::{MESSAGE_BYTES_MAX, Origin, Routing, ShardId, Stand, StreamSeq, decode, shard_of};
 use woodchuck::schema::Table;
 
 use crate::support::model::{Db, Key, ModelTable, Schema, ShardLog, fold_unit};
@@ -44,6 +44,7 @@ struct Node {
 struct Snapshot {
     path: PathBuf,
     stand: Stand,
+    routing: Routing,
 }
 
 struct Cluster {
@@ -268,7 +269,7 @@ impl Cluster {
         let path = self._dir.path().join(format!("snapshot{}.db", self.snapshots.len()));
         node.app.execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
         let shards: Vec<ShardId> = (1..=self.shards).map(ShardId).collect();
-        let stand = frozen.stand(&shards).unwrap();
+        let (stand, routing) = (frozen.stand(&shards).unwrap(), frozen.routing());
         let copy = Connection::open(&path).unwrap();
         // The node goes on while its state is frozen.
         self.seal(no);
@@ -279,7 +280,7 @@ impl Cluster {
             fold.extend(log.fold(shard.seq.0 as usize).clone());
         }
         assert_eq!(read(&copy, &self.schema), fold, "a snapshot is the fold");
-        self.snapshots.push(Snapshot { path, stand });
+        self.snapshots.push(Snapshot { path, stand, routing });
         self.count("snapshots");
     }
 
@@ -295,8 +296,8 @@ impl Cluster {
         }
         let count = self.snapshots.len() as u64;
         let index = if self.rng.chance(70) { count - 1 } else { self.rng.below(count) } as usize;
-        let Snapshot { path, stand } = &self.snapshots[index];
-        let (path, stand) = (path.clone(), stand.clone());
+        let Snapshot { path, stand, routing } = &self.snapshots[index];
+        let (path, stand, routing) = (path.clone(), stand.clone(), routing.clone());
         let tables = self.tables.clone();
         let find = |name: &str| tables.iter().find(|table| table.name.eq_ignore_ascii_case(name)).cloned();
         let by_row = self.by_row();
@@ -316,7 +317,8 @@ impl Cluster {
         node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
         node.capture(&tables);
         let ahead = stand.iter().any(|(shard, stand)| stand.seq > node.replica().state().position(*shard).unwrap());
-        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, &stand, &by_row, beforehand.as_mut()).unwrap();
+        let to = (&stand, &routing);
+        node.replica.as_mut().unwrap().catch_up(&node.conn, &find, to, &by_row, beforehand.as_mut()).unwrap();
         node.commit(&self.schema, crash);
         node.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();
         if ahead {

@@ -23,7 +23,7 @@ use super::statements::Written;
 use super::undo_redo::Call;
 use crate::change::{RowKey, canonical_key};
 use crate::format::Value;
-use crate::log::{ShardId, Stand};
+use crate::log::{Routing, ShardId, Stand};
 use crate::schema::Table;
 
 /// The name under which the snapshot's database is attached.
@@ -42,13 +42,14 @@ struct Ahead<'a> {
     /// The tables of the snapshot.
     snapshot: &'a [Arc<Table>],
     stand: &'a Stand,
+    routing: &'a Routing,
     route: &'a Route,
     merge: Merge,
     beforehand: Option<&'a mut Beforehand>,
 }
 
 impl Replica {
-    /// Catches up from a snapshot, attached to `conn` as [`SNAPSHOT_SCHEMA`]: in the shards where `stand` is
+    /// Catches up from a snapshot, attached to `conn` as [`SNAPSHOT_SCHEMA`], with what its manifest says: in the shards where it stands
     /// ahead of what is applied, the snapshot's rows become the fold, and pending stays on top. `route` tells the shards of rows, of all
     /// tables that travel. `beforehand` is what may differ, if that was looked for while the tables were what they are. Ends as
     /// [`Replica::fold`] does, with a commit or a rollback.
@@ -63,7 +64,7 @@ impl Replica {
         &mut self,
         conn: &Connection,
         tables: &dyn Tables,
-        stand: &Stand,
+        (stand, routing): (&Stand, &Routing),
         route: &Route,
         beforehand: Option<&mut Beforehand>,
     ) -> Result<FoldCounts, ApplyError> {
@@ -71,7 +72,8 @@ impl Replica {
         self.abandon_intent()?;
         let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
         self.state.begin()?;
-        let mut with = Ahead { conn, tables, snapshot: &snapshot, stand, route, merge: self.merge, beforehand };
+        let mut with =
+            Ahead { conn, tables, snapshot: &snapshot, stand, routing, route, merge: self.merge, beforehand };
         match catch_up(&mut self.state, &mut with) {
             Ok((net, counts)) => {
                 self.phase = Phase::Folded(net);
@@ -98,6 +100,9 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
             ahead.insert(*shard);
         }
     }
+    if !ahead.is_empty() {
+        state.take_routing(with.routing)?;
+    }
     let own = state.origin();
     let folder = Folder::new(with.conn)?;
     let mut call = Call::new(state, folder, with.tables, with.merge, true);
@@ -115,11 +120,13 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
         if !fit.is_same() {
             return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
         }
+        // In which shards the fold has them, whatever own changes that are on their way are in.
+        let by_name = with.routing.get(&here.name_lower).copied().unwrap_or(here.by_name);
         let is_ahead = |key: &[u8]| {
-            let key = Some(key).filter(|_| !here.by_name);
+            let key = Some(key).filter(|_| !by_name);
             (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard))
         };
-        if here.by_name && !is_ahead(&[]) {
+        if by_name && !is_ahead(&[]) {
             continue;
         }
         match &with.beforehand {

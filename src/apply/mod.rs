@@ -31,6 +31,7 @@ mod pending;
 mod pending_units;
 mod replica;
 mod route;
+mod routing;
 mod schema_steps;
 mod seal;
 mod shape;

@@ -51,6 +51,11 @@ pub(super) enum Named {
     Unknown,
 }
 
+/// What stands behind the name of a table whose name another one has taken: no other node's state has it.
+pub(super) fn taken_from(id: i64) -> String {
+    format!(" (gone, {id})")
+}
+
 /// The table that a statement makes; `None` where SQLite does not take it alone.
 fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
     let row = SchemaRow {
@@ -332,7 +337,7 @@ impl State {
         let gone = self.tables.get(&of[1]).map(|table| table.id);
         if let Some(id) = gone {
             self.clear_base(now)?;
-            let unused = format!("{now} (gone, {id})");
+            let unused = format!("{now}{}", taken_from(id));
             self.db.prepare_cached("UPDATE tables SET name = ?2 WHERE id = ?1")?.execute(params![id, unused])?;
             self.tables.remove(&of[1]);
         }

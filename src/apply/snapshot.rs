@@ -14,7 +14,7 @@ use super::state::{State, names_bytes};
 use super::statements::{Rows, Written};
 use crate::change::RowKey;
 use crate::format::{PageNo, Row};
-use crate::log::{Origin, ShardId, ShardStand, Stand};
+use crate::log::{Origin, Routing, ShardId, ShardStand, Stand};
 use crate::schema::{Catalogue, CatalogueError, Content, Module, SchemaRow, Table, TableFilter};
 
 /// The state as it was when this was opened, whatever has happened to it since.
@@ -53,6 +53,12 @@ impl FrozenState {
             stand.insert(*shard, of_shard);
         }
         Ok(stand)
+    }
+
+    /// How rows travel.
+    #[must_use]
+    pub fn routing(&self) -> Routing {
+        self.0.routing()
     }
 
     /// Puts base in place in a copy of the database as it was at that moment: the copy is then the fold. Returns how many rows base has.
@@ -183,12 +189,17 @@ pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table
 }
 
 impl State {
-    /// Makes the state of a node that begins with a snapshot: nothing is pending, and the fold stands where the snapshot has it. The first
-    /// node that opens it gives it its origin.
+    /// Makes the state of a node that begins with a snapshot: nothing is pending, and the fold stands, and rows travel, as the snapshot has
+    /// it. The first node that opens it gives it its origin.
     ///
     /// # Errors
     /// As [`State::open`]; there must not be a state at `path`.
-    pub fn create_at(path: &Path, database: &str, stand: &Stand, capture_position: &[u8]) -> Result<State, ApplyError> {
+    pub fn create_at(
+        path: &Path,
+        database: &str,
+        (stand, routing): (&Stand, &Routing),
+        capture_position: &[u8],
+    ) -> Result<State, ApplyError> {
         let mut state = State::open(path, database, Origin { node_id: 0, epoch: 0 })?;
         state.begin()?;
         for (shard, of_shard) in stand {
@@ -197,6 +208,7 @@ impl State {
                 state.set_folded(*shard, *origin, *folded)?;
             }
         }
+        state.take_routing(routing)?;
         state.store_capture_position(capture_position)?;
         state.settle()?;
         state.commit()?;

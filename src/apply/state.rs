@@ -362,14 +362,6 @@ impl State {
         Ok(local)
     }
 
-    /// Tables whose rows travel in many shards although they have UNIQUE values by now: changes that collide there are in no order.
-    ///
-    /// `is_unique` tells it of a table as it is now.
-    pub fn tables_out_of_order(&self, is_unique: impl Fn(&str) -> bool) -> Vec<String> {
-        let apart = self.tables.iter().filter(|(_, table)| !table.by_name).map(|(name, _)| name);
-        apart.filter(|name| is_unique(name)).cloned().collect()
-    }
-
     /// Tables or what became of their names are not what they were.
     pub(super) fn forget_tables(&mut self) {
         self.locals.clear();

@@ -47,7 +47,7 @@ pub use seal::{
 };
 pub use shard::shard_of;
 pub use snapshot::{
-    FirstContent, HASH_BYTES, Lease, Maker, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore,
-    Stand, TableDigest, content_of_first, hash_file,
+    FirstContent, HASH_BYTES, Lease, Maker, Routing, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest,
+    SnapshotStore, Stand, TableDigest, content_of_first, hash_file,
 };
 pub use units::{UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use woodchuck::apply::{
-    ApplyError, Arrived, FoldReport, Merge, Outcome, Replica, SealLimits, State, ToSend, open_applying_connection,
+    ApplyError, Arrived, FoldReport, FrozenState, Merge, Outcome, Replica, Route, SNAPSHOT_SCHEMA, SealLimits, State,
+    ToSend, open_applying_connection,
 };
 use woodchuck::change::{ChangeSink, Op, RowChange, TxSpan, row_key};
 use woodchuck::format::{FrameNo, Row, Salts, Value};
-use woodchuck::log::{Batch, MESSAGE_BYTES_MAX, Origin, ShardId, StreamSeq, decode, shard_of};
+use woodchuck::log::{Batch, MESSAGE_BYTES_MAX, Origin, Routing, ShardId, Stand, StreamSeq, decode, shard_of};
 use woodchuck::schema::{Catalogue, Table};
 
 use super::oracle::{Rows, catalogue, database, value_of};
@@ -26,6 +27,14 @@ impl Log {
     pub fn new() -> Log {
         Log(vec![Vec::new(); usize::from(SHARDS)])
     }
+}
+
+/// The fold as a peer has it.
+pub struct Snapshot {
+    _dir: TempDir,
+    path: PathBuf,
+    stand: Stand,
+    pub routing: Routing,
 }
 
 /// A database with its replica, and capture by comparison.
@@ -53,6 +62,23 @@ impl Peer {
         app.pragma_update(None, "encoding", encoding).unwrap();
         app.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
         app.execute_batch(sql).unwrap();
+        Peer::over(dir, app, node_id, merge)
+    }
+
+    /// A peer that begins with a snapshot.
+    pub fn begin_with(node_id: u64, snapshot: &Snapshot) -> Peer {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        std::fs::copy(&snapshot.path, &path).unwrap();
+        let app = Connection::open(&path).unwrap();
+        app.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
+        let to = (&snapshot.stand, &snapshot.routing);
+        drop(State::create_at(&dir.path().join("state.db"), "app.db", to, b"here").unwrap());
+        Peer::over(dir, app, node_id, Merge::Column)
+    }
+
+    fn over(dir: TempDir, app: Connection, node_id: u64, merge: Merge) -> Peer {
+        let path = dir.path().join("app.db");
         let conn = open_applying_connection(&path).unwrap();
         let state = State::open(&dir.path().join("state.db"), "app.db", Origin { node_id, epoch: 1 }).unwrap();
         let replica = replica(state, merge);
@@ -179,6 +205,31 @@ impl Peer {
         Ok(report)
     }
 
+    pub fn snapshot(&self) -> Snapshot {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.db");
+        let frozen = FrozenState::open(&self._dir.path().join("state.db")).unwrap();
+        self.app.execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
+        let copy = Connection::open(&path).unwrap();
+        frozen.put_base(&copy, &look_up(&catalogue(&self.app))).unwrap();
+        let shards: Vec<ShardId> = (1..=SHARDS).map(ShardId).collect();
+        Snapshot { _dir: dir, path, stand: frozen.stand(&shards).unwrap(), routing: frozen.routing() }
+    }
+
+    pub fn catch_up(&mut self, snapshot: &Snapshot) {
+        let attach = format!("ATTACH ?1 AS {SNAPSHOT_SCHEMA}");
+        self.conn.execute(&attach, [snapshot.path.to_str().unwrap()]).unwrap();
+        let tables = catalogue(&self.app);
+        self.replica.begin(&self.conn).unwrap();
+        let to = (&snapshot.stand, &snapshot.routing);
+        self.replica.catch_up(&self.conn, &look_up(&tables), to, &route(), None).unwrap();
+        if self.replica.commit(&self.conn).unwrap() == Outcome::Written {
+            self.replica.finish(Some(b"behind")).unwrap();
+        }
+        self.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();
+        self.seen = database(&self.app);
+    }
+
     pub fn text(&self, sql: &str) -> String {
         let mut found = self.app.prepare(sql).unwrap();
         let columns = found.column_count();
@@ -198,12 +249,15 @@ impl Peer {
     }
 }
 
-pub fn replica(state: State, merge: Merge) -> Replica {
-    let route = |table: &Table, key: Option<&[u8]>| {
+fn route() -> Route {
+    Box::new(|table: &Table, key: Option<&[u8]>| {
         let routed = !table.name.starts_with("private");
         routed.then(|| shard_of(&table.name, key, SHARDS))
-    };
-    Replica::new(state, Box::new(route), merge).unwrap()
+    })
+}
+
+pub fn replica(state: State, merge: Merge) -> Replica {
+    Replica::new(state, route(), merge).unwrap()
 }
 
 pub fn look_up(tables: &Catalogue) -> impl Fn(&str) -> Option<Arc<Table>> {

@@ -1,4 +1,4 @@
-//! What a snapshot says about itself before the database follows: where the fold stands that it holds.
+//! What a snapshot says about itself before the database follows: where the fold stands that it holds, and how rows travel.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -16,8 +16,10 @@ use super::super::order::Folded;
 
 /// The first bytes of a stored snapshot.
 pub(super) const MAGIC: &[u8; 4] = b"WDSN";
-/// The version of the manifest; another one is refused.
-const VERSION: u16 = 1;
+/// The version of the manifest. Earlier ones are read, later ones are refused.
+const VERSION: u16 = 2;
+/// From this version on manifests say how rows travel.
+const VERSION_WITH_ROUTING: u16 = 2;
 /// Length of a blake3 hash in bytes.
 pub const HASH_BYTES: usize = 32;
 /// A manifest holds a few numbers per shard and origin; more than this is damage, and must not become an allocation.
@@ -35,11 +37,17 @@ pub struct ShardStand {
 /// Where the fold of every shard stands.
 pub type Stand = BTreeMap<ShardId, ShardStand>;
 
+/// Whether the rows of a table travel by its name alone, of all tables of which rows were ever met; names in ASCII lower case. Neither the
+/// database nor messages tell it: a UNIQUE index decides that was there with the first row, and may be gone.
+pub type Routing = BTreeMap<String, bool>;
+
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotManifest {
     /// Where the fold stands.
     pub stand: Stand,
+    /// How rows travel. Empty in manifests of version 1.
+    pub routing: Routing,
     /// Length of the database.
     pub database_bytes: u64,
     /// The blake3 hash of the database.
@@ -47,13 +55,13 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…]]`.
+    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name]…]]`.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut write = || -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
             let mut to = Encoder::new(&mut out);
-            to.array(4)?.u16(VERSION)?.u64(self.database_bytes)?.bytes(&self.blake3)?;
+            to.array(5)?.u16(VERSION)?.u64(self.database_bytes)?.bytes(&self.blake3)?;
             to.array(self.stand.len() as u64)?;
             for (shard, stand) in &self.stand {
                 to.array(3)?.u16(shard.0)?.u64(stand.seq.0)?.array(stand.folded.len() as u64)?;
@@ -61,6 +69,10 @@ impl SnapshotManifest {
                     to.array(5)?.u64(origin.node_id)?.u64(origin.epoch)?;
                     to.u64(folded.batch_no)?.u64(folded.round_no)?.u32(folded.part)?;
                 }
+            }
+            to.array(self.routing.len() as u64)?;
+            for (table, by_name) in &self.routing {
+                to.array(2)?.str(table)?.bool(*by_name)?;
             }
             Ok(())
         };
@@ -73,7 +85,7 @@ impl SnapshotManifest {
     pub(super) fn decode(bytes: &[u8]) -> Result<SnapshotManifest, &'static str> {
         let mut from = Decoder::new(bytes);
         let version = from.array().and_then(|_| from.u16()).map_err(|_| "its manifest cannot be read")?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err("it was made by another version of woodchuck");
         }
         let mut read = || -> Result<SnapshotManifest, minicbor::decode::Error> {
@@ -94,7 +106,14 @@ impl SnapshotManifest {
                 }
                 stand.insert(shard, of_shard);
             }
-            Ok(SnapshotManifest { stand, database_bytes, blake3 })
+            let mut routing = Routing::new();
+            if version >= VERSION_WITH_ROUTING {
+                for _ in 0..count(from.array()?)? {
+                    from.array()?;
+                    routing.insert(from.str()?.to_owned(), from.bool()?);
+                }
+            }
+            Ok(SnapshotManifest { stand, routing, database_bytes, blake3 })
         };
         read().map_err(|_| "its manifest cannot be read")
     }
@@ -110,11 +129,30 @@ mod tests {
         let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
         let stand = ShardStand { seq: StreamSeq(70_000), folded: vec![(origin, folded)] };
         let stand = Stand::from([(ShardId(1), stand), (ShardId(2), ShardStand::default())]);
-        let manifest = SnapshotManifest { stand, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
+        let routing = Routing::from([("by_key".to_owned(), false), ("by_name".to_owned(), true)]);
+        let manifest = SnapshotManifest { stand, routing, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
         let bytes = manifest.encode();
         assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));
         for end in 0..bytes.len() {
             assert!(SnapshotManifest::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+
+    /// Snapshots outlive the version that made them: a node that begins with one may be the first of its version.
+    #[test]
+    fn a_manifest_of_version_1_is_read_and_one_of_the_next_is_refused() {
+        let mut bytes = vec![0x84, 1, 7, 0x58, 32];
+        bytes.extend([9; HASH_BYTES]);
+        // One shard, number 1, at message 5, with one origin.
+        bytes.extend([0x81, 0x83, 1, 5, 0x81, 0x85, 7, 8, 3, 2, 1]);
+        let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
+        let stand = ShardStand { seq: StreamSeq(5), folded: vec![(Origin { node_id: 7, epoch: 8 }, folded)] };
+        let stand = Stand::from([(ShardId(1), stand)]);
+        let manifest = SnapshotManifest { stand, routing: Routing::new(), database_bytes: 7, blake3: [9; HASH_BYTES] };
+        assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));
+        for other in [0, VERSION + 1] {
+            bytes[1] = u8::try_from(other).unwrap();
+            assert_eq!(SnapshotManifest::decode(&bytes), Err("it was made by another version of woodchuck"));
         }
     }
 }

@@ -142,13 +142,13 @@ pub(super) fn unpack(from: &mut dyn Read, to: &mut File, progress: &mut dyn FnMu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Stand;
+    use crate::log::{Routing, Stand};
 
     fn packed() -> Vec<u8> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&(0..100_000_u32).flat_map(u32::to_be_bytes).collect::<Vec<u8>>()).unwrap();
         let (database_bytes, blake3) = hash_file(&mut file).unwrap();
-        let manifest = SnapshotManifest { stand: Stand::new(), database_bytes, blake3 };
+        let manifest = SnapshotManifest { stand: Stand::new(), routing: Routing::new(), database_bytes, blake3 };
         let mut out = Vec::new();
         pack(&manifest, &mut file, &mut out, &mut |_| {}).unwrap();
         out

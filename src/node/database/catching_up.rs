@@ -133,10 +133,10 @@ impl Database {
             return Ok(None);
         }
         let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(None) };
-        let stand = frozen.stand(&self.shards)?;
+        let (stand, routing) = (frozen.stand(&self.shards)?, frozen.routing());
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = Box::new(move |name: &str| catalogue.written_table(name).cloned());
-        Ok(Some(Moment { held, frozen, stand, tables }))
+        Ok(Some(Moment { held, frozen, stand, routing, tables }))
     }
 
     /// A shard cannot be read on. Falling behind is mended by a snapshot; anything else ends the node.
@@ -316,8 +316,8 @@ impl Database {
             }
             Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, None),
         };
-        let stand = &fetched.manifest.stand;
-        let counts = self.replica.catch_up(&self.attached.connection, &tables, stand, &route, beforehand)?;
+        let to = (&fetched.manifest.stand, &fetched.manifest.routing);
+        let counts = self.replica.catch_up(&self.attached.connection, &tables, to, &route, beforehand)?;
         let no = fetched.info.no;
         let committed = self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;

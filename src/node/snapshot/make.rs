@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::set_wal;
 use crate::apply::{ApplyError, FrozenState, TableFilter, Tables, empty_excluded, prepare_applying_connection};
 use crate::capture::{CaptureError, HeldShadow};
-use crate::log::{SnapshotManifest, Stand, hash_file};
+use crate::log::{Routing, SnapshotManifest, Stand, hash_file};
 use crate::node::error::NodeError;
 
 /// The database and the state of one moment. The database thread goes on while this is held.
@@ -16,6 +16,7 @@ pub(in crate::node) struct Moment {
     pub(in crate::node) held: HeldShadow,
     pub(in crate::node) frozen: FrozenState,
     pub(in crate::node) stand: Stand,
+    pub(in crate::node) routing: Routing,
     pub(in crate::node) tables: Box<dyn Tables + Send>,
 }
 
@@ -31,7 +32,7 @@ pub(in crate::node) fn make(
     };
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
     let mut file = file.map_err(fail("cannot make a copy for a snapshot"))?;
-    let Moment { held, frozen, stand, tables } = moment;
+    let Moment { held, frozen, stand, routing, tables } = moment;
     held.copy_to(&file).map_err(CaptureError::Shadow)?;
     drop(held);
     set_wal(&file, false).map_err(fail("cannot write a snapshot"))?;
@@ -48,5 +49,5 @@ pub(in crate::node) fn make(
     drop(copy);
     set_wal(&file, true).map_err(fail("cannot write a snapshot"))?;
     let (database_bytes, blake3) = hash_file(&mut file).map_err(fail("cannot read a snapshot"))?;
-    Ok((file, SnapshotManifest { stand, database_bytes, blake3 }))
+    Ok((file, SnapshotManifest { stand, routing, database_bytes, blake3 }))
 }

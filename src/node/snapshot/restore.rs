@@ -287,7 +287,8 @@ fn put_in_place(
     let position = write_shadow(&what.state_dir, part, identity).map_err(CaptureError::Shadow)?;
     let name = what.db_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let position = position_bytes(&position, 1);
-    let state = State::create_at(&directory.file("state.db"), &name, &fetched.manifest.stand, &position)?;
+    let to = (&fetched.manifest.stand, &fetched.manifest.routing);
+    let state = State::create_at(&directory.file("state.db"), &name, to, &position)?;
     state.setting_or("shards", &what.streams.shard_count.to_be_bytes())?;
     state.setting_or("joined", b"")?;
     state.sync()?;
