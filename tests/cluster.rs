@@ -14,6 +14,7 @@ mod nats_cluster;
 mod power;
 mod recorded;
 mod replaced;
+mod row_filters;
 mod schema;
 mod short_log;
 mod snapshots;

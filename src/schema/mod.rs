@@ -4,12 +4,16 @@ mod catalogue;
 mod decode;
 mod filter;
 mod oracle;
+mod row_filter;
+mod row_test;
 mod table;
 mod tokens;
 mod virtual_table;
 
 pub use catalogue::{Catalogue, CatalogueError, SchemaRow};
 pub use filter::TableFilter;
+pub use row_filter::{RowFilter, RowFilterError, RowFilters};
+pub use row_test::RowTest;
 pub use table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
 pub use tokens::{Tokens, unquote};
 pub use virtual_table::{Content, Module, VirtualTable};
