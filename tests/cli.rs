@@ -228,3 +228,18 @@ fn cleanup_removes_the_state_directory_and_nothing_else() {
     assert_eq!(woodchuck(&args, &[]).status.code(), Some(0));
     assert!(!state.exists() && db.exists());
 }
+
+#[test]
+fn row_filters_come_from_options_variables_and_the_file_and_are_checked_before_anything_is_opened() {
+    let (_dir, path) = file("db_path = \"app.db\"\nwhere = [\"t: a IN (1, 2)\", \"u: b = ';'\"]\n");
+    let config = resolve(&["--config", &path], &[]).unwrap();
+    assert_eq!(config.row_filters.text(), "t: a IN (1, 2); u: b = ';'");
+    let (_dir, path) = file("db_path = \"app.db\"\nwhere = \"t: a = 1; u: b = 2\"\n");
+    assert_eq!(resolve(&["--config", &path], &[]).unwrap().row_filters.text(), "t: a = 1; u: b = 2");
+    let given = ["--config", &path, "--where", "t: a = 3", "--where", "\"x y\": \"z\" = ';'"];
+    assert_eq!(resolve(&given, &[]).unwrap().row_filters.text(), "t: a = 3; x y: \"z\" = ';'");
+    let output = woodchuck(&["run", "--db-path", "/nowhere/app.db"], &[("WOODCHUCK_WHERE", "t: a = 1; u: b ==")]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && text.contains("u: b =="), "{text}");
+    assert!(complaint("db_path = \"a\"\nwhere = \"t: random() > 1\"").contains("non-deterministic"));
+}

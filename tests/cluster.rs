@@ -15,6 +15,7 @@ mod outbox;
 mod power;
 mod recorded;
 mod replaced;
+mod row_filters;
 mod schema;
 mod short_log;
 mod snapshots;

@@ -74,6 +74,31 @@ fn nodes_hold_to_the_fold_after_every_step_of_any_schedule() {
     }
 }
 
+/// The first node replicates some of the rows, the others all. What it shows within its filter is what the fold has within it, after every
+/// step, and what its application has outside of it stays where it is.
+#[test]
+fn a_node_with_a_filter_holds_to_the_fold_within_it() {
+    let (seeds, within) = wanted();
+    let (began, mut all) = (Instant::now(), Met::new());
+    for seed in seeds {
+        if began.elapsed() >= within {
+            break;
+        }
+        let mut schedule = Schedule::of(seed);
+        schedule.setup.filtered = true;
+        match attempt(&schedule) {
+            Ok(run) => run.met.into_iter().for_each(|(what, n)| *all.entry(what).or_default() += n),
+            Err(said) => {
+                eprintln!("SEED={seed}: {said}\nlooking for a smaller schedule");
+                let small = shrink(&schedule, |tried| attempt(tried).is_err());
+                let said = attempt(&small).err().unwrap_or_else(|| "nothing, this time".to_owned());
+                panic!("SEED={seed}: the smallest schedule that fails is\n{small}\nwhich says: {said}");
+            }
+        }
+    }
+    eprintln!("{all:?}");
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in 0..60 {

@@ -121,3 +121,45 @@ fn what_cannot_be_followed_is_one_error_and_one_hint() {
         assert!(text.contains("\nhint: "), "{text}");
     }
 }
+
+#[test]
+fn rows_enter_and_leave_a_filter_as_inserts_and_deletes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let app = application(&path);
+    for args in [&["--format", "json"][..], &["--format", "json", "--raw"]] {
+        app.execute_batch("DELETE FROM t").unwrap();
+        let mut tail = Tail::start(&path, &[args, &["--where", "t: v > 5", "--tables", "t"]].concat());
+        app.execute_batch("INSERT INTO t VALUES(1, 3); INSERT INTO t VALUES(2, 7)").unwrap();
+        app.execute_batch("UPDATE t SET v = v + 3; UPDATE t SET v = 4 WHERE id = 2; DELETE FROM t WHERE id = 1")
+            .unwrap();
+        let wanted = [
+            r#"{"op":"insert","tx":N,"table":"t","key":{"id":2},"after":{"id":2,"v":7}}"#,
+            r#"{"op":"insert","tx":N,"table":"t","key":{"id":1},"after":{"id":1,"v":6}}"#,
+            r#"{"op":"update","tx":N,"table":"t","key":{"id":2},"before":{"id":2,"v":7},"after":{"id":2,"v":10}}"#,
+            r#"{"op":"delete","tx":N,"table":"t","key":{"id":2},"before":{"id":2,"v":10}}"#,
+            r#"{"op":"delete","tx":N,"table":"t","key":{"id":1},"before":{"id":1,"v":6}}"#,
+        ];
+        for want in wanted {
+            let line = std::iter::repeat_with(|| tail.line())
+                .find(|line| !line.contains(r#""op":"begin""#) && !line.contains(r#""op":"commit""#))
+                .unwrap();
+            let (before, rest) = line.split_once(r#""tx":"#).unwrap();
+            let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            assert_eq!(format!("{before}\"tx\":N{rest}"), want);
+        }
+        tail.stop();
+    }
+    let said = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_woodchuck")).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let file = path.to_str().unwrap();
+    let (code, text) = said(&["tail", file, "--where", "t: w = 1"]);
+    assert!(code == Some(2) && text.contains("no such column: w"), "{text}");
+    let (code, text) = said(&["inspect", file, "--view", "rows", "--where", "t: w = 1"]);
+    assert!(code == Some(2) && text.contains("no such column: w"), "{text}");
+    let (code, text) = said(&["inspect", file, "--where", "t: v = 1"]);
+    assert!(code == Some(2) && text.contains("about row changes"), "{text}");
+    assert_eq!(said(&["inspect", file, "--view", "rows", "--where", "t: v = 1", "--where", "none: a = 1"]).0, Some(0));
+}

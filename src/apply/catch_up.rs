@@ -129,7 +129,9 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
         if by_name && !is_ahead(&[]) {
             continue;
         }
-        match &with.beforehand {
+        call.drop_hidden(&here, &is_ahead)?;
+        // What is the application's alone looks like a difference there, and would be one for ever.
+        match with.beforehand.as_deref().filter(|_| !here.is_filtered()) {
             Some(beforehand) if beforehand.has(&here) => collect_of(with.conn, &call, &here, beforehand, &is_ahead)?,
             Some(_) | None => collect(with.conn, &call, &here, &is_ahead)?,
         }
@@ -227,14 +229,18 @@ fn collect(
     let sql = table.sql.counts(SNAPSHOT_SCHEMA);
     let count = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
     let (here, there) = conn.query_row(&sql, [], count).map_err(failed)?;
-    if here != there - count_new {
-        call.folder.rows.each(table, &gone, |row, rowid| note(&row, rowid, false).map(|_| ()))?;
+    // What the application has for itself is counted here and not there.
+    if here != there - count_new || table.is_filtered() {
+        call.folder.rows.each(table, &gone, |row, rowid| {
+            let is_apart = table.is_filtered() && !table.takes(&table.key_of(&row, rowid), &row)?;
+            if is_apart { Ok(()) } else { note(&row, rowid, false).map(|_| ()) }
+        })?;
     }
     Ok(())
 }
 
 /// Writes the rows of the difference.
-fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &LocalTable) -> Result<(), ApplyError> {
+fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
     let keys = |of: &'static str, each: &mut dyn FnMut(RowKey) -> Result<(), ApplyError>| -> Result<(), ApplyError> {
         let mut found = conn.prepare_cached(of).map_err(failed)?;
         let mut rows = found.query([]).map_err(failed)?;
@@ -252,7 +258,11 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &LocalTable) -> 
     };
     keys(out, &mut |key| match call.folder.rows.get(table, &key)? {
         Some(old) => {
-            call.folder.remove(table, &key, &canonical_key(&table.table, &key), &old)?;
+            let canonical = canonical_key(&table.table, &key);
+            match call.folder.is_apart(table, &key, &canonical, &old)? {
+                true => call.folder.stand_aside(table, &key, canonical, old)?,
+                false => call.folder.remove(table, &key, &canonical, &old)?,
+            }
             call.store_many_versions()
         }
         None => Ok(()),
@@ -262,11 +272,24 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &LocalTable) -> 
         let canonical = canonical_key(&table.table, &key);
         let old = if all_out { None } else { call.folder.rows.get(table, &key)? };
         call.store_many_versions()?;
+        let is_within = table.takes(&key, &new)?;
+        let is_apart = match &old {
+            Some(old) => call.folder.is_apart(table, &key, &canonical, old)?,
+            None => false,
+        };
         match old {
+            Some(old) if is_apart && is_within => {
+                call.folder.stand_aside(table, &key, canonical.clone(), old)?;
+                call.folder.put(call.state, table, &key, &canonical, &new, false)
+            }
+            Some(_) if is_apart => Ok(()),
+            Some(old) if !is_within => call.folder.remove(table, &key, &canonical, &old),
+            None if !is_within => Ok(()),
             Some(old) => match call.folder.set(table, &key, &canonical, &old, &new)? {
                 true => Ok(()),
                 false => Err(UNSTEADY),
             },
+            None if table.is_filtered() => call.folder.put(call.state, table, &key, &canonical, &new, false),
             None => match call.folder.rows.insert(table, &key, &new)? {
                 Written::Done => {
                     call.folder.added(table, &canonical, &new);

@@ -9,7 +9,7 @@ use super::snapshot::tables_of;
 use super::statements::{Rows, SELECT_ROWS};
 use crate::change::canonical_key;
 use crate::log::TableDigest;
-use crate::schema::TableFilter;
+use crate::schema::{RowFilters, TableFilter};
 
 /// Digests of all tables together have at most this many buckets: they travel in one message.
 const BUCKETS_MAX: usize = 64 << 10;
@@ -21,7 +21,11 @@ const TABLE_BUCKETS_MAX: usize = 1024;
 ///
 /// # Errors
 /// When the database fails.
-pub fn table_digests(conn: &Connection, filter: &TableFilter) -> Result<Vec<TableDigest>, ApplyError> {
+pub fn table_digests(
+    conn: &Connection,
+    filter: &TableFilter,
+    rows_of: &RowFilters,
+) -> Result<Vec<TableDigest>, ApplyError> {
     let rows = Rows::new(conn)?;
     let mut tables = tables_of(conn, "main")?;
     tables.retain(|table| !table.is_internal() && table.shadow_of.is_none() && filter.matches(&table.name));
@@ -32,9 +36,12 @@ pub fn table_digests(conn: &Connection, filter: &TableFilter) -> Result<Vec<Tabl
     for table in tables {
         // The numbers are those of a state, and there is none.
         let table = LocalTable::new(table, 0, 0);
+        let filtered: String =
+            rows_of.of(&table.table.name).iter().map(|one| format!(" where {}", one.expression)).collect();
         let mut digest = TableDigest {
             name: table.table.name.clone(),
-            shape: format!("{:?} {:?}", table.shape.columns, table.shape.key),
+            // Digests of other rows are not compared.
+            shape: format!("{:?} {:?}{filtered}", table.shape.columns, table.shape.key),
             rows: 0,
             buckets: vec![0; buckets],
         };

@@ -1,6 +1,7 @@
 //! What can go wrong while applying, told apart by who has to act.
 
 use crate::log::{Origin, ShardId};
+use crate::schema::RowFilterError;
 
 /// Why a message cannot be applied now. It stops its shard; nothing of it is skipped, and it is tried again later.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,9 @@ pub enum Cannot {
         #[source]
         source: rusqlite::Error,
     },
+    /// The filter cannot tell the rows of its table.
+    #[error(transparent)]
+    Filter(#[from] RowFilterError),
     /// The log skips a message of an origin: a server lost what it had acknowledged.
     #[error("shard {}: message {wanted} of origin {:016x}-{:016x} is missing, found {found}", shard.0, origin.node_id, origin.epoch)]
     MissingBatch {
@@ -123,6 +127,10 @@ impl Cannot {
                 format!("make the change of {kind} {name} here by hand, or remove what is in its way; applying resumes by itself")
             }
             Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
+            Cannot::Filter(error) => format!(
+                "{}; a node with another filter begins anew: woodchuck cleanup, then woodchuck run --where …",
+                error.hint()
+            ),
             Cannot::MissingBatch { .. } => {
                 "the log lost data: restore this node from a snapshot, and check the NATS servers' storage".to_owned()
             }
@@ -208,6 +216,12 @@ pub enum ApplyError {
     /// The fold of own messages alone would change what the application sees. It must not be able to.
     #[error("own messages changed visible rows: state.db does not match the database")]
     OwnChangedRows,
+}
+
+impl From<RowFilterError> for ApplyError {
+    fn from(error: RowFilterError) -> ApplyError {
+        ApplyError::Cannot(Cannot::Filter(error))
+    }
 }
 
 impl ApplyError {

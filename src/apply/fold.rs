@@ -1,5 +1,8 @@
 //! How one unit folds into rows: the specification's rule, in SQL.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use rusqlite::Connection;
 
 use super::base::BaseRow;
@@ -48,6 +51,19 @@ pub(super) struct Folder<'c> {
     pub(super) origin: Option<Origin>,
     /// Rows that were deleted because they were in the way: table and key, since this was last emptied.
     pub(super) displaced: Vec<(i64, Vec<u8>)>,
+    /// Rows of filtered tables that were put in place or folded: outside of the filter they are the fold's all the same, and no row of the
+    /// application's alone. By table and key.
+    pub(super) of_fold: HashMap<(i64, Vec<u8>), (Arc<LocalTable>, RowKey)>,
+    /// The application's own rows outside of the filter that stand aside for what is folded.
+    pub(super) aside: Vec<Aside>,
+}
+
+/// A row that stands aside.
+pub(super) struct Aside {
+    pub(super) table: Arc<LocalTable>,
+    pub(super) key: RowKey,
+    pub(super) canonical: Vec<u8>,
+    pub(super) row: Row,
 }
 
 impl<'c> Folder<'c> {
@@ -58,6 +74,8 @@ impl<'c> Folder<'c> {
             counts: FoldCounts::default(),
             origin: None,
             displaced: Vec::new(),
+            of_fold: HashMap::new(),
+            aside: Vec::new(),
         })
     }
 
@@ -69,7 +87,7 @@ impl<'c> Folder<'c> {
     pub(super) fn fold(
         &mut self,
         state: &mut State,
-        table: &LocalTable,
+        table: &Arc<LocalTable>,
         changes: &[Change<'_>],
         redo: Option<i64>,
     ) -> Result<(), ApplyError> {
@@ -192,7 +210,7 @@ impl<'c> Folder<'c> {
     pub(super) fn put(
         &mut self,
         state: &mut State,
-        table: &LocalTable,
+        table: &Arc<LocalTable>,
         key: &RowKey,
         canonical: &[u8],
         row: &Row,
@@ -208,6 +226,10 @@ impl<'c> Folder<'c> {
                 return Ok(());
             };
             let other_canonical = canonical_key(&table.table, &other);
+            if self.is_apart(table, &other, &other_canonical, &lost)? {
+                self.stand_aside(table, &other, other_canonical, lost)?;
+                continue;
+            }
             if redo {
                 note(state, table, &other, &other_canonical, Some(&lost))?;
             }

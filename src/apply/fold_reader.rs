@@ -19,7 +19,7 @@ use super::statements::{Rows, SELECT_ROWS};
 use crate::change::{RowKey, canonical_key};
 use crate::format::Row;
 use crate::log::TableShape;
-use crate::schema::Table;
+use crate::schema::{RowFilters, Table};
 
 /// Sums that a table's rows are spread over by their keys.
 pub const FOLD_BUCKETS: u16 = 1024;
@@ -128,14 +128,19 @@ impl FoldReader {
         self.bounds.lock().unwrap_or_else(PoisonError::into_inner).until = until;
     }
 
-    /// The tables that can travel.
+    /// The tables that can travel; of their rows those within the filters are read.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn tables(&self) -> Result<Vec<FoldTable>, ApplyError> {
+    pub fn tables(&self, filters: &RowFilters) -> Result<Vec<FoldTable>, ApplyError> {
         let tables = tables_of(&self.conn, "main")?.into_iter();
         let travel = tables.filter(|table| !table.is_internal() && table.shadow_of.is_none());
-        travel.map(|table: Arc<Table>| Ok(FoldTable(self.frozen.table_of(&table)?))).collect()
+        let fold_table = |table: Arc<Table>| {
+            let mut table = self.frozen.table_of(&table)?;
+            table.set_filters(filters)?;
+            Ok(FoldTable(table))
+        };
+        travel.map(fold_table).collect()
     }
 
     /// Digests a table.
@@ -198,14 +203,17 @@ impl FoldReader {
     fn each(&self, table: &FoldTable, mut each: impl FnMut(&Place<'_>, &RowKey, &Row)) -> Result<(), ApplyError> {
         let table = &table.0;
         let rows = Rows::new(&self.conn)?;
-        let mut hand_out = |canonical: &[u8], key: &RowKey, row: &Row| {
-            each(&Place { canonical, key_hash: first_u64(canonical) }, key, row);
+        let mut hand_out = |canonical: &[u8], key: &RowKey, row: &Row| -> Result<(), ApplyError> {
+            if table.takes(key, row)? {
+                each(&Place { canonical, key_hash: first_u64(canonical) }, key, row);
+            }
+            Ok(())
         };
         rows.each(table, &format!("{SELECT_ROWS} FROM {}", table.sql.name), |row, rowid| {
             let key = table.key_of(&row, rowid);
             let canonical = canonical_key(&table.table, &key);
             if !self.frozen.base_has(table, &canonical)? {
-                hand_out(&canonical, &key, &row);
+                hand_out(&canonical, &key, &row)?;
             }
             Ok(())
         })?;

@@ -197,6 +197,7 @@ impl<'r> LocalSink<'r> {
             return Ok(());
         }
         let is_ours = self.tells_ours && self.replica.state.made(&change)?;
+        let Some(change) = within(&local, change)? else { return Ok(()) };
         let mask = if change.op == Op::Update { mask_of(&local, &change) } else { Vec::new() };
         let before = change.before.as_ref().map(|row| written(&change.table, row));
         let image = change
@@ -448,6 +449,22 @@ fn shown(change: RowChange) -> RowChange {
     };
     let (before, after) = (change.before.map(without_rowid), change.after.map(without_rowid));
     RowChange { table, key, before, after, ..change }
+}
+
+/// A change as those see it who know of the rows within the filter alone: a row that leaves it is deleted, one that enters is inserted.
+fn within(table: &LocalTable, change: RowChange) -> Result<Option<RowChange>, ApplyError> {
+    if !table.is_filtered() {
+        return Ok(Some(change));
+    }
+    let before = table.taken(&change.key, change.before)?;
+    let after = table.taken(&change.key, change.after)?;
+    let op = match (&before, &after) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => Op::Insert,
+        (Some(_), None) => Op::Delete,
+        (Some(_), Some(_)) => change.op,
+    };
+    Ok(Some(RowChange { op, before, after, ..change }))
 }
 
 fn mask_of(local: &Arc<LocalTable>, change: &RowChange) -> Vec<bool> {

@@ -71,8 +71,8 @@ pub(super) fn fold_all_own<A: Arrivals + ?Sized>(
     arrived: &A,
 ) -> Result<Option<FoldCounts>, ApplyError> {
     let own = state.origin();
-    // With foreign changes under pending, rows may have to change.
-    if state.suspecting || state.tables.values().any(|table| table.dirty) {
+    // With foreign changes under pending, rows may have to change; and rows that left the filter stay in base.
+    if state.suspecting || !state.filters.is_empty() || state.tables.values().any(|table| table.dirty) {
         return Ok(None);
     }
     let mut counts = FoldCounts::default();

@@ -27,6 +27,7 @@ mod lost;
 mod messages;
 mod names;
 mod net_effect;
+mod outside;
 mod pending;
 mod pending_units;
 mod replica;
@@ -46,7 +47,7 @@ mod undo_redo;
 mod versions;
 mod went_back;
 
-pub use crate::schema::TableFilter;
+pub use crate::schema::{RowFilterError, RowFilters, TableFilter};
 pub use beforehand::Beforehand;
 pub use catch_up::SNAPSHOT_SCHEMA;
 pub use conflicts::{Conflict, ConflictKind};
@@ -67,6 +68,6 @@ pub use replica::{Arrivals, Arrived, Blocked, FoldReport, Outcome, PositionOf, R
 pub use route::route_by_hash;
 pub use seal::{InFlight, SealLimits, ToSend};
 pub use shape::{Merge, Tables, shape_of};
-pub use snapshot::{FrozenState, empty_excluded};
+pub use snapshot::{FrozenState, empty_excluded, leave_out_rows};
 pub use state::State;
 pub use went_back::Cleared;

@@ -22,7 +22,7 @@ use crate::change::{RowKey, TxSpan};
 use crate::fault::{self, Point};
 use crate::format::Row;
 use crate::log::{Batch, Body, Header, SealedMessage, ShardId, StreamSeq, encode_units};
-use crate::schema::{Catalogue, Table};
+use crate::schema::{Catalogue, RowFilters, Table};
 
 /// Finds the shard of a row from its table and canonical key, or, without the key, that of all rows of the table; `None` for tables that are
 /// not replicated.
@@ -200,6 +200,19 @@ impl Replica {
     /// Publishes changes of the schema, of the tables that travel. `shard_count` is that of the whole log.
     pub fn set_schema_travels(&mut self, shard_count: u16, travels: Travels) {
         self.schema = Some(((1..=shard_count).map(ShardId).collect(), travels));
+    }
+
+    /// Sets which rows this node replicates. The same for the life of a state.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn set_row_filters(&mut self, filters: RowFilters) -> Result<(), ApplyError> {
+        if !filters.is_empty() {
+            self.state.keep_outside()?;
+        }
+        self.state.filters = filters;
+        self.state.forget_tables();
+        Ok(())
     }
 
     /// Bounds the conflict journal.

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::error::Cannot;
+use super::error::{ApplyError, Cannot};
 use super::sql::Sql;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
 use crate::log::{TableShape, UnitChange, UnitKey};
-use crate::schema::{Collation, Identity, KeyColumn, Table};
+use crate::schema::{Collation, Identity, KeyColumn, RowFilters, RowTest, Table};
 
 /// Knows the tables of the user's database.
 pub trait Tables {
@@ -60,6 +60,8 @@ pub(super) struct LocalTable {
     /// What columns are called now that are not here any more, in lower case; `None` for those that are gone.
     pub(super) names: HashMap<String, Option<String>>,
     pub(super) sql: Sql,
+    /// What tells the rows that this node replicates; `None`: all of them.
+    filter: Option<Mutex<RowTest>>,
 }
 
 impl LocalTable {
@@ -77,8 +79,47 @@ impl LocalTable {
         let sql = Sql::new(&table, &shape);
         let name_lower = table.name.to_ascii_lowercase();
         let (by_name, names) = (!uniques.is_empty(), HashMap::new());
-        let never_null = Vec::new();
-        LocalTable { table, shape, name_lower, id, shape_id, by_name, uniques, defaults, never_null, names, sql }
+        let (never_null, filter) = (Vec::new(), None);
+        LocalTable {
+            table,
+            shape,
+            name_lower,
+            id,
+            shape_id,
+            by_name,
+            uniques,
+            defaults,
+            never_null,
+            names,
+            sql,
+            filter,
+        }
+    }
+
+    /// Takes the filters of the node.
+    pub(super) fn set_filters(&mut self, filters: &RowFilters) -> Result<(), Cannot> {
+        self.filter = filters.test(&self.table)?.map(Mutex::new);
+        Ok(())
+    }
+
+    /// Whether some rows of it may not be replicated by this node.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    /// Whether this node replicates the row.
+    pub(super) fn takes(&self, key: &RowKey, row: &[Value]) -> Result<bool, ApplyError> {
+        let Some(filter) = &self.filter else { return Ok(true) };
+        let rowid = if let RowKey::Rowid(rowid) = key { Some(*rowid) } else { None };
+        Ok(filter.lock().unwrap_or_else(PoisonError::into_inner).passes(rowid, row)?)
+    }
+
+    /// The row, if there is one and this node replicates it.
+    pub(super) fn taken(&self, key: &RowKey, row: Option<Row>) -> Result<Option<Row>, ApplyError> {
+        match row {
+            Some(row) if self.takes(key, &row)? => Ok(Some(row)),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Takes what columns hold, by name in lower case, that changes from before the column came do not carry.

@@ -11,11 +11,11 @@ use super::schema_steps::catalogue_of;
 use super::shape::{LocalTable, Tables, shape_of};
 use super::sql::quoted;
 use super::state::{State, names_bytes};
-use super::statements::{Rows, Written};
+use super::statements::{Rows, SELECT_ROWS, Written};
 use crate::change::RowKey;
 use crate::format::{PageNo, Row};
 use crate::log::{Origin, Routing, ShardId, ShardStand, Stand};
-use crate::schema::{Catalogue, CatalogueError, Content, Module, SchemaRow, Table, TableFilter};
+use crate::schema::{Catalogue, CatalogueError, Content, Module, RowFilters, SchemaRow, Table, TableFilter};
 
 /// The state as it was when this was opened, whatever has happened to it since.
 #[derive(Debug)]
@@ -116,16 +116,14 @@ impl FrozenState {
     pub(super) fn each_base(
         &self,
         table: &LocalTable,
-        mut each: impl FnMut(&[u8], &RowKey, &Row),
+        mut each: impl FnMut(&[u8], &RowKey, &Row) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
         if self.0.base_rows(table) == 0 {
             return Ok(());
         }
-        self.0.each_base(table, |canonical, base| {
-            if let Some(row) = &base.row {
-                each(canonical, &base.key, row);
-            }
-            Ok(())
+        self.0.each_base(table, |canonical, base| match &base.row {
+            Some(row) => each(canonical, &base.key, row),
+            None => Ok(()),
         })
     }
 
@@ -168,6 +166,52 @@ pub fn empty_excluded(copy: &Connection, filter: &TableFilter) -> Result<(), App
         copy.execute_batch(&sql).map_err(doing)?;
     }
     Ok(())
+}
+
+/// Rows that are looked for before they are deleted: their keys are in memory.
+const LEFT_OUT_AT_ONCE: usize = 50_000;
+
+/// Deletes the rows of a copy that are outside of the filters. They are overwritten.
+///
+/// # Errors
+/// When the copy fails, or with [`ApplyError::Cannot`] when a filter cannot tell its rows.
+pub fn leave_out_rows(copy: &Connection, filters: &RowFilters) -> Result<(), ApplyError> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    let doing = |source| ApplyError::Database { doing: "leaving rows out", source };
+    copy.pragma_update(None, "secure_delete", true).map_err(doing)?;
+    indexes::keep(copy, &catalogue_of(copy)?)?;
+    let rows = Rows::new(copy)?;
+    for table in tables_of(copy, "main")? {
+        if table.is_internal() || table.shadow_of.is_some() {
+            continue;
+        }
+        let mut table = LocalTable::new(table, 0, 0);
+        table.set_filters(filters)?;
+        if !table.is_filtered() {
+            continue;
+        }
+        copy.execute_batch("BEGIN").map_err(doing)?;
+        loop {
+            let mut outside = Vec::new();
+            rows.each(&table, &format!("{SELECT_ROWS} FROM {}", table.sql.name), |row, rowid| {
+                let key = table.key_of(&row, rowid);
+                if outside.len() < LEFT_OUT_AT_ONCE && !table.takes(&key, &row)? {
+                    outside.push(key);
+                }
+                Ok(())
+            })?;
+            for key in &outside {
+                rows.delete(&table, key)?;
+            }
+            if outside.len() < LEFT_OUT_AT_ONCE {
+                break;
+            }
+        }
+        copy.execute_batch("COMMIT").map_err(doing)?;
+    }
+    indexes::forget(copy)
 }
 
 /// The tables of a database whose rows SQL can read and write, as its schema has them.

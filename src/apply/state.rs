@@ -15,7 +15,7 @@ use super::state_file;
 use super::state_log::Checkpoints;
 use super::versions::Versions;
 use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
-use crate::schema::Table;
+use crate::schema::{RowFilters, Table};
 
 /// The node id of a state that was made for a node yet to be named: the first that opens it gives it its own.
 const UNNAMED: u64 = 0;
@@ -53,6 +53,8 @@ pub struct State {
     pub(super) pending_id_next: i64,
     /// Changes of base are recorded so that they can be taken back.
     pub(super) revertible: bool,
+    /// Which rows this node replicates.
+    pub(super) filters: RowFilters,
     /// What the fold at hand does to rows and is not stored yet, for its intent.
     pub(super) versions: Versions,
     origin: Origin,
@@ -116,6 +118,7 @@ impl State {
             pending_id_next: 1,
             revertible: false,
             suspecting: false,
+            filters: RowFilters::default(),
             versions: Versions::default(),
             origin,
             conflicts_max: CONFLICTS_MAX,
@@ -357,6 +360,7 @@ impl State {
         let names = self.columns_named(&table.name)?;
         let mut local = LocalTable { by_name, names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
         local.set_fills(&self.fills(&table.name)?);
+        local.set_filters(&self.filters)?;
         let local = Arc::new(local);
         self.locals.insert(table.name.clone(), Arc::clone(&local));
         Ok(local)

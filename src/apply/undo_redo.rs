@@ -160,6 +160,10 @@ impl<'a, 'c> Call<'a, 'c> {
         let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
         all.merge(&effect);
         let after = catalogue_of(conn)?;
+        // A filter that cannot be asked any more must not let anything through, nor leave anything out.
+        for table in after.tables().filter(|table| !table.is_internal()) {
+            self.state.filters.test(table)?;
+        }
         indexes::keep(conn, &after)?;
         indexes::fill_new(conn, &before, &after)?;
         self.made = Some((after, all));
@@ -226,11 +230,13 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         for (index, changes) in &sets {
             let Some(Some((table, _))) = fits.get(usize::from(*index)) else { continue };
+            self.make_room(table, changes)?;
             if !self.undone.contains_key(&table.id) && !self.is_free(table, changes)? {
                 self.undo(table)?;
             }
             let were_there =
                 changes.iter().map(|change| self.is_there(table, change)).collect::<Result<Vec<_>, _>>()?;
+            self.note_of_fold(table, changes);
             self.folder.fold(self.state, table, changes, None)?;
             for (change, was_there) in changes.iter().zip(were_there) {
                 self.note_seen(table, change, was_there)?;
@@ -251,7 +257,7 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         Ok(match self.state.base(table, &change.canonical)? {
             Some(base) => base.row.is_some(),
-            None => self.folder.rows.get(table, &change.key)?.is_some(),
+            None => table.taken(&change.key, self.folder.rows.get(table, &change.key)?)?.is_some(),
         })
     }
 
@@ -266,6 +272,9 @@ impl<'a, 'c> Call<'a, 'c> {
         origin: Origin,
     ) -> Result<(), ApplyError> {
         let Some(mut base) = self.state.base(table, &change.canonical)? else {
+            if table.is_filtered() {
+                return self.fold_within(table, change);
+            }
             return self.folder.fold(self.state, table, std::slice::from_ref(change), None);
         };
         base.row = change.step(base.row.as_ref());
@@ -289,7 +298,7 @@ impl<'a, 'c> Call<'a, 'c> {
             }
         }
         for change in changes {
-            let old = self.folder.rows.get(table, &change.key)?;
+            let old = table.taken(&change.key, self.folder.rows.get(table, &change.key)?)?;
             if let Some(new) = change.step(old.as_ref())
                 && self.state.is_claimed(table, &new)?
             {
@@ -332,6 +341,8 @@ impl<'a, 'c> Call<'a, 'c> {
                 if !self.undone.contains_key(&table.id) {
                     self.undo(&table)?;
                 }
+                self.make_room(&table, &changes)?;
+                self.note_of_fold(&table, &changes);
                 self.folder.fold(self.state, &table, &changes, None)?;
             }
         }
@@ -341,15 +352,15 @@ impl<'a, 'c> Call<'a, 'c> {
     /// An own change is in the log: base moves on, and ends where nothing is pending on the row any more.
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
         let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
-        if !moved_under && self.state.remove_base_of(table, &change.canonical, id)? {
+        if !moved_under && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
         base.pending.take(id);
-        if base.pending.is_empty() && !moved_under {
-            return self.state.remove_base(table, &change.canonical);
-        }
         base.row = change.step(base.row.as_ref());
+        if base.pending.is_empty() && !moved_under {
+            return self.leave_base(table, &change.canonical, &base);
+        }
         self.state.set_base(table, &change.canonical, &base)
     }
 
@@ -384,8 +395,19 @@ impl<'a, 'c> Call<'a, 'c> {
         let Call { state, folder, .. } = self;
         // Rows that show the fold already stay; so those that are put in meet nothing but what was never in anybody's way.
         state.each_base(table, |canonical, base| {
-            let Some(now) = folder.rows.get(table, &base.key)? else { return Ok(()) };
-            if base.row.as_ref() == Some(&now) { Ok(()) } else { folder.remove(table, &base.key, canonical, &now) }
+            let now = folder.rows.get(table, &base.key)?;
+            let is_apart = match &now {
+                Some(now) => folder.is_apart(table, &base.key, canonical, now)?,
+                None => false,
+            };
+            if table.is_filtered() {
+                folder.of_fold.insert((table.id, canonical.to_vec()), (Arc::clone(table), base.key.clone()));
+            }
+            match now {
+                Some(now) if is_apart => folder.stand_aside(table, &base.key, canonical.to_vec(), now),
+                Some(now) if base.row.as_ref() != Some(&now) => folder.remove(table, &base.key, canonical, &now),
+                Some(_) | None => Ok(()),
+            }
         })?;
         let mut missing = Vec::new();
         state.each_base(table, |canonical, base| {
@@ -420,12 +442,15 @@ impl<'a, 'c> Call<'a, 'c> {
                     let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
                     let changes: Vec<Change<'_>> =
                         of_table.map(|change| table.change(&fit, change, self.merge)).collect();
+                    self.make_room(&table, &changes)?;
+                    self.note_of_fold(&table, &changes);
                     self.folder.fold(self.state, &table, &changes, Some(pending))?;
                 }
                 self.store_many_versions()?;
             }
         }
-        self.redo_rows()
+        self.redo_rows()?;
+        self.show_within()
     }
 
     fn redo_rows(&mut self) -> Result<(), ApplyError> {
@@ -480,15 +505,21 @@ impl<'a, 'c> Call<'a, 'c> {
         let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
         self.folder.counts.rows_redone += 1;
         let now = self.folder.rows.get(table, &base.key)?;
-        match (&now, &visible) {
-            (Some(old), Some(new)) => {
-                if !self.folder.set(table, &base.key, canonical, old, new)? {
-                    return Err(ApplyError::Damaged { what: "the key of a row" });
+        if table.is_filtered() {
+            let shown = table.taken(&base.key, visible.clone())?;
+            self.folder.origin = Some(redo.origin);
+            self.show_row(table, &base.key, canonical, now, shown.as_ref())?;
+        } else {
+            match (&now, &visible) {
+                (Some(old), Some(new)) => {
+                    if !self.folder.set(table, &base.key, canonical, old, new)? {
+                        return Err(ApplyError::Damaged { what: "the key of a row" });
+                    }
                 }
+                (Some(old), None) => self.folder.remove(table, &base.key, canonical, old)?,
+                (None, Some(new)) => self.folder.put(self.state, table, &base.key, canonical, new, false)?,
+                (None, None) => {}
             }
-            (Some(old), None) => self.folder.remove(table, &base.key, canonical, old)?,
-            (None, Some(new)) => self.folder.put(self.state, table, &base.key, canonical, new, false)?,
-            (None, None) => {}
         }
         // What an own message that was forgotten meets is most often itself.
         if redo.origin != self.state.origin() && redo.is_overridden(visible.as_ref()) {
@@ -502,6 +533,6 @@ impl<'a, 'c> Call<'a, 'c> {
             };
             self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
         }
-        if base.pending.is_empty() { self.state.remove_base(table, canonical) } else { Ok(()) }
+        if base.pending.is_empty() { self.leave_base(table, canonical, &base) } else { Ok(()) }
     }
 }

@@ -143,6 +143,9 @@ pub struct RunArgs {
     /// Leave these tables out
     #[arg(long, env = "WOODCHUCK_EXCLUDE_TABLES", value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     pub exclude_tables: Option<Vec<String>>,
+    /// Replicate only rows that pass, 'table: expression'; a row that leaves is deleted elsewhere; may be repeated
+    #[arg(long = "where", env = "WOODCHUCK_WHERE", value_name = "TABLE: EXPR")]
+    pub rows: Option<Vec<String>>,
     /// Only receive: local changes are not published
     #[arg(long, env = "WOODCHUCK_NO_PUBLISH", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = BoolishValueParser::new(), hide_possible_values = true, value_name = "BOOL")]
@@ -219,6 +222,9 @@ pub struct TailArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
+    /// Show only rows that pass, 'table: expression'; a row that leaves is a delete; may be repeated
+    #[arg(long = "where", value_name = "TABLE: EXPR")]
+    pub rows: Vec<String>,
     /// Follow by the bytes of the files alone, without SQLite and without a lock: beside an application that holds the database alone
     /// (locking_mode=EXCLUSIVE), or on media that cannot be written. What may be missing is said
     #[arg(long, conflicts_with = "once")]
@@ -278,6 +284,9 @@ pub struct InspectArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub exclude_tables: Vec<String>,
+    /// Show only rows that pass, 'table: expression'; a row that leaves is a delete; may be repeated
+    #[arg(long = "where", value_name = "TABLE: EXPR")]
+    pub rows: Vec<String>,
     /// Show what older generations left in the WAL behind its end, too: frames, transactions and rows
     #[arg(long)]
     pub stale: bool,
@@ -447,6 +456,9 @@ pub struct VerifyArgs {
     /// Leave these tables out; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude_tables: Vec<String>,
+    /// Compare only rows that pass, 'table: expression'; may be repeated
+    #[arg(long = "where", value_name = "TABLE: EXPR")]
+    pub rows: Vec<String>,
     /// Compare these nodes [default: all that are connected, and those miss that have ever written and are not]
     #[arg(long, value_name = "ID,ID…", value_delimiter = ',')]
     pub nodes: Vec<u64>,

@@ -12,6 +12,7 @@ use super::args::{LogArgs, RunArgs, SubscribeArgs};
 use super::config_file::{ConfigFile, OneOrMany};
 use super::exit::Failure;
 use crate::node::{ApplyConfig, CaptureConfig, Conflict, Durability, LogConfig, NatsConfig, RunConfig, Secret};
+use crate::schema::{RowFilters, Tokens};
 
 /// More streams than this only cost the server files and every node a consumer each.
 pub const SHARDS_MAX: u16 = 1024;
@@ -126,11 +127,30 @@ pub fn run_config(args: RunArgs, env: &dyn Fn(&str) -> Option<String>) -> Result
         },
         tables: args.tables.or(file.tables.map(OneOrMany::into_vec)).unwrap_or_default(),
         exclude_tables: args.exclude_tables.or(file.exclude_tables.map(OneOrMany::into_vec)).unwrap_or_default(),
+        row_filters: row_filters(&args.rows.or(file.rows.map(super::config_file::Rows::into_vec)).unwrap_or_default())?,
         publish,
         apply_changes,
         accept_restored: args.accept_restored.or(file.accept_restored).unwrap_or(false),
         new_shadow: args.new_shadow,
     })
+}
+
+/// Reads the row filters of `--where`.
+///
+/// # Errors
+/// [`Failure`] with exit code 2 that says what is wrong where.
+pub(super) fn row_filters(texts: &[String]) -> Result<RowFilters, Failure> {
+    // A variable holds several with semicolons between.
+    let mut given = Vec::new();
+    for text in texts {
+        let ends = Tokens::new(text).filter(|(_, token)| *token == ";").map(|(offset, _)| offset);
+        let mut start = 0;
+        for end in ends.chain([text.len()]) {
+            given.extend(text.get(start..end).map(str::trim).filter(|part| !part.is_empty()));
+            start = end + 1;
+        }
+    }
+    RowFilters::parse(&given).map_err(|error| Failure::usage(&error).hint(error.hint()))
 }
 
 /// Resolves where `subscribe` finds the log.

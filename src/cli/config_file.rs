@@ -22,6 +22,7 @@ pub(super) struct ConfigFile {
     pub(super) compress: Option<bool>,
     pub(super) tables: Option<OneOrMany>,
     pub(super) exclude_tables: Option<OneOrMany>,
+    pub(super) rows: Option<Rows>,
     pub(super) no_publish: Option<bool>,
     pub(super) no_apply: Option<bool>,
     pub(super) accept_restored: Option<bool>,
@@ -73,6 +74,23 @@ impl OneOrMany {
     }
 }
 
+/// Row filters: an expression has commas of its own.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+pub(super) enum Rows {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Rows {
+    pub(super) fn into_vec(self) -> Vec<String> {
+        match self {
+            Rows::One(text) => vec![text],
+            Rows::Many(list) => list,
+        }
+    }
+}
+
 impl ConfigFile {
     /// Reads the file, if one is given, and puts the variables of its sections over it.
     pub(super) fn load(path: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Result<ConfigFile, Failure> {
@@ -117,6 +135,7 @@ impl ConfigFile {
             compress: keys.take("compress")?,
             tables: keys.take("tables")?,
             exclude_tables: keys.take("exclude_tables")?,
+            rows: keys.take("where")?,
             no_publish: keys.take("no_publish")?,
             no_apply: keys.take("no_apply")?,
             accept_restored: keys.take("accept_restored")?,

@@ -11,6 +11,7 @@ use super::exit::Failure;
 use super::output::{Bar, bytes_text};
 use crate::log::{SnapshotInfo, StreamOptions};
 use crate::node::{NodeError, Restore, ask_for_snapshot, is_running, list_snapshots};
+use crate::schema::RowFilters;
 
 type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -86,6 +87,7 @@ pub(super) fn restore(args: RestoreArgs, verbose: bool, env: Variables<'_>) -> R
     let address = log_address(args.log, args.config.as_deref(), env)?;
     let state_dir = args.node.state_dir();
     let what = Restore {
+        rows: RowFilters::default(),
         db_path: args.node.db_path.clone(),
         state_dir,
         streams: streams_of(&address),

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::TailArgs;
+use super::config::row_filters;
 use super::exit::Failure;
 use super::inspect::{Follow, beside, follow};
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
-use crate::schema::TableFilter;
+use crate::schema::{Catalogue, RowFilters, TableFilter};
 
 /// How long a database that nobody can read is waited for: longer than an application's last close takes, and not so long that people
 /// wonder.
@@ -29,6 +30,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     if let (true, Some(state_dir)) = (args.once, &args.state_dir) {
         return super::tail_once::tail_once(args, state_dir);
     }
+    let rows = row_filters(&args.rows)?;
     let stop = stop_signal()?;
     if args.raw {
         let what = Follow {
@@ -36,6 +38,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
             wal: beside(&args.database),
             format: args.format,
             filter: TableFilter::new(&args.tables, &args.exclude_tables),
+            rows,
             from_start: false,
         };
         return follow(&what, &mut io::stdout().lock(), Style::of_stdout(), &stop);
@@ -47,7 +50,13 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
     }
     note(format_args!("following {} (Ctrl-C ends)", follower.file().path().display()));
 
-    let mut sink = sink(args, &follower);
+    let mut sink = match fitting(&rows, follower.catalogue()) {
+        Ok(()) => sink(args, rows, &follower),
+        Err(failure) => {
+            follower.detach()?;
+            return Err(failure);
+        }
+    };
     let mut is_locked_out = false;
     let mut follow = || -> Result<(), FollowError<io::Error>> {
         loop {
@@ -93,12 +102,23 @@ fn attach(database: &Path, stop: &AtomicBool) -> Result<Follower, CaptureError> 
     }
 }
 
+/// Refuses filters that do not fit the tables that there are. A table may come later.
+pub(super) fn fitting(rows: &RowFilters, catalogue: &Catalogue) -> Result<(), Failure> {
+    let mut filtered = rows.iter().filter_map(|row| catalogue.written_table(&row.table));
+    let fits = filtered.try_for_each(|table| rows.test(table).map(drop));
+    fits.map_err(|error| Failure::usage(&error).hint(error.hint()))
+}
+
 /// Where the changes of a follower go.
-pub(super) fn sink(args: &TailArgs, follower: &Follower) -> Filtered<RowWriter<io::StdoutLock<'static>>> {
+pub(super) fn sink(
+    args: &TailArgs,
+    rows: RowFilters,
+    follower: &Follower,
+) -> Filtered<RowWriter<io::StdoutLock<'static>>> {
     let objects = follower.catalogue().rows().iter().filter_map(SchemaObject::of).collect();
     let encoding = follower.header().encoding;
     let writer = RowWriter::new(args.format, io::stdout().lock(), Style::of_stdout(), encoding, objects);
-    Filtered::new(writer, TableFilter::new(&args.tables, &args.exclude_tables))
+    Filtered::new(writer, TableFilter::new(&args.tables, &args.exclude_tables), rows)
 }
 
 impl From<CaptureError> for Failure {

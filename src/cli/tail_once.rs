@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 
 use super::args::TailArgs;
+use super::config::row_filters;
 use super::exit::Failure;
-use super::tail::{note, sink};
+use super::tail::{fitting, note, sink};
 use crate::capture::{DatabaseFile, FollowError, Follower, POSITION_BYTES, Position};
 
 /// The file that keeps the place: the position, then the number of the next transaction.
@@ -22,6 +23,7 @@ const PLACE: &str = "position";
 /// # Errors
 /// [`Failure`] when the database cannot be followed, or the directory is another's or in use.
 pub(super) fn tail_once(args: &TailArgs, state_dir: &Path) -> Result<(), Failure> {
+    let rows = row_filters(&args.rows)?;
     let cannot = |what: &str, error: &std::io::Error| {
         Failure::failed(format_args!("cannot {what} {}: {error}", state_dir.display()))
             .hint("check the owner, the permissions and the free space of the directory")
@@ -54,7 +56,11 @@ pub(super) fn tail_once(args: &TailArgs, state_dir: &Path) -> Result<(), Failure
         Some((_, next_tx)) => follower.set_next_tx(next_tx),
         None => note(format_args!("the place is set: the next call shows what is committed from now on")),
     }
-    let mut sink = sink(args, &follower);
+    if let Err(failure) = fitting(&rows, follower.catalogue()) {
+        follower.detach()?;
+        return Err(failure);
+    }
+    let mut sink = sink(args, rows, &follower);
     let mut follow = || -> Result<(), FollowError<std::io::Error>> {
         while follower.poll(&mut sink)?.more {}
         follower.merge()?;

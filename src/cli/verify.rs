@@ -15,9 +15,11 @@ const BESIDE_READING: std::time::Duration = std::time::Duration::from_secs(60);
 /// # Errors
 /// [`Failure`]: with exit code 1 when rows differ, with 3 when not all could be compared and nothing differs; when no node runs.
 pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    super::config::row_filters(&args.rows)?;
     let question = ControlQuestion::Verify(VerifyOptions {
         tables: args.tables.clone(),
         exclude_tables: args.exclude_tables.clone(),
+        rows: args.rows.clone(),
         nodes: args.nodes.clone(),
         within_ms: u64::try_from(args.within.as_millis()).unwrap_or(u64::MAX),
     });

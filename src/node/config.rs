@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::apply::RowFilters;
+
 /// Everything that `run` needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunConfig {
@@ -25,6 +27,8 @@ pub struct RunConfig {
     pub tables: Vec<String>,
     /// Patterns of tables to leave out, even if `tables` names them.
     pub exclude_tables: Vec<String>,
+    /// Which rows of tables to replicate.
+    pub row_filters: RowFilters,
     /// Whether local changes are published.
     pub publish: bool,
     /// Whether other nodes' changes are applied.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, RowFilterError};
 use crate::capture::{CaptureError, FollowError};
 use crate::log::{ConnectError, LogError, SnapshotError};
 
@@ -75,6 +75,19 @@ pub enum NodeError {
         /// How many were asked for.
         wanted: u16,
     },
+    /// The filters are not those that the state directory was made with.
+    #[error("{}: the state directory was made with {found}, not with {wanted}", path.display())]
+    OtherFilters {
+        /// The path.
+        path: PathBuf,
+        /// What it knows.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// A filter does not fit its table.
+    #[error(transparent)]
+    Filter(RowFilterError),
     /// A new node would have to start from messages that the log does not hold any more.
     #[error("stream {stream} begins at message {first}: what was before it is not on the log any more")]
     LogTrimmed {

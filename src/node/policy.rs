@@ -28,7 +28,7 @@ impl NodeError {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         match self {
-            NodeError::OtherNode { .. } | NodeError::OtherShards { .. } => Verdict::Usage,
+            NodeError::OtherNode { .. } | NodeError::OtherShards { .. } | NodeError::Filter(_) => Verdict::Usage,
             NodeError::CannotBegin { source, .. } => source.verdict(),
             NodeError::StateLost { .. }
             | NodeError::AlreadyRunning { .. }
@@ -37,6 +37,7 @@ impl NodeError {
             | NodeError::LogTrimmed { .. }
             | NodeError::LogShorter { .. }
             | NodeError::OtherContent { .. }
+            | NodeError::OtherFilters { .. }
             | NodeError::Exists { .. }
             | NodeError::InUse { .. }
             | NodeError::Unpublished { .. }
@@ -119,6 +120,8 @@ impl NodeError {
             NodeError::OtherNode { .. } => "leave --node-id out, or give the node a state directory of its own".to_owned(),
             NodeError::SameNodeId { .. } => "give every node a --node-id of its own; this one's state directory keeps its number, so `woodchuck cleanup` first, on the node that is to change".to_owned(),
             NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
+            NodeError::Filter(error) => error.hint().to_owned(),
+            NodeError::OtherFilters { .. } => "start with the old filter; or begin anew with the other: woodchuck cleanup, move the database away, and woodchuck run makes it from a snapshot".to_owned(),
             NodeError::LogTrimmed { .. } => "replace it by the newest snapshot: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
             NodeError::LogShorter { .. } => "restore the server's storage; if it is gone for good, use new streams (--stream-prefix) on all nodes".to_owned(),
             NodeError::CannotBegin { source, .. } => source.hint(),

@@ -27,6 +27,31 @@ pub(super) struct Known {
 /// The setting that a node stores once it has found the log complete, or begins with as the log's own copy.
 pub(super) const JOINED: &str = "joined";
 
+/// The setting that keeps the filters that the state was begun with, and the one of a state that may begin with any.
+pub(super) const WHERE: &str = "where";
+pub(super) const WHERE_OPEN: &str = "where_open";
+
+/// Whether a state has not begun with any filters yet, nor with none.
+fn is_open_to_filters(state: &State) -> Result<bool, NodeError> {
+    let is_new = state.capture_position()?.is_empty() || state.has_setting(WHERE_OPEN)?;
+    Ok(is_new && !state.has_setting(WHERE)?)
+}
+
+/// Refuses filters that are not those that the state was begun with: rows that were outside of them were not kept, and rows that are
+/// outside of the new ones would look like the application's own.
+fn refuse_other_filters(state: &State, config: &RunConfig) -> Result<(), NodeError> {
+    let wanted = config.row_filters.text();
+    if is_open_to_filters(state)? {
+        return Ok(());
+    }
+    let found = String::from_utf8_lossy(&state.setting_or(WHERE, b"")?).into_owned();
+    if found == wanted {
+        return Ok(());
+    }
+    let shown = |text: String| if text.is_empty() { "no filter".to_owned() } else { text };
+    Err(NodeError::OtherFilters { path: config.state_dir.clone(), found: shown(found), wanted: shown(wanted) })
+}
+
 /// The capture position as `state.db` keeps it: the position, then the number of the next transaction.
 pub(super) fn position_bytes(position: &Position, next_tx: u64) -> Vec<u8> {
     let mut bytes = position.to_bytes().to_vec();
@@ -87,6 +112,8 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         return Err(NodeError::OtherShards { path: path(), found, wanted });
     }
 
+    refuse_other_filters(&state, &config)?;
+
     let shards: Vec<ShardId> = (1..=wanted).map(ShardId).collect();
     let mut applied = Vec::with_capacity(shards.len());
     for shard in &shards {
@@ -98,7 +125,16 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
 
     let stored = stored_position(&state)?;
     let from = stored.map(|(position, _)| position).filter(|_| !config.new_shadow);
+    let is_new = is_open_to_filters(&state)?;
     let mut attached = patiently(&links.stop, || Attached::open(&config, from, &links.wake, &links.stop))?;
+    let misfit = attached.follower.catalogue().tables().find_map(|table| config.row_filters.test(table).err());
+    if let Some(misfit) = misfit {
+        attached.detach()?;
+        return Err(NodeError::Filter(misfit));
+    }
+    if is_new {
+        state.setting_or(WHERE, config.row_filters.text().as_bytes())?;
+    }
     if let Some((_, next_tx)) = stored {
         attached.follower.set_next_tx(next_tx);
     }
@@ -123,6 +159,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         Conflict::Row => Merge::Row,
     };
     let mut replica = Replica::new(state, route, merge)?;
+    replica.set_row_filters(config.row_filters.clone())?;
     if config.publish {
         replica.set_schema_travels(wanted, Box::new(move |table| filter.matches(table)));
     }

@@ -170,7 +170,7 @@ impl SteppedNode {
         self.database.take_events()?;
         let Some(moment) = moment.try_recv().ok().flatten() else { return Ok(None) };
         let filter = TableFilter::new(&self.database.config.tables, &self.database.config.exclude_tables);
-        make(moment, path, &filter).map(|(_, manifest)| Some(manifest))
+        make(moment, path, &filter, &self.database.config.row_filters).map(|(_, manifest)| Some(manifest))
     }
 
     /// Gives the node a snapshot to catch up from with its next [`SteppedNode::apply`]. The file at `path` is removed afterwards.

@@ -16,6 +16,7 @@ const SETUP: Setup = Setup {
     unit_bytes_max: 262144,
     remember_ids: true,
     genesis: 0,
+    filtered: false,
 };
 
 fn replay(setup: Setup, steps: &[super::schedule::Step]) {

@@ -71,6 +71,7 @@ impl Storm {
             unit_bytes_max: [200, 2000, 1 << 18][random.below(3) as usize],
             remember_ids: true,
             genesis: 0,
+            filtered: false,
         };
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -17,6 +17,7 @@ fn run(kind: usize, shards: u16, steps: &[Step]) -> Run {
         unit_bytes_max: 1 << 18,
         remember_ids: true,
         genesis: 1,
+        filtered: false,
     };
     // What the rows are is for the steps to say.
     let empty = match kind {

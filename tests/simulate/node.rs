@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::Connection;
 use tokio::runtime::Handle;
-use woodchuck::apply::State;
+use woodchuck::apply::{RowFilters, State};
 use woodchuck::capture::POSITION_BYTES;
 use woodchuck::fault::{self, Died, Point};
 use woodchuck::log::{Origin, Outgoing, Published, SealedMessage, ShardId, StreamSeq};
@@ -19,6 +19,7 @@ use woodchuck::node::{
 
 use super::fold::Db;
 use super::schedule::Setup;
+use super::schema::{Schema, SimTable};
 
 /// So long that no test waits for it.
 pub const NEVER: Duration = Duration::from_secs(1 << 30);
@@ -135,6 +136,18 @@ impl SimNode {
         }
     }
 
+    /// Which rows it replicates.
+    pub fn filters(&self) -> RowFilters {
+        let is_filtered = self.setup.filtered && self.no == 0;
+        let schema = Schema::of(self.setup.kind);
+        let of = |table: &SimTable| {
+            let column = table.values.last().unwrap();
+            format!("{}: typeof({column}) = 'text' OR {column} % 2 = 0", table.name)
+        };
+        let texts: Vec<String> = schema.tables.iter().filter(|_| is_filtered).map(of).collect();
+        RowFilters::parse(&texts).unwrap()
+    }
+
     pub fn config(&self) -> RunConfig {
         RunConfig {
             db_path: self.path.clone(),
@@ -166,6 +179,7 @@ impl SimNode {
             },
             tables: Vec::new(),
             exclude_tables: Vec::new(),
+            row_filters: self.filters(),
             publish: true,
             apply_changes: true,
             accept_restored: false,

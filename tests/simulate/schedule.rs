@@ -22,6 +22,8 @@ pub struct Setup {
     pub remember_ids: bool,
     /// The rows at the beginning.
     pub genesis: u64,
+    /// The first node replicates some rows only.
+    pub filtered: bool,
 }
 
 /// What becomes of a message that is sent.
@@ -196,6 +198,7 @@ impl Schedule {
             unit_bytes_max: *rng.pick(&[1, 300, 1 << 18, 1 << 18]),
             remember_ids: rng.chance(70),
             genesis: rng.next(),
+            filtered: false,
         };
         let count = *rng.pick(&[20, 50, 80, 150]);
         let habits = Habits::of(&mut rng, &setup);

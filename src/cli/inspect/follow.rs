@@ -16,7 +16,7 @@ use crate::cli::Failure;
 use crate::cli::args::Format;
 use crate::cli::output::{Filtered, RowWriter, SchemaObject, Style};
 use crate::format::TextEncoding;
-use crate::schema::TableFilter;
+use crate::schema::{RowFilters, TableFilter};
 
 /// How long nothing is asked: a restart within that time can hide what was committed before it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -29,6 +29,7 @@ pub(in crate::cli) struct Follow<'a> {
     pub(in crate::cli) wal: PathBuf,
     pub(in crate::cli) format: Format,
     pub(in crate::cli) filter: TableFilter,
+    pub(in crate::cli) rows: RowFilters,
     /// Shows what is in the WAL at the beginning, too.
     pub(in crate::cli) from_start: bool,
 }
@@ -53,7 +54,7 @@ pub(in crate::cli) fn follow(
     }
     let mut files = what.open(stop)?;
     let writer = RowWriter::new(what.format, out, style, TextEncoding::Utf8, Vec::<SchemaObject>::new());
-    let mut rows = Filtered::new(writer, what.filter.clone());
+    let mut rows = Filtered::new(writer, what.filter.clone(), what.rows.clone());
     let mut reader = if what.from_start { Reader::default() } else { Reader::at_end(&files) };
     let mut shown = if what.from_start { 0 } else { files.commits().len() as u64 };
     loop {

@@ -19,9 +19,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::args::{Format, InspectArgs, View};
+use super::config::row_filters;
 use super::exit::Failure;
 use super::output::{Filtered, RowWriter, SchemaObject, Style};
-use crate::schema::TableFilter;
+use super::tail::fitting;
+use crate::schema::{RowFilters, TableFilter};
 pub use files::{Files, OpenError};
 pub(super) use follow::{Follow, follow};
 use one_row::{History, OneRow};
@@ -50,12 +52,17 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
         )
         .hint("use --format pretty or json"));
     }
+    let wanted = row_filters(&args.rows)?;
+    if !wanted.is_empty() && (view != View::Rows && !args.follow || args.page.is_some()) {
+        return Err(Failure::usage("--where is about row changes").hint("use --view rows or --follow"));
+    }
     if args.follow {
         let what = Follow {
             database: args.database.as_deref(),
             wal: wal_name(args),
             format: args.format,
             filter: TableFilter::new(&args.tables, &args.exclude_tables),
+            rows: wanted,
             from_start: true,
         };
         return follow(&what, out, style, &*super::tail::stop_signal()?);
@@ -68,9 +75,12 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
     }
     let filter = TableFilter::new(&args.tables, &args.exclude_tables);
     let output = |error: io::Error| Failure::output(&error);
+    if let (false, Ok(catalogue)) = (wanted.is_empty(), rows::catalogue(&files)) {
+        fitting(&wanted, &catalogue)?;
+    }
     let parts = parts(&files, args).map_err(|error| Failure::failed(format_args!("cannot read the WAL: {error}")))?;
     match view {
-        View::Rows => rows(&parts, args, &filter, out, style),
+        View::Rows => rows(&parts, args, (&filter, &wanted), out, style),
         View::Frames => views::frames(&files, &parts, args.format, out, style).map_err(output),
         View::Schema => {
             let catalogue = rows::catalogue(&files).map_err(|error| {
@@ -134,7 +144,7 @@ fn parts<'f>(files: &'f Files, args: &InspectArgs) -> io::Result<Vec<Part<'f>>> 
 fn rows(
     parts: &[Part<'_>],
     args: &InspectArgs,
-    filter: &TableFilter,
+    (filter, wanted): (&TableFilter, &RowFilters),
     out: &mut dyn Write,
     style: Style,
 ) -> Result<(), Failure> {
@@ -150,7 +160,7 @@ fn rows(
         views::heading(part, format, out, style).map_err(|error| Failure::output(&error))?;
         let is_open = part.stretch.as_ref().is_some_and(|stretch| stretch.standing == Standing::Uncommitted);
         let writer = RowWriter::new(format, &mut *out, style, encoding, objects).left_open(is_open);
-        let mut sink = Filtered::new(writer, filter.clone());
+        let mut sink = Filtered::new(writer, filter.clone(), wanted.clone());
         let damage = match &row {
             None => rows::each_from(files, part.first_tx, &mut sink),
             Some(row) => {

@@ -1,12 +1,14 @@
-//! The writer that `--format` and `--tables` ask for.
+//! The writer that `--format`, `--tables` and `--where` ask for.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use super::{JsonLines, Pretty, SchemaObject, SqlScript, Style};
-use crate::change::{ChangeSink, ChangedRow, RowChange, SchemaChange, TxSpan};
+use crate::change::{ChangeSink, ChangedRow, Op, RowChange, RowKey, SchemaChange, TxSpan};
 use crate::cli::args::Format;
-use crate::format::TextEncoding;
-use crate::schema::TableFilter;
+use crate::format::{Row, TextEncoding};
+use crate::schema::{RowFilters, RowTest, Table, TableFilter};
 
 /// A writer of any format.
 #[derive(Debug)]
@@ -89,11 +91,14 @@ impl<W: Write> ChangeSink<io::Error> for RowWriter<W> {
     }
 }
 
-/// Passes on the changes of some tables. A transaction of which nothing is left is not mentioned.
+/// Passes on the changes of some tables and some rows. A transaction of which nothing is left is not mentioned.
 #[derive(Debug)]
 pub struct Filtered<S> {
     sink: S,
     filter: TableFilter,
+    rows: RowFilters,
+    /// What tells the rows of a table as it was last met.
+    tests: HashMap<String, (Arc<Table>, Option<RowTest>)>,
     /// The transaction that has not been passed on yet.
     begin: Option<TxSpan>,
     passed: u64,
@@ -101,8 +106,8 @@ pub struct Filtered<S> {
 
 impl<S> Filtered<S> {
     /// Makes the filter. `sqlite_sequence` counts as part of every AUTOINCREMENT table and passes with its row's table.
-    pub fn new(sink: S, filter: TableFilter) -> Filtered<S> {
-        Filtered { sink, filter, begin: None, passed: 0 }
+    pub fn new(sink: S, filter: TableFilter, rows: RowFilters) -> Filtered<S> {
+        Filtered { sink, filter, rows, tests: HashMap::new(), begin: None, passed: 0 }
     }
 
     /// What is passed to.
@@ -115,14 +120,42 @@ impl<S> Filtered<S> {
         self.sink
     }
 
-    fn begun<E>(&mut self) -> Result<(), E>
+    fn begun(&mut self) -> io::Result<()>
     where
-        S: ChangeSink<E>,
+        S: ChangeSink<io::Error>,
     {
         match self.begin.take() {
             Some(span) => self.sink.begin(&span),
             None => Ok(()),
         }
+    }
+
+    /// The change as those see it who know of the rows within the filter alone: a row that leaves it is deleted, one that enters is inserted.
+    /// Of a row whose before is not known only the after can tell.
+    fn within(&mut self, change: RowChange) -> io::Result<Option<RowChange>> {
+        if self.rows.is_empty() {
+            return Ok(Some(change));
+        }
+        let known = self.tests.get(&change.table.name).is_some_and(|(table, _)| Arc::ptr_eq(table, &change.table));
+        if !known {
+            let test = self.rows.test(&change.table).map_err(io::Error::other)?;
+            self.tests.insert(change.table.name.clone(), (Arc::clone(&change.table), test));
+        }
+        let Some((_, Some(test))) = self.tests.get(&change.table.name) else { return Ok(Some(change)) };
+        let rowid = if let RowKey::Rowid(rowid) = change.key { Some(rowid) } else { change.rowid };
+        let taken = |row: Option<Row>| match row {
+            Some(row) => Ok(test.passes(rowid, &row).map_err(io::Error::other)?.then_some(row)),
+            None => Ok::<_, io::Error>(None),
+        };
+        let (before, after) = (taken(change.before)?, taken(change.after)?);
+        let op = match (&before, &after) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) if change.before_unknown => change.op,
+            (None, Some(_)) => Op::Insert,
+            (Some(_), None) => Op::Delete,
+            (Some(_), Some(_)) => change.op,
+        };
+        Ok(Some(RowChange { op, before, after, ..change }))
     }
 
     fn takes(&self, change: &RowChange) -> bool {
@@ -137,14 +170,14 @@ impl<S> Filtered<S> {
     }
 }
 
-impl<E, S: ChangeSink<E>> ChangeSink<E> for Filtered<S> {
-    fn begin(&mut self, span: &TxSpan) -> Result<(), E> {
+impl<S: ChangeSink<io::Error>> ChangeSink<io::Error> for Filtered<S> {
+    fn begin(&mut self, span: &TxSpan) -> io::Result<()> {
         self.begin = Some(*span);
         self.passed = 0;
         Ok(())
     }
 
-    fn schema(&mut self, change: SchemaChange) -> Result<(), E> {
+    fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
         if !self.filter.matches(&change.table) && !self.filter.matches(&change.name) {
             return Ok(());
         }
@@ -152,16 +185,17 @@ impl<E, S: ChangeSink<E>> ChangeSink<E> for Filtered<S> {
         self.sink.schema(change)
     }
 
-    fn change(&mut self, change: RowChange) -> Result<(), E> {
+    fn change(&mut self, change: RowChange) -> io::Result<()> {
         if !self.takes(&change) {
             return Ok(());
         }
+        let Some(change) = self.within(change)? else { return Ok(()) };
         self.begun()?;
         self.passed += 1;
         self.sink.change(change)
     }
 
-    fn commit(&mut self, span: &TxSpan, _changes: u64) -> Result<(), E> {
+    fn commit(&mut self, span: &TxSpan, _changes: u64) -> io::Result<()> {
         if self.begin.take().is_some() { Ok(()) } else { self.sink.commit(span, self.passed) }
     }
 }

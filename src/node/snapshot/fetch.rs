@@ -158,7 +158,7 @@ pub(in crate::node) struct CatchUps {
 
 impl CatchUps {
     pub(in crate::node) fn new(log: &JetStreamLog, config: &RunConfig, asks: mpsc::Sender<Ask>) -> CatchUps {
-        let tables = Some(tables_text(&config.tables, &config.exclude_tables));
+        let tables = Some(tables_text(config));
         let wanted = Wanted { at_least: BTreeMap::new(), tables };
         CatchUps { log: log.clone(), state_dir: config.state_dir.clone(), asks, wanted, no: 0 }
     }

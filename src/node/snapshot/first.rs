@@ -43,7 +43,10 @@ pub(in crate::node) async fn refuse_other_content(
         let Some(here) = ours.iter().find(|here| here.name.eq_ignore_ascii_case(&first.name)) else { continue };
         // Another shape is not another content: applying stops with a remedy when it cannot go on.
         if here.shape != first.shape {
-            tracing::warn!("table {} has other columns or another key here than on the first node", first.name);
+            tracing::warn!(
+                "table {} has other columns, another key or another filter here than on the first node",
+                first.name
+            );
             continue;
         }
         let count = first.differing(here);
@@ -81,12 +84,12 @@ async fn recorded(log: &JetStreamLog, ours: &[TableDigest]) -> Option<FirstConte
 fn digest(moment: super::Moment, config: &RunConfig) -> Result<Vec<TableDigest>, NodeError> {
     let filter = TableFilter::new(&config.tables, &config.exclude_tables);
     let path: PathBuf = work_directory(&config.state_dir)?.join("compared.db");
-    let (file, _) = make(moment, &path, &filter)?;
+    let (file, _) = make(moment, &path, &filter, &config.row_filters)?;
     let fail = |source| NodeError::StateDirectory { path: path.clone(), what: "cannot read a copy", source };
     set_wal(&file, false).map_err(fail)?;
     let doing = |source| ApplyError::Database { doing: "opening a copy", source };
     let conn = rusqlite::Connection::open(&path).map_err(doing)?;
-    let digests = table_digests(&conn, &filter)?;
+    let digests = table_digests(&conn, &filter, &config.row_filters)?;
     drop(conn);
     std::fs::remove_file(&path).map_err(fail)?;
     Ok(digests)

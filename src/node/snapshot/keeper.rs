@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::make::make;
 use super::progress::progress_text;
 use super::{Ask, tables_text, work_directory};
-use crate::apply::TableFilter;
+use crate::apply::{RowFilters, TableFilter};
 use crate::log::{
     JetStreamLog, Lease, Maker, Question, Questions, ShardId, SnapshotError, SnapshotInfo, SnapshotStore, StreamSeq,
 };
@@ -39,7 +39,7 @@ pub(in crate::node) struct Keeper {
     store: SnapshotStore,
     state_dir: PathBuf,
     maker: Maker,
-    filter: (Vec<String>, Vec<String>),
+    filter: (TableFilter, RowFilters),
     /// The log may move so far before the next one.
     entries: u64,
     interval: Option<Duration>,
@@ -57,13 +57,13 @@ impl Keeper {
         asks: mpsc::Sender<Ask>,
         applied: watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
     ) -> Keeper {
-        let tables = tables_text(&config.tables, &config.exclude_tables);
+        let tables = tables_text(config);
         Keeper {
             log: log.clone(),
             store: SnapshotStore::of(log),
             state_dir: config.state_dir.clone(),
             maker: Maker { node_id, now_ms: 0, tables },
-            filter: (config.tables.clone(), config.exclude_tables.clone()),
+            filter: (TableFilter::new(&config.tables, &config.exclude_tables), config.row_filters.clone()),
             entries: (config.log.max_entries / 2).max(1),
             interval: config.log.snapshot_interval,
             asks,
@@ -187,10 +187,10 @@ impl Keeper {
     async fn make(&self) -> Result<SnapshotInfo, NodeError> {
         let began = Instant::now();
         let moment = self.moment().await?;
-        let (state_dir, (tables, exclude)) = (self.state_dir.clone(), self.filter.clone());
+        let (state_dir, (tables, rows)) = (self.state_dir.clone(), self.filter.clone());
         let making = tokio::task::spawn_blocking(move || {
             let path = work_directory(&state_dir)?.join("made.db");
-            let made = make(moment, &path, &TableFilter::new(&tables, &exclude));
+            let made = make(moment, &path, &tables, &rows);
             // The open file is all that is needed, and nothing is left when this process ends.
             let _ = std::fs::remove_file(&path);
             made

@@ -6,7 +6,10 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::set_wal;
-use crate::apply::{ApplyError, FrozenState, TableFilter, Tables, empty_excluded, prepare_applying_connection};
+use crate::apply::{
+    ApplyError, FrozenState, RowFilters, TableFilter, Tables, empty_excluded, leave_out_rows,
+    prepare_applying_connection,
+};
 use crate::capture::{CaptureError, HeldShadow};
 use crate::log::{Routing, SnapshotManifest, Stand, hash_file};
 use crate::node::error::NodeError;
@@ -25,6 +28,7 @@ pub(in crate::node) fn make(
     moment: Moment,
     path: &Path,
     filter: &TableFilter,
+    rows: &RowFilters,
 ) -> Result<(File, SnapshotManifest), NodeError> {
     let fail = |what| {
         let path = path.to_owned();
@@ -43,8 +47,11 @@ pub(in crate::node) fn make(
     // Nobody else reads it, and after a crash nobody wants it.
     copy.pragma_update(None, "synchronous", "OFF").map_err(doing)?;
     copy.pragma_update_and_check(None, "journal_mode", "OFF", |_| Ok(())).map_err(doing)?;
+    // What the application has for itself must not be in the way of the fold's rows, and of these some are hidden.
+    leave_out_rows(&copy, rows)?;
     frozen.put_base(&copy, tables.as_ref())?;
     drop(frozen);
+    leave_out_rows(&copy, rows)?;
     empty_excluded(&copy, filter)?;
     drop(copy);
     set_wal(&file, true).map_err(fail("cannot write a snapshot"))?;

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::oneshot;
 
-use super::config::NatsConfig;
+use super::config::{NatsConfig, RunConfig};
 use super::error::NodeError;
 use super::network::connect_log;
 use super::verify::VerifyAsk;
@@ -97,13 +97,15 @@ pub(super) fn clear_work_directory(state_dir: &Path) {
     let _ = std::fs::remove_dir_all(state_dir.join(WORK_DIRECTORY));
 }
 
-/// Which tables a node's snapshots have, as its options say it; empty for all.
-pub(super) fn tables_text(tables: &[String], exclude: &[String]) -> String {
+/// Which tables and rows a node's snapshots have, as its options say it; empty for all.
+pub(super) fn tables_text(config: &RunConfig) -> String {
     let part = |name: &str, list: &[String]| match list {
         [] => String::new(),
         list => format!("{name} {} ", list.join(",")),
     };
-    (part("tables", tables) + &part("without", exclude)).trim_end().to_owned()
+    let rows = config.row_filters.text();
+    let rows = if rows.is_empty() { rows } else { format!("where {rows}") };
+    (part("tables", &config.tables) + &part("without", &config.exclude_tables) + &rows).trim_end().to_owned()
 }
 
 /// Whether a file is taken for a database with a write-ahead log. One without can be read in peace where it lies.

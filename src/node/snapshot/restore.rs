@@ -15,14 +15,14 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::fetch::{Fetched, Wanted, ask_for_one, fetch};
 use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, tell_log};
 use super::{set_wal, tables_text};
-use crate::apply::{ApplyError, State};
+use crate::apply::{ApplyError, RowFilters, State, leave_out_rows, prepare_applying_connection};
 use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, write_shadow};
 use crate::log::{JetStreamLog, SnapshotInfo, StreamOptions};
 use crate::node::config::{NatsConfig, RunConfig};
 use crate::node::error::NodeError;
 use crate::node::network::{connect_log, stream_options};
 use crate::node::policy::Verdict;
-use crate::node::start::{position_bytes, position_of};
+use crate::node::start::{WHERE, WHERE_OPEN, position_bytes, position_of};
 use crate::node::state_dir::{StateDirectory, is_running};
 
 /// The mark of a restore that has begun, in the state directory.
@@ -59,6 +59,8 @@ pub struct Restore {
     pub replace: bool,
     /// The tables of the node, as [`SnapshotInfo::tables`] has them; `None`: whatever the snapshot has.
     pub tables: Option<String>,
+    /// Rows of a larger snapshot that are outside of these are left out.
+    pub rows: RowFilters,
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -83,7 +85,8 @@ pub(in crate::node) async fn join(config: &RunConfig) -> Result<(), NodeError> {
         nats: config.nats.clone(),
         streams: stream_options(config),
         replace: false,
-        tables: Some(tables_text(&config.tables, &config.exclude_tables)),
+        tables: Some(tables_text(config)),
+        rows: config.row_filters.clone(),
     };
     match restore(restore_to, &tell_log()).await {
         Ok(info) => {
@@ -249,6 +252,7 @@ fn put_in_place(
 ) -> Result<(), NodeError> {
     let part = &fetched.path;
     check_integrity(part)?;
+    leave_out(part, &what.rows)?;
     let fail = |doing| {
         let path = what.db_path.clone();
         move |source| NodeError::StateDirectory { path, what: doing, source }
@@ -291,6 +295,13 @@ fn put_in_place(
     let state = State::create_at(&directory.file("state.db"), &name, to, &position)?;
     state.setting_or("shards", &what.streams.shard_count.to_be_bytes())?;
     state.setting_or("joined", b"")?;
+    // A node with a filter may begin with more than it wants, and with nothing else.
+    let rows = rows_of(&fetched.info.tables);
+    match (rows.is_empty(), what.rows.is_empty()) {
+        (true, true) => drop(state.setting_or(WHERE_OPEN, b"")?),
+        (true, false) => drop(state.setting_or(WHERE, what.rows.text().as_bytes())?),
+        (false, _) => drop(state.setting_or(WHERE, rows.as_bytes())?),
+    }
     state.sync()?;
     drop(state);
     sync_directory(&what.state_dir).map_err(fail_state("cannot sync the directory"))?;
@@ -348,6 +359,24 @@ fn lock_out(path: &Path, replace: bool, stamp: &Stamp) -> Result<Option<Connecti
         }
         Err(source) => Err(ApplyError::Database { doing: "locking the database that is replaced", source }.into()),
     }
+}
+
+/// The filters in what [`SnapshotInfo::tables`] says; empty for none.
+fn rows_of(tables: &str) -> &str {
+    tables.strip_prefix("where ").or_else(|| tables.split_once(" where ").map(|(_, rows)| rows)).unwrap_or("")
+}
+
+/// Leaves out of what was fetched the rows that this node does not replicate.
+fn leave_out(part: &Path, rows: &RowFilters) -> Result<(), NodeError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let doing = |source| ApplyError::Database { doing: "leaving rows out of a snapshot", source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let copy = Connection::open_with_flags(part, flags).map_err(doing)?;
+    prepare_applying_connection(&copy)?;
+    copy.pragma_update_and_check(None, "journal_mode", "OFF", |_| Ok(())).map_err(doing)?;
+    Ok(leave_out_rows(&copy, rows)?)
 }
 
 /// Lets SQLite look through the whole file.

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::config::RunConfig;
 use super::super::snapshot::Ask;
 use super::wire::{Answer, Body, Digests, Question, Summary, WireRow, hex};
-use crate::apply::{ApplyError, FoldReader, FoldTable, TableFilter, is_out_of_bounds};
+use crate::apply::{ApplyError, FoldReader, FoldTable, RowFilters, TableFilter, is_out_of_bounds};
 use crate::log::{JetStreamLog, Log, Question as Asked, ShardId, StreamSeq};
+use crate::schema::RowFilter;
 
 /// The kind of question.
 pub(super) const QUESTION: &str = "verify";
@@ -56,6 +57,7 @@ pub(in crate::node) struct Verifier {
     pub(super) asks: mpsc::Sender<Ask>,
     tables: Vec<String>,
     exclude_tables: Vec<String>,
+    rows: RowFilters,
     /// The comparison under way.
     session: Mutex<Option<(u64, Details)>>,
 }
@@ -73,6 +75,7 @@ impl Verifier {
             asks,
             tables: config.tables.clone(),
             exclude_tables: config.exclude_tables.clone(),
+            rows: config.row_filters.clone(),
             session: Mutex::new(None),
         }
     }
@@ -95,12 +98,15 @@ impl Verifier {
     async fn answer(self: Arc<Self>, asked: Asked) {
         let Ok(question) = serde_json::from_slice::<Question>(&asked.payload) else { return };
         let body = match question {
-            Question::Present => Some(Body::Present),
+            Question::Present => Some(Body::Present { rows: self.rows.iter().map(RowFilter::text).collect() }),
             Question::Hold { id } => self.hold(id).await,
-            Question::Digest { id, last, tables, exclude, within_ms } => {
+            Question::Digest { id, last, tables, exclude, rows, within_ms } => {
                 let last = last.into_iter().map(|(shard, seq)| (ShardId(shard), StreamSeq(seq))).collect();
                 let filter = TableFilter::new(&tables, &exclude);
-                self.digest(id, last, filter, Duration::from_millis(within_ms)).await
+                match RowFilters::parse(&rows) {
+                    Ok(rows) => self.digest(id, last, (filter, rows), Duration::from_millis(within_ms)).await,
+                    Err(error) => Some(Body::Cannot { why: error.to_string() }),
+                }
             }
             Question::Buckets { id, .. } | Question::Hashes { id, .. } | Question::Rows { id, .. } => {
                 self.detail(id, question).await
@@ -134,7 +140,7 @@ impl Verifier {
         &self,
         id: u64,
         last: BTreeMap<ShardId, StreamSeq>,
-        filter: TableFilter,
+        (filter, rows): (TableFilter, RowFilters),
         within: Duration,
     ) -> Option<Body> {
         let (answer, taken) = oneshot::channel();
@@ -145,10 +151,11 @@ impl Verifier {
             Err(why) => return Some(Body::Cannot { why }),
         };
         let own = TableFilter::new(&self.tables, &self.exclude_tables);
+        let rows = self.rows.and(&rows);
         let (details, questions) = std::sync::mpsc::channel();
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, details));
         let (answer, digests) = oneshot::channel();
-        let work = move || match digest(&taken, &filter, &own) {
+        let work = move || match digest(&taken, &filter, &own, &rows) {
             Ok((digests, tables)) => {
                 let _ = answer.send(Body::Digests(digests));
                 answer_details(&taken.reader, &tables, &questions, Instant::now() + within);
@@ -175,11 +182,16 @@ impl Verifier {
 }
 
 /// Digests the tables that both filters let through.
-fn digest(taken: &Taken, wanted: &TableFilter, own: &TableFilter) -> Result<(Digests, Vec<FoldTable>), ApplyError> {
+fn digest(
+    taken: &Taken,
+    wanted: &TableFilter,
+    own: &TableFilter,
+    rows: &RowFilters,
+) -> Result<(Digests, Vec<FoldTable>), ApplyError> {
     let began = Instant::now();
     let applied = taken.applied.iter().map(|(shard, seq)| (shard.0, seq.0)).collect();
     let mut digests = Digests { applied, ..Digests::default() };
-    let mut tables = taken.reader.tables()?;
+    let mut tables = taken.reader.tables(rows)?;
     tables.retain(|table| wanted.matches(&table.shape().name));
     for table in &tables {
         let name = table.shape().name.clone();

@@ -37,7 +37,8 @@ impl Verifier {
         let began = Instant::now();
         let mut report = VerifyReport::default();
         let id = RandomState::new().build_hasher().finish();
-        let present = self.present(&options, &mut report).await?;
+        let (present, rows) = self.present(&options, &mut report).await?;
+        let options = VerifyOptions { rows, ..options };
         let digests = self.digests(id, &present, &options, &mut report).await;
         let done = match digests {
             Ok(digests) => {
@@ -75,8 +76,12 @@ impl Verifier {
         answers
     }
 
-    /// The nodes to compare.
-    async fn present(&self, options: &VerifyOptions, report: &mut VerifyReport) -> Result<BTreeSet<u64>, String> {
+    /// The nodes to compare, and the filters that their rows have to pass: a node has those alone that pass its own.
+    async fn present(
+        &self,
+        options: &VerifyOptions,
+        report: &mut VerifyReport,
+    ) -> Result<(BTreeSet<u64>, Vec<String>), String> {
         let (answer, origins) = oneshot::channel();
         let stopping = || "the node is stopping".to_owned();
         self.asks.send(Ask::Verify(VerifyAsk::Origins(answer))).await.map_err(|_| stopping())?;
@@ -85,25 +90,33 @@ impl Verifier {
         if !wanted.is_empty() {
             wanted.insert(self.node_id);
         }
-        let mut present = BTreeSet::new();
+        let mut present = BTreeMap::new();
         for _ in 0..PRESENT_TRIES_MAX {
             let answers = self.ask(&Question::Present, &wanted, PRESENT_WITHIN, &mut report.answer_bytes).await;
-            present.extend(answers.into_keys());
-            if wanted.is_subset(&present) {
+            present.extend(answers);
+            if wanted.iter().all(|node| present.contains_key(node)) {
                 break;
             }
         }
         if wanted.is_empty() {
-            wanted = origins.union(&present).copied().collect();
+            wanted = origins.iter().chain(present.keys()).copied().collect();
         }
-        for node in wanted.difference(&present) {
+        for node in wanted.iter().filter(|node| !present.contains_key(node)) {
             report.missing.insert(*node, "it does not answer".to_owned());
         }
-        present.retain(|node| wanted.contains(node));
-        if !present.contains(&self.node_id) {
+        present.retain(|node, _| wanted.contains(node));
+        if !present.contains_key(&self.node_id) {
             return Err("the server does not bring this node's own question back to it".to_owned());
         }
-        Ok(present)
+        let mut rows = options.rows.clone();
+        for body in present.values() {
+            if let Body::Present { rows: theirs } = body {
+                rows.extend(theirs.iter().filter(|one| !options.rows.contains(one)).cloned());
+            }
+        }
+        rows.sort();
+        rows.dedup();
+        Ok((present.into_keys().collect(), rows))
     }
 
     /// What each node has at one place.
@@ -134,6 +147,7 @@ impl Verifier {
             last: last.into_iter().collect(),
             tables: options.tables.clone(),
             exclude: options.exclude_tables.clone(),
+            rows: options.rows.clone(),
             within_ms: options.within_ms,
         };
         let within = ARRIVE_MAX + Duration::from_millis(options.within_ms) + SLACK;

@@ -35,6 +35,8 @@ pub struct VerifyOptions {
     pub tables: Vec<String>,
     /// Not these.
     pub exclude_tables: Vec<String>,
+    /// Only rows within these filters, `table: expression`. Each node's own count beside them.
+    pub rows: Vec<String>,
     /// The nodes to compare; empty: all that are there, and those of which the log has messages are missed when they are not.
     pub nodes: Vec<u64>,
     /// How long each node may read, and keep its application's log from beginning anew.

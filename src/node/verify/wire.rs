@@ -13,7 +13,14 @@ pub(super) enum Question {
     /// Apply nothing until [`Question::Digest`] says how far, or for [`super::HOLD_MAX`].
     Hold { id: u64 },
     /// Apply up to these messages, and digest the fold of whole rounds there.
-    Digest { id: u64, last: BTreeMap<u16, u64>, tables: Vec<String>, exclude: Vec<String>, within_ms: u64 },
+    Digest {
+        id: u64,
+        last: BTreeMap<u16, u64>,
+        tables: Vec<String>,
+        exclude: Vec<String>,
+        rows: Vec<String>,
+        within_ms: u64,
+    },
     /// The sums of a table.
     Buckets { id: u64, table: String },
     /// The hashes of keys and rows in some buckets of a table.
@@ -34,7 +41,10 @@ pub(super) struct Answer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Body {
-    Present,
+    Present {
+        /// The filters of its rows.
+        rows: Vec<String>,
+    },
     Held,
     Digests(Digests),
     /// 16 bytes each, as hexadecimal text.

@@ -1,0 +1,158 @@
+//! A node with `--where` holds what the others have inside of its filter, and what only its application has outside of it.
+
+use rusqlite::Connection;
+
+use crate::support::cluster::{Cluster, Node, wait_for, woodchuck};
+
+const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, region INT, v TEXT);
+    CREATE TABLE u(k TEXT PRIMARY KEY, region INT, e TEXT UNIQUE, v TEXT);
+    INSERT INTO t VALUES(1,1,'one'),(2,2,'two'),(3,1,'three'); INSERT INTO u VALUES('a',1,'ea','x'),('b',2,'eb','y')";
+
+const WHERE: [&str; 4] = ["--where", "t: region = 1", "--where", "u: region = 1"];
+
+/// The first node has all rows, the second those of region 1.
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &["--max-log-entries", "4096"]);
+    cluster.nodes[1].args.extend(WHERE.map(str::to_owned));
+    cluster.start_nodes();
+    cluster
+}
+
+const T: &str =
+    "SELECT coalesce(group_concat(id || ':' || region || ':' || v, ' '), '') FROM (SELECT * FROM t ORDER BY id)";
+const U: &str = "SELECT coalesce(group_concat(k || ':' || region || ':' || e || ':' || v, ' '), '') FROM (SELECT * FROM u ORDER BY k)";
+
+/// Waits until a node shows these rows.
+fn shows(node: &Node, sql: &str, want: &str) {
+    let want = want.trim_matches('\'');
+    wait_for("rows", || match node.value(sql) {
+        found if found.trim_matches('\'') == want => Ok(()),
+        found => Err(format!("node {}: {found} and not {want}\n{}", node.id, node.log())),
+    });
+}
+
+fn verify(node: &Node) -> String {
+    let output = node.ask("verify", &["--format", "json"]);
+    format!(
+        "{:?} {}{}",
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn rows_enter_and_leave_on_both_sides_and_what_is_outside_stays_where_it_is() {
+    let mut cluster = cluster();
+    let [all, some] = &cluster.nodes[..] else { panic!("two nodes") };
+    // The filtered node's own: what is outside goes nowhere, what is inside does, and crossing is a delete or an insert.
+    some.sql("INSERT INTO t VALUES(10,1,'in'),(11,2,'out')");
+    shows(all, T, "1:1:one 2:2:two 3:1:three 10:1:in");
+    some.sql("UPDATE t SET region = 2 WHERE id = 10; UPDATE t SET region = 1, v = 'entered' WHERE id = 11");
+    shows(all, T, "1:1:one 2:2:two 3:1:three 11:1:entered");
+    shows(some, T, "1:1:one 2:2:two 3:1:three 10:2:in 11:1:entered");
+    // The other's: only what is inside comes, and what leaves goes.
+    all.sql("INSERT INTO t VALUES(20,2,'elsewhere'),(21,1,'here'); UPDATE t SET region = 3 WHERE id = 3; UPDATE t SET v = 'TWO' WHERE id = 2");
+    shows(some, T, "1:1:one 2:2:two 10:2:in 11:1:entered 21:1:here");
+    all.sql("UPDATE t SET region = 1 WHERE id IN (20, 3)");
+    shows(some, T, "1:1:one 2:2:two 3:1:three 10:2:in 11:1:entered 20:1:elsewhere 21:1:here");
+    let compared = verify(all);
+    assert!(compared.starts_with("Some(0)"), "{compared}");
+    // One that enters under the key of a row that is only here wins, and the other is kept.
+    all.sql("INSERT INTO t VALUES(10,1,'theirs')");
+    shows(some, "SELECT v FROM t WHERE id = 10", "theirs");
+    assert_eq!(some.conflicts().len(), 1, "{:?}", some.conflicts());
+    // UNIQUE: a row that is only here is in nobody's way until one comes inside.
+    some.sql("INSERT INTO u VALUES('mine',2,'taken','m')");
+    all.sql("INSERT INTO u VALUES('far',2,'taken','f')");
+    all.sql("UPDATE u SET v = 'z' WHERE k = 'a'");
+    shows(some, U, "a:1:ea:z b:2:eb:y mine:2:taken:m");
+    all.sql("UPDATE u SET region = 1 WHERE k = 'far'");
+    shows(some, U, "a:1:ea:z b:2:eb:y far:1:taken:f");
+    assert_eq!(some.conflicts().len(), 2, "{:?}", some.conflicts());
+    assert!(verify(some).starts_with("Some(0)"), "{}", verify(some));
+    cluster.stop();
+}
+
+/// A row was reassigned on one node while another, that did not know, wrote to it: it stayed where it was, with its old region.
+#[test]
+fn a_row_that_left_while_it_was_written_here_does_not_come_back() {
+    let mut cluster = cluster();
+    cluster.nodes[1].stop();
+    cluster.nodes[0].sql("UPDATE t SET region = 2 WHERE id = 1");
+    cluster.nodes[1].sql("UPDATE t SET v = 'late' WHERE id = 1");
+    let all = &cluster.nodes[0];
+    wait_for("the outbox", || match all.status()?.outbox_units {
+        0 => Ok(()),
+        n => Err(n.to_string()),
+    });
+    cluster.nodes[1].start();
+    let [all, some] = &cluster.nodes[..] else { panic!("two nodes") };
+    shows(all, T, "1:2:late 2:2:two 3:1:three");
+    shows(some, T, "2:2:two 3:1:three");
+    all.sql("UPDATE t SET region = 1 WHERE id = 1");
+    shows(some, T, "1:1:late 2:2:two 3:1:three");
+    cluster.stop();
+}
+
+#[test]
+fn kills_restarts_and_snapshots_keep_the_filter() {
+    let mut cluster = cluster();
+    for round in 0..3 {
+        cluster.nodes[1].kill();
+        cluster.nodes[0].sql(&format!(
+            "INSERT INTO t VALUES({0},1,'a'),({0}+1,2,'b'); UPDATE t SET region = 3 - region WHERE id = 3",
+            100 + 10 * round
+        ));
+        cluster.nodes[1].sql(&format!("INSERT INTO t VALUES({0},1,'c'),({0}+1,2,'d')", 200 + 10 * round));
+        cluster.nodes[1].start();
+        let id = 200 + 10 * round;
+        shows(&cluster.nodes[0], &format!("SELECT count(*) FROM t WHERE id = {id}"), "1");
+        shows(&cluster.nodes[1], &format!("SELECT count(*) FROM t WHERE id = {}", 100 + 10 * round), "1");
+    }
+    shows(&cluster.nodes[1], "SELECT count(*) FROM t WHERE id IN (101, 111, 121)", "0");
+    shows(&cluster.nodes[0], "SELECT count(*) FROM t WHERE id IN (201, 211, 221)", "0");
+    let compared = verify(&cluster.nodes[1]);
+    assert!(compared.starts_with("Some(0)"), "{compared}");
+    // A new node with the filter begins with what is inside of it.
+    let url = cluster.server.url();
+    let saved = woodchuck(&["snapshot", "save", "--nats-url", &url]).output().unwrap();
+    assert!(saved.status.success(), "{saved:?}");
+    let db = cluster.nodes[1].db.with_file_name("third.db");
+    let args = [&["--nats-url", &url, "--max-log-entries", "4096"][..], &WHERE].concat();
+    let mut third = Node::new(3, &db, &args);
+    third.start();
+    let want = cluster.nodes[0].value("SELECT group_concat(id) FROM (SELECT id FROM t WHERE region = 1 ORDER BY id)");
+    shows(&third, "SELECT group_concat(id) FROM (SELECT id FROM t ORDER BY id)", &want);
+    third.stop();
+    cluster.stop();
+}
+
+#[test]
+fn filters_that_cannot_be_are_refused_and_so_is_another_one() {
+    let mut cluster = cluster();
+    cluster.nodes[1].stop();
+    let (db, url) = (cluster.nodes[1].db.clone(), cluster.server.url());
+    let run = |args: &[&str]| {
+        let output = woodchuck(&["run", "--nats-url", &url, "--db-path"]).arg(&db).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (args, code, says) in [
+        (&["--where", "t region = 1"][..], 2, "not `table: expression`"),
+        (&["--where", "t: region = (SELECT 1)"], 2, "subquery"),
+        (&["--where", "t: region = 2", "--where", "u: region = 1"], 3, "was made with"),
+        (&[], 3, "not with no filter"),
+    ] {
+        let (found, text) = run(args);
+        assert_eq!((found, text.contains(says)), (Some(code), true), "{args:?}: {text}");
+        assert!(text.lines().last().unwrap().starts_with("hint: "), "{text}");
+    }
+    let fresh = db.with_file_name("fresh.db");
+    Connection::open(&fresh).unwrap().execute_batch(&format!("PRAGMA journal_mode = WAL; {SCHEMA}")).unwrap();
+    let output =
+        woodchuck(&["run", "--nats-url", &url, "--where", "t: color = 1", "--db-path"]).arg(&fresh).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), text.contains("no such column: color")), (Some(2), true), "{text}");
+    cluster.nodes[1].start();
+    cluster.stop();
+}
