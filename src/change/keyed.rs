@@ -50,12 +50,11 @@ pub(crate) trait Rows<E> {
     fn after(&mut self, take: &mut dyn FnMut(Keyed<'_>) -> Result<(), E>) -> Result<(), E>;
 }
 
+/// Takes a row before and a row after; both are there for a row that kept its key.
+pub(crate) type EmitPair<'e, E> = &'e mut dyn FnMut(Option<Keyed<'_>>, Option<Keyed<'_>>) -> Result<(), E>;
+
 /// Pairs the rows of both sides by key. `emit` gets (before, after); both are there for a row that kept its key.
-pub(crate) fn pair_by_key<E>(
-    rows: &mut impl Rows<E>,
-    bytes_max: usize,
-    emit: &mut dyn FnMut(Option<Keyed<'_>>, Option<Keyed<'_>>) -> Result<(), E>,
-) -> Result<(), E> {
+pub(crate) fn pair_by_key<E>(rows: &mut impl Rows<E>, bytes_max: usize, emit: EmitPair<'_, E>) -> Result<(), E> {
     let part_of = |canonical: &[u8], parts: u64| {
         if parts == 1 {
             return 0;

@@ -74,7 +74,7 @@ impl Leftovers {
         merge: &mut MergeBuffers,
         read: &mut ReadBuffers,
         is_before: bool,
-        take: &mut dyn FnMut(LentRow<'_>, &mut Vec<u8>) -> Result<(), E>,
+        take: TakeLent<'_, E>,
     ) -> Result<(), E> {
         if self.is_beyond {
             return each_again(diff, merge, read, is_before, take);
@@ -103,13 +103,16 @@ impl Leftovers {
     }
 }
 
+/// Takes a row, with a buffer for its key.
+type TakeLent<'t, E> = &'t mut dyn FnMut(LentRow<'_>, &mut Vec<u8>) -> Result<(), E>;
+
 /// As [`Leftovers::each`], by merging the pages again.
 fn each_again<E: From<DiffError>>(
     diff: &TableDiff<'_>,
     merge: &mut MergeBuffers,
     read: &mut ReadBuffers,
     is_before: bool,
-    take: &mut dyn FnMut(LentRow<'_>, &mut Vec<u8>) -> Result<(), E>,
+    take: TakeLent<'_, E>,
 ) -> Result<(), E> {
     let columns = diff.declared().unwrap_or(&[]);
     diff.differences(merge, &mut |Difference { before, after }| {

@@ -121,8 +121,14 @@ impl TableDiff<'_> {
                     Ok(())
                 }
                 // The other could not be read and is passed over.
-                (Some(_), Some(_), None) => Ok(left.push(before, None)),
-                (Some(_), None, Some(_)) => Ok(left.push(None, after)),
+                (Some(_), Some(_), None) => {
+                    left.push(before, None);
+                    Ok(())
+                }
+                (Some(_), None, Some(_)) => {
+                    left.push(None, after);
+                    Ok(())
+                }
                 (_, old, new) => self.give(old, new, emit),
             }
         })?;

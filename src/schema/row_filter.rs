@@ -56,7 +56,7 @@ impl RowFilterError {
         match self {
             RowFilterError::Form { .. } => "write it as in: --where 'orders: region = 3 AND state <> ''void'''",
             RowFilterError::Expression { .. } => {
-                "use columns of the row, constants and functions whose answer depends on them alone; no subquery, no parameter, no clock"
+                "use columns of the row, constants and functions whose answer depends on them alone; no subquery, no parameter, no clock; a IS b is written a IS NOT DISTINCT FROM b"
             }
             RowFilterError::Table { .. } => {
                 "name columns that the table has; woodchuck inspect --view schema shows them"
@@ -133,10 +133,11 @@ impl RowFilter {
                 }
                 _ => return Err(format!("{expression} is no column of {}", self.table)),
             },
-            Expr::Value(value) => match &value.value {
-                Value::Placeholder(name) => return Err(format!("{name} is a parameter")),
-                _ => {}
-            },
+            Expr::Value(value) => {
+                if let Value::Placeholder(name) = &value.value {
+                    return Err(format!("{name} is a parameter"));
+                }
+            }
             Expr::Nested(one)
             | Expr::IsNull(one)
             | Expr::IsNotNull(one)

@@ -258,7 +258,8 @@ mod tests {
             "CREATE TABLE t(a ANY, b TEXT COLLATE NOCASE, c ANY, d ANY, e ANY, f ANY COLLATE RTRIM, \"odd \"\"name\" ANY, id INTEGER PRIMARY KEY) STRICT",
         ];
         let columns = ["a", "b", "c", "d", "e", "f", "\"odd \"\"name\"", "id", "t.a", "[c]", "`d`"];
-        let operators = ["=", "<>", "<", ">=", "IS", "IS NOT", "||", "+", "AND", "OR", "==", "%", "&"];
+        let operators =
+            ["=", "<>", "<", ">=", "IS DISTINCT FROM", "IS NOT DISTINCT FROM", "||", "+", "AND", "OR", "==", "%", "&"];
         let mut asked = [0_u32; 2];
         for kind in kinds {
             let database = Connection::open_in_memory().unwrap();
@@ -362,6 +363,7 @@ mod tests {
     #[test]
     fn a_table_says_which_columns_it_lacks_and_which_rowid_it_has() {
         let database = Connection::open_in_memory().unwrap();
+        database.create_collation("mine", str::cmp).unwrap();
         database
             .execute_batch(
                 "CREATE TABLE alias(id INTEGER PRIMARY KEY, a); CREATE TABLE bare(a); CREATE TABLE keyed(a TEXT PRIMARY KEY);
