@@ -47,7 +47,7 @@ mod undo_redo;
 mod versions;
 mod went_back;
 
-pub use crate::schema::{RowFilterError, RowFilters, TableFilter};
+pub use crate::schema::{RowFilter, RowFilterError, RowFilters, TableFilter};
 pub use beforehand::Beforehand;
 pub use catch_up::SNAPSHOT_SCHEMA;
 pub use conflicts::{Conflict, ConflictKind};

@@ -10,9 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::config::RunConfig;
 use super::super::snapshot::Ask;
 use super::wire::{Answer, Body, Digests, Question, Summary, WireRow, hex};
-use crate::apply::{ApplyError, FoldReader, FoldTable, RowFilters, TableFilter, is_out_of_bounds};
+use crate::apply::{ApplyError, FoldReader, FoldTable, RowFilter, RowFilters, TableFilter, is_out_of_bounds};
 use crate::log::{JetStreamLog, Log, Question as Asked, ShardId, StreamSeq};
-use crate::schema::RowFilter;
 
 /// The kind of question.
 pub(super) const QUESTION: &str = "verify";
