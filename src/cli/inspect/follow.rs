@@ -15,6 +15,7 @@ use crate::change::{ChangeSink, Differ, RowChange, SchemaChange, TxSpan};
 use crate::cli::Failure;
 use crate::cli::args::Format;
 use crate::cli::output::{Filtered, RowWriter, SchemaObject, Style};
+use crate::cli::tail::note;
 use crate::format::TextEncoding;
 use crate::schema::{RowFilters, TableFilter};
 
@@ -57,6 +58,9 @@ pub(in crate::cli) fn follow(
     let mut rows = Filtered::new(writer, what.filter.clone(), what.rows.clone());
     let mut reader = if what.from_start { Reader::default() } else { Reader::at_end(&files) };
     let mut shown = if what.from_start { 0 } else { files.commits().len() as u64 };
+    // Said when the place is known: whoever reads it may write, and it is shown.
+    let path = what.database.unwrap_or(what.wal.as_path());
+    note(format_args!("following {} by its bytes alone (Ctrl-C ends)", path.display()));
     loop {
         // Asked before the look: what was committed before the signal is still shown.
         let stopping = stop.load(Ordering::Relaxed);
