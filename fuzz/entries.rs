@@ -150,6 +150,7 @@ pub fn inspect(data: &[u8]) {
             format,
             view: Some(view),
             tables: Vec::new(),
+            rows: Vec::new(),
             exclude_tables: Vec::new(),
             stale: format != Format::Sql,
             uncommitted: format != Format::Sql,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use woodchuck::apply::{FOLD_BUCKETS, FoldBounds, FoldDigest, FoldReader, is_out_of_bounds};
+use woodchuck::apply::{FOLD_BUCKETS, FoldBounds, FoldDigest, FoldReader, RowFilters, is_out_of_bounds};
 
 use crate::support::peer::{Log, Peer};
 
@@ -17,7 +17,7 @@ fn reader(peer: &Peer) -> FoldReader {
 
 fn digests(peer: &Peer) -> BTreeMap<String, FoldDigest> {
     let reader = reader(peer);
-    let tables = reader.tables().unwrap();
+    let tables = reader.tables(&RowFilters::default()).unwrap();
     tables.iter().map(|table| (table.shape().name.clone(), reader.digest(table).unwrap())).collect()
 }
 
@@ -52,7 +52,7 @@ fn rows_that_differ_are_found_by_their_hashes() {
     b.app.execute_batch("UPDATE t SET v = 'TWO' WHERE id = 2; INSERT INTO t VALUES(9, 'nine')").unwrap();
     let found = [&mut b, &mut { a }].map(|peer| {
         let reader = reader(peer);
-        let tables = reader.tables().unwrap();
+        let tables = reader.tables(&RowFilters::default()).unwrap();
         let table = tables.iter().find(|table| table.shape().name == "t").unwrap();
         let (hashes, all) = reader.hashes(table, &(0..FOLD_BUCKETS).collect(), 100).unwrap();
         assert!(all && !reader.hashes(table, &(0..FOLD_BUCKETS).collect(), 2).unwrap().1);
@@ -78,7 +78,7 @@ fn reading_ends_at_its_bounds() {
     ] {
         let reader = FoldReader::open(&peer.path, &peer.path.with_file_name("state.db"), bounds).unwrap();
         // What is read of the schema may be too much already.
-        let read = reader.tables().and_then(|tables| reader.digest(&tables[0]));
+        let read = reader.tables(&RowFilters::default()).and_then(|tables| reader.digest(&tables[0]));
         assert!(is_out_of_bounds(&read.unwrap_err()));
     }
 }

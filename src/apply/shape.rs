@@ -61,7 +61,7 @@ pub(super) struct LocalTable {
     pub(super) names: HashMap<String, Option<String>>,
     pub(super) sql: Sql,
     /// What tells the rows that this node replicates; `None`: all of them.
-    filter: Option<Mutex<RowTest>>,
+    pub(super) filter: Option<Mutex<RowTest>>,
 }
 
 impl LocalTable {

@@ -215,7 +215,7 @@ impl RowFilter {
         let said = |error: rusqlite::Error| error.to_string();
         let connection = open().map_err(said)?;
         let mut columns: BTreeSet<String> = self.columns.iter().map(|name| name.to_ascii_lowercase()).collect();
-        ROWID_NAMES.iter().for_each(|name| drop(columns.remove(*name)));
+        columns.retain(|name| !ROWID_NAMES.contains(&name.as_str()));
         let mut list: Vec<String> = columns.iter().map(|name| quoted(name)).collect();
         list.push("woodchuck_only".to_owned());
         connection
