@@ -362,6 +362,7 @@ mod tests {
     #[test]
     fn a_table_says_which_columns_it_lacks_and_which_rowid_it_has() {
         let database = Connection::open_in_memory().unwrap();
+        database.create_collation("mine", str::cmp).unwrap();
         database
             .execute_batch(
                 "CREATE TABLE alias(id INTEGER PRIMARY KEY, a); CREATE TABLE bare(a); CREATE TABLE keyed(a TEXT PRIMARY KEY);
