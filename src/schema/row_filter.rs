@@ -111,7 +111,7 @@ impl RowFilter {
     }
 
     fn read(&mut self) -> Result<(), String> {
-        let text = self.expression.clone();
+        let text = plain(&self.expression);
         let mut parser = Parser::new(&SQLiteDialect {}).try_with_sql(&text).map_err(|error| error.to_string())?;
         let expression = parser.parse_expr().map_err(|error| error.to_string())?;
         match parser.next_token().token {
@@ -229,6 +229,33 @@ impl RowFilter {
     pub(super) fn index(&self) -> String {
         format!("CREATE INDEX woodchuck_index ON {}(1) WHERE ({}\n)", quoted(&self.table), self.expression)
     }
+}
+
+/// An expression as sqlparser knows all of it: SQLite's IS compares any two values, and its NOT goes before more words. It is read for the
+/// columns alone, so the meaning may change.
+fn plain(expression: &str) -> String {
+    let (mut out, mut at, mut is_after_is) = (String::with_capacity(expression.len()), 0, false);
+    let mut tokens = Tokens::new(expression).peekable();
+    while let Some((offset, token)) = tokens.next() {
+        let word = token.to_ascii_lowercase();
+        let next = tokens.peek().map(|(_, next)| next.to_ascii_lowercase()).unwrap_or_default();
+        let goes = match word.as_str() {
+            "isnull" | "notnull" => true,
+            "not" => is_after_is || matches!(next.as_str(), "glob" | "regexp" | "match"),
+            "distinct" | "from" => is_after_is,
+            _ => false,
+        };
+        out.push_str(expression.get(at..offset).unwrap_or_default());
+        at = offset + token.len();
+        match word.as_str() {
+            "is" => out.push('='),
+            _ if goes => {}
+            _ => out.push_str(token),
+        }
+        is_after_is = word == "is" || (is_after_is && goes);
+    }
+    out.push_str(expression.get(at..).unwrap_or_default());
+    out
 }
 
 /// The names of a rowid, where no column has them.
