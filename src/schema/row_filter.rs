@@ -56,7 +56,7 @@ impl RowFilterError {
         match self {
             RowFilterError::Form { .. } => "write it as in: --where 'orders: region = 3 AND state <> ''void'''",
             RowFilterError::Expression { .. } => {
-                "use columns of the row, constants and functions whose answer depends on them alone; no subquery, no parameter, no clock; a IS b is written a IS NOT DISTINCT FROM b"
+                "use columns of the row, constants and functions whose answer depends on them alone; no subquery, no parameter, no clock"
             }
             RowFilterError::Table { .. } => {
                 "name columns that the table has; woodchuck inspect --view schema shows them"

@@ -75,7 +75,9 @@ impl RowTest {
         let has_unknown = create_table(&connection, &create).map_err(said)?;
 
         let names = filters.iter().flat_map(|filter| &filter.columns);
-        let is_column = |name: &str| connection.column_exists(None, name_of(table).as_str(), name).unwrap_or(false);
+        // Generated columns that are not stored are among them, and names of the rowid only where a column has them.
+        let columns = columns_of(&connection, &name_of(table)).map_err(said)?;
+        let is_column = |name: &str| columns.iter().any(|column| column.eq_ignore_ascii_case(name));
         let of_rowid = |name: &&String| ROWID_NAMES.contains(&name.to_ascii_lowercase().as_str()) && !is_column(name);
         let names_rowid = names.clone().any(|name| of_rowid(&name));
         let by_rowid = names_rowid && table.identity == Identity::Rowid;
@@ -160,23 +162,41 @@ impl RowTest {
     }
 }
 
+fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut found = connection.prepare("SELECT name FROM pragma_table_xinfo(?1)")?;
+    found.query_map([table], |row| row.get(0))?.collect()
+}
+
 fn name_of(table: &Table) -> String {
     if table.is_internal() { format!("woodchuck_{}", table.name) } else { table.name.clone() }
 }
 
-/// Makes the table. Functions of the application's in it get a stand-in: whether there were any.
+/// Makes the table. Functions of the application's in it get a stand-in: whether there were any. Its collations get one for as long as that
+/// takes: UNIQUE asks for them.
 fn create_table(connection: &Connection, sql: &str) -> rusqlite::Result<bool> {
-    let mut has_unknown = false;
+    let (mut has_unknown, mut collations) = (false, Vec::new());
     for _ in 0..UNKNOWN_MAX {
-        let Err(error) = connection.execute_batch(sql) else { return Ok(has_unknown) };
+        let Err(error) = connection.execute_batch(sql) else { break };
         let text = error.to_string();
-        let name = text.split("no such function: ").nth(1).map(|rest| rest.split(" in ").next().unwrap_or(rest));
-        let Some(name) = name else { return Err(error) };
-        let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
-        connection.create_scalar_function(name.trim(), -1, flags, |_| Ok(Null))?;
-        has_unknown = true;
+        let name = |what: &str| {
+            let rest = text.split(what).nth(1)?;
+            Some(rest.split(" in ").next().unwrap_or(rest).trim().to_owned())
+        };
+        if let Some(name) = name("no such function: ") {
+            let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
+            connection.create_scalar_function(name.as_str(), -1, flags, |_| Ok(Null))?;
+            has_unknown = true;
+        } else if let Some(name) = name("no such collation sequence: ") {
+            connection.create_collation(name.as_str(), |_, _| Ordering::Equal)?;
+            collations.push(name);
+        } else {
+            return Err(error);
+        }
     }
-    connection.execute_batch(sql).map(|()| has_unknown)
+    for name in collations {
+        connection.remove_collation(name.as_str())?;
+    }
+    Ok(has_unknown)
 }
 
 /// Collations of the application's get a stand-in: one row alone is in nobody's way.
@@ -259,7 +279,7 @@ mod tests {
         ];
         let columns = ["a", "b", "c", "d", "e", "f", "\"odd \"\"name\"", "id", "t.a", "[c]", "`d`"];
         let operators =
-            ["=", "<>", "<", ">=", "IS DISTINCT FROM", "IS NOT DISTINCT FROM", "||", "+", "AND", "OR", "==", "%", "&"];
+            ["=", "<>", "<", ">=", "IS", "IS NOT", "IS NOT DISTINCT FROM", "||", "+", "AND", "OR", "==", "%", "&"];
         let mut asked = [0_u32; 2];
         for kind in kinds {
             let database = Connection::open_in_memory().unwrap();
