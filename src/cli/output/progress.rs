@@ -33,7 +33,7 @@ impl Bar {
     /// What moves it.
     pub(in crate::cli) fn tell(&self) -> TellSnapshot {
         let Some(bar) = self.0.clone() else { return tell_log() };
-        // A template of ours is a good one: a test draws it.
+        // A template of ours is a good one: a test reads it.
         let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
         std::sync::Arc::new(move |SnapshotProgress { step, done_bytes, total_bytes }| {
             if bar.length() != Some(total_bytes) {
