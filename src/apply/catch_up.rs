@@ -105,7 +105,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
     }
     let own = state.origin();
     let folder = Folder::new(with.conn)?;
-    let mut call = Call::new(state, folder, with.tables, with.merge, true);
+    let mut call = Call::new(state, folder, (with.tables, with.route), with.merge, true);
     note_base(&mut call, with)?;
     call.undo_all()?;
     for table in with.snapshot {
@@ -121,7 +121,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
             return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
         }
         // In which shards the fold has them, whatever own changes that are on their way are in.
-        let by_name = with.routing.get(&here.name_lower).copied().unwrap_or(here.by_name);
+        let by_name = with.routing.get(&here.name_lower).map_or(here.travels.is_by_name(), |travels| travels.by_name);
         let is_ahead = |key: &[u8]| {
             let key = Some(key).filter(|_| !by_name);
             (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard))
@@ -148,6 +148,14 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
             return Err(Cannot::NotOurs { shard: *shard, batch_no: mine }.into());
         }
         call.state.leave_pending(*shard, mine)?;
+    }
+    for table in with.snapshot {
+        if let Some(here) = with.tables.table(&table.name) {
+            let here = call.state.local_table(&here)?;
+            if here.travels.is_by_name() {
+                call.send_again(&here)?;
+            }
+        }
     }
     call.redo()?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);

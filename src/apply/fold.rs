@@ -7,6 +7,7 @@ use rusqlite::Connection;
 
 use super::base::BaseRow;
 use super::conflicts::{ConflictKind, Met};
+use super::duplicates::Duplicate;
 use super::error::ApplyError;
 use super::net_effect::Account;
 use super::pending_units::PendingUnits;
@@ -169,6 +170,57 @@ impl<'c> Folder<'c> {
         self.net.add_new(&table.name_lower, canonical, new);
         self.counts.rows_updated += 1;
         Ok(true)
+    }
+
+    /// Makes a table show a row, or no row, unless another row is in the way: then nothing is done, and that is returned.
+    pub(super) fn try_show(
+        &mut self,
+        table: &LocalTable,
+        key: &RowKey,
+        canonical: &[u8],
+        old: Option<&Row>,
+        new: Option<&Row>,
+    ) -> Result<bool, ApplyError> {
+        match (old, new) {
+            (Some(old), Some(new)) => self.set(table, key, canonical, old, new),
+            (Some(old), None) => self.remove(table, key, canonical, old).map(|()| true),
+            (None, Some(new)) => {
+                let is_done = self.rows.insert(table, key, new)? == Written::Done;
+                if is_done {
+                    self.added(table, canonical, new);
+                }
+                Ok(is_done)
+            }
+            (None, None) => Ok(true),
+        }
+    }
+
+    /// Deletes rows that cannot stay under a change of the schema.
+    pub(super) fn remove_duplicates(
+        &mut self,
+        state: &State,
+        table: &LocalTable,
+        duplicates: &[Duplicate],
+    ) -> Result<(), ApplyError> {
+        for Duplicate { key, canonical, row } in duplicates {
+            self.remove(table, key, canonical, row)?;
+            self.note_duplicate(state, table, key, row)?;
+        }
+        Ok(())
+    }
+
+    /// What a row was that had to go.
+    pub(super) fn note_duplicate(
+        &mut self,
+        state: &State,
+        table: &LocalTable,
+        key: &RowKey,
+        row: &Row,
+    ) -> Result<(), ApplyError> {
+        let kind = ConflictKind::UniqueValue;
+        let met = Met { kind, key, kept: None, lost: Some(row), kept_origin: self.origin, lost_origin: None };
+        self.counts.conflicts += u64::from(state.record_conflict(table, &met)?);
+        Ok(())
     }
 
     fn take_out(

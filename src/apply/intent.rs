@@ -45,6 +45,7 @@ impl State {
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }
+        self.settle_moves()?;
         self.keep_conflicts()?;
         self.forget_folded()?;
         self.forget_sealed()?;
@@ -65,6 +66,7 @@ impl State {
             "UPDATE origins SET batch_no = batch_no_before, round_no = round_no_before, part = part_before WHERE batch_no_before <> batch_no",
             "DELETE FROM origins WHERE batch_no = 0",
             "UPDATE schema_rounds SET round_no = round_no_before WHERE round_no_before <> round_no",
+            "DELETE FROM moved_in WHERE fresh = 1",
             "DELETE FROM pieces WHERE fresh = 1",
             "UPDATE pieces SET spent = 0 WHERE spent = 1",
             "UPDATE pending SET folded = 0 WHERE folded = 1",

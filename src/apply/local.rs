@@ -9,6 +9,7 @@ use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica};
+use super::routing::made_unique;
 use super::schema_steps::alteration;
 use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
@@ -184,7 +185,7 @@ impl<'r> LocalSink<'r> {
             None if (self.replica.route)(&change.table, None).is_none() => return Ok(()),
             None => self.replica.state.local_table(&change.table)?,
         };
-        let key = Some(canonical.as_slice()).filter(|_| !local.by_name);
+        let key = Some(canonical.as_slice()).filter(|_| !local.travels.is_by_name());
         let Some(shard) = (self.replica.route)(&change.table, key) else { return Ok(()) };
         if change.before_unknown {
             return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
@@ -263,6 +264,9 @@ impl<'r> LocalSink<'r> {
         let state = &mut self.replica.state;
         let tx = self.origin.map_or(0, |origin| origin.tx);
         state.note_step(&step, &columns, &Birth { origin: state.origin(), tx, seq: None })?;
+        if let Some(table) = made_unique(&step)? {
+            state.move_rows_here(table)?;
+        }
         self.barrier = true;
         let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
         for shard in shards {

@@ -9,7 +9,7 @@ use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::NetEffect;
-use super::replica::Arrivals;
+use super::replica::{Arrivals, Route};
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
@@ -31,19 +31,20 @@ pub(super) enum Stop {
 pub(super) fn fold_all<A: Arrivals + ?Sized>(
     state: &mut State,
     conn: &Connection,
-    tables: &dyn Tables,
+    (tables, route): (&dyn Tables, &Route),
     merge: Merge,
     (arrived, open): (&A, &[usize]),
     locked: bool,
 ) -> Result<(NetEffect, FoldCounts), Stop> {
     let own = state.origin();
-    // Own messages alone change nothing that can be seen, so there will be no intent to take back.
-    // (While units are suspect, own messages that this state never sealed fold like anybody's.)
-    let is_foreign = |index: &usize| arrived.place(*index).is_some_and(|(_, _, header)| header.origin != own);
+    // Own messages alone change nothing that can be seen, so there will be no intent to take back; but where they make values unique, rows
+    // of others may have to go. (While units are suspect, own messages that this state never sealed fold like anybody's.)
+    let is_foreign =
+        |index: &usize| arrived.place(*index).is_some_and(|(_, _, header)| header.origin != own || header.barrier);
     let revertible = state.suspecting || open.iter().any(is_foreign);
     state.begin_fold(revertible).map_err(Stop::Failed)?;
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
-    let mut call = Call::new(state, folder, tables, merge, locked);
+    let mut call = Call::new(state, folder, (tables, route), merge, locked);
     if open.iter().any(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.barrier)) {
         call.folder.net.keep_tables_apart();
         fold_between_barriers(&mut call, conn, arrived, open, own)?;
@@ -291,8 +292,8 @@ fn fold_message<A: Arrivals + ?Sized>(
             if units.get(index).is_some_and(|arrived| *arrived != unit) {
                 return Err(not_ours().into());
             }
-            note_place(call.state, (shard, seq), own, &unit)?;
-            call.fold_own(id, &unit, whole)?;
+            note_place(call, (shard, seq), own, &unit)?;
+            call.fold_own((id, shard), &unit, whole)?;
         }
         return Ok(());
     }
@@ -301,18 +302,26 @@ fn fold_message<A: Arrivals + ?Sized>(
         Body::Piece { index, count, bytes } => join_piece(call.state, shard, header.origin, index, count, &bytes)?,
     };
     units.into_iter().try_for_each(|unit| {
-        note_place(call.state, (shard, seq), header.origin, &unit)?;
+        note_place(call, (shard, seq), header.origin, &unit)?;
         call.fold_foreign(unit, header.origin, (shard, seq))
     })
 }
 
-/// Where a change of the schema stands among all of them.
-fn note_place(state: &State, at: (ShardId, StreamSeq), origin: Origin, unit: &Unit) -> Result<(), ApplyError> {
+/// Where a change of the schema stands among all of them, and which rows travel in another shard from here on.
+fn note_place(
+    call: &mut Call<'_, '_>,
+    at: (ShardId, StreamSeq),
+    origin: Origin,
+    unit: &Unit,
+) -> Result<(), ApplyError> {
     let (shard, seq) = at;
-    if shard == FIRST_SHARD && !unit.schema.is_empty() {
-        state.set_birth_seq(origin, unit.tx, seq)?;
+    if unit.schema.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    if shard == FIRST_SHARD {
+        call.state.set_birth_seq(origin, unit.tx, seq)?;
+    }
+    call.note_moves(shard, &unit.schema)
 }
 
 /// The last own message that follows here with none of another origin between.

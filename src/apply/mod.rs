@@ -15,6 +15,7 @@ mod codec;
 mod conflicts;
 mod connection;
 mod digest;
+mod duplicates;
 mod error;
 mod fold;
 mod fold_reader;

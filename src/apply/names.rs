@@ -57,7 +57,7 @@ pub(super) fn taken_from(id: i64) -> String {
 }
 
 /// The table that a statement makes; `None` where SQLite does not take it alone.
-fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
+pub(super) fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
     let row = SchemaRow {
         kind: step.kind.clone(),
         name: step.name.clone(),

@@ -386,7 +386,7 @@ impl Replica {
             };
             let open: Vec<usize> = (0..arrived.count()).filter(is_open).collect();
             self.state.begin()?;
-            match fold_all(&mut self.state, conn, tables, self.merge, (arrived, &open), true) {
+            match fold_all(&mut self.state, conn, (tables, &self.route), self.merge, (arrived, &open), true) {
                 Ok((net, counts)) => {
                     self.phase = Phase::Folded(net);
                     return Ok(FoldReport { counts, blocked });
@@ -427,7 +427,7 @@ impl Replica {
         self.state.begin()?;
         let folded = match fold_all_own(&mut self.state, arrived) {
             Ok(Some(counts)) => Ok((NetEffect::new(), counts)),
-            Ok(None) => fold_all(&mut self.state, conn, tables, self.merge, (arrived, &all), false),
+            Ok(None) => fold_all(&mut self.state, conn, (tables, &self.route), self.merge, (arrived, &all), false),
             Err(error) => Err(Stop::Failed(error)),
         };
         let settled = match folded {

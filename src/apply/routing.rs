@@ -1,56 +1,363 @@
-//! Whether a table's rows travel by their keys or by the table's name: decided with the first row that is met, and then for good.
+//! Whether a table's rows travel by their keys or by the table's name: decided with the first row that is met, and once more when the table
+//! gets UNIQUE values.
 //!
-//! It does not follow from the table as it is now, so snapshots carry it: whoever begins with one has not met the first row.
+//! From then on all that can collide must be in one order. The change of the schema that does it has a part in every shard. Behind that part
+//! changes of the table count in its one shard alone: in the others they come from nodes that had not seen it, nobody folds them, and their
+//! origin sends them again, in the right shard, as soon as it folds the change of the schema itself. So nobody waits for anybody.
+//!
+//! How rows travel does not follow from the table as it is now, so snapshots carry it: whoever begins with one has not met the first row.
+
+use std::sync::Arc;
 
 use rusqlite::params;
 
+use super::base::BaseRow;
+use super::duplicates::Trial;
 use super::error::ApplyError;
-use super::names::taken_from;
+use super::names::{Named, table_of, taken_from};
+use super::pending_units::PendingUnits;
+use super::shape::{Change, LocalTable};
 use super::state::{State, TableState};
-use crate::log::Routing;
+use super::undo_redo::Call;
+use crate::change::canonical_key;
+use crate::log::{Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
+
+/// How rows of a table travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Travels {
+    /// Each in the shard of its key.
+    ByKey,
+    /// All in the shard of the table's name.
+    ByName,
+    /// As [`Travels::ByName`], since a change of the schema that was made here. Until it is on the log, the fold may have rows with equal values.
+    MovedHere,
+}
+
+impl Travels {
+    pub(super) fn is_by_name(self) -> bool {
+        self != Travels::ByKey
+    }
+
+    /// As it is stored.
+    pub(super) fn number(self) -> i64 {
+        match self {
+            Travels::ByKey => 0,
+            Travels::ByName => 1,
+            Travels::MovedHere => 2,
+        }
+    }
+
+    pub(super) fn of_number(number: i64) -> Travels {
+        match number {
+            0 => Travels::ByKey,
+            2 => Travels::MovedHere,
+            _ => Travels::ByName,
+        }
+    }
+}
+
+/// The table that has UNIQUE values beyond its key since this step, if it is one of those. The text alone tells it: it is the same everywhere.
+pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError> {
+    // SQLite writes down how such a statement begins in one way.
+    const BEGIN: &str = "CREATE UNIQUE INDEX ";
+    Ok(match (step.kind.as_str(), &step.after) {
+        ("index", Some(after)) if after.get(..BEGIN.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BEGIN)) => {
+            Some(step.table.as_str())
+        }
+        ("table", Some(after)) => {
+            table_of(step, after)?.filter(|table| !table.uniques.is_empty()).map(|_| step.name.as_str())
+        }
+        _ => None,
+    })
+}
 
 impl State {
     /// How rows travel, of all tables that were met. One that was dropped is among them: its name may be given again.
     pub(super) fn routing(&self) -> Routing {
         let known = self.tables.iter().filter(|(name, table)| !name.ends_with(&taken_from(table.id)));
-        known.map(|(name, table)| (name.clone(), table.by_name)).collect()
+        let routing_of = |table: &TableState| TableRouting {
+            // What was moved here is so for nobody else yet.
+            by_name: match table.travels {
+                Travels::MovedHere => !table.moved_in.is_empty(),
+                travels => travels.is_by_name(),
+            },
+            moved_in: table.moved_in.clone(),
+        };
+        known.map(|(name, table)| (name.clone(), routing_of(table))).collect()
     }
 
     /// Lets rows travel as they do where a snapshot was made. It stays when the fold of the snapshot is taken back: it is how the log is.
     ///
-    /// Own changes that are on their way have their shards already. Their table keeps what it has, and is then found by
-    /// [`State::tables_out_of_order`] as everywhere.
+    /// Own changes that are on their way may be in other shards: [`Call::send_again`].
     pub(super) fn take_routing(&mut self, routing: &Routing) -> Result<(), ApplyError> {
-        for (name, by_name) in routing {
-            let Some(known) = self.tables.get_mut(name) else {
-                let insert = "INSERT INTO tables(name, by_name) VALUES(?1, ?2)";
-                self.db.prepare_cached(insert)?.execute(params![name, by_name])?;
-                let id = self.db.last_insert_rowid();
-                let table = TableState { id, base_rows: 0, dirty: false, uniques: String::new(), by_name: *by_name };
-                self.tables.insert(name.clone(), table);
-                continue;
+        for (name, TableRouting { by_name, moved_in }) in routing {
+            let travels = if *by_name { Travels::ByName } else { Travels::ByKey };
+            let known = self.tables.get(name).map(|table| (table.id, table.travels));
+            let id = match known {
+                Some((id, Travels::MovedHere)) if !by_name => id,
+                Some((id, _)) => {
+                    self.set_travels(name, travels)?;
+                    id
+                }
+                None => {
+                    let insert = "INSERT INTO tables(name, by_name) VALUES(?1, ?2)";
+                    self.db.prepare_cached(insert)?.execute(params![name, travels.number()])?;
+                    let id = self.db.last_insert_rowid();
+                    self.tables.insert(name.clone(), TableState::new(id, String::new(), travels));
+                    id
+                }
             };
-            if known.by_name == *by_name {
-                continue;
-            }
-            let is_on_its_way = "SELECT 1 FROM pending_table t JOIN pending p ON p.id = t.pending_id
-                WHERE t.table_id = ?1 AND p.folded = 0";
-            if self.db.prepare_cached(is_on_its_way)?.exists([known.id])? {
-                continue;
-            }
-            known.by_name = *by_name;
-            let update = "UPDATE tables SET by_name = ?2 WHERE id = ?1";
-            self.db.prepare_cached(update)?.execute(params![known.id, by_name])?;
+            moved_in.iter().try_for_each(|shard| self.note_moved(id, *shard))?;
         }
         self.forget_tables();
         Ok(())
     }
 
-    /// Tables whose rows travel in many shards although they have UNIQUE values by now: changes that collide there are in no order.
+    fn set_travels(&mut self, name: &str, travels: Travels) -> Result<(), ApplyError> {
+        if let Some(known) = self.tables.get_mut(&name.to_ascii_lowercase())
+            && known.travels != travels
+        {
+            known.travels = travels;
+            let update = "UPDATE tables SET by_name = ?2 WHERE id = ?1";
+            self.db.prepare_cached(update)?.execute(params![known.id, travels.number()])?;
+        }
+        Ok(())
+    }
+
+    /// A table gets UNIQUE values by a change of the schema that was made elsewhere.
+    pub(super) fn move_rows(&mut self, name: &str) -> Result<(), ApplyError> {
+        if self.tables.get(&name.to_ascii_lowercase()).is_some_and(|table| !table.travels.is_by_name()) {
+            self.set_travels(name, Travels::ByName)?;
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// A table gets UNIQUE values by a change of the schema that was made here.
+    pub(super) fn move_rows_here(&mut self, name: &str) -> Result<(), ApplyError> {
+        if self.tables.get(&name.to_ascii_lowercase()).is_some_and(|table| !table.travels.is_by_name()) {
+            self.set_travels(name, Travels::MovedHere)?;
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    fn note_moved(&mut self, id: i64, shard: ShardId) -> Result<(), ApplyError> {
+        let Some(table) = self.tables.values_mut().find(|table| table.id == id) else { return Ok(()) };
+        if !table.moved_in.contains(&shard) {
+            table.moved_in.push(shard);
+            let sql = "INSERT OR IGNORE INTO moved_in(table_id, shard, fresh) VALUES(?1, ?2, 1)";
+            self.db.prepare_cached(sql)?.execute(params![id, shard.0])?;
+        }
+        Ok(())
+    }
+
+    /// The shards in which a table's rows have moved, by table.
+    pub(super) fn load_moves(&mut self) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT table_id, shard FROM moved_in ORDER BY table_id, shard")?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            let (id, shard): (i64, u16) = (row.get(0)?, row.get(1)?);
+            if let Some(table) = self.tables.values_mut().find(|table| table.id == id) {
+                table.moved_in.push(ShardId(shard));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was folded cannot be taken back any more.
+    pub(super) fn settle_moves(&self) -> Result<(), ApplyError> {
+        if self.tables.values().any(|table| !table.moved_in.is_empty()) {
+            self.db.prepare_cached("UPDATE moved_in SET fresh = 0 WHERE fresh = 1")?.execute([])?;
+        }
+        Ok(())
+    }
+
+    /// Whether a pending unit says anything about a table that was not sent again since.
+    pub(super) fn is_touching(&self, unit: i64, table: i64) -> Result<bool, ApplyError> {
+        let sql = "SELECT 1 FROM pending_table WHERE table_id = ?1 AND pending_id = ?2";
+        Ok(self.db.prepare_cached(sql)?.exists([table, unit])?)
+    }
+
+    /// Whether a table has UNIQUE values here alone: the change of the schema that gave them is not on the log, and the fold knows nothing of
+    /// them. Each of its rows folds by itself then; one that is in another's way is in base and not seen.
+    pub(super) fn is_alone(&self, table: &LocalTable) -> bool {
+        table.travels == Travels::MovedHere && self.table_state(table).is_some_and(|state| state.moved_in.is_empty())
+    }
+
+    fn shard_of_pending(&self, unit: i64) -> Result<ShardId, ApplyError> {
+        let sql = "SELECT shard FROM pending WHERE id = ?1";
+        Ok(ShardId(self.db.prepare_cached(sql)?.query_row([unit], |row| row.get(0))?))
+    }
+}
+
+impl Call<'_, '_> {
+    /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
+    pub(super) fn note_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        for step in steps {
+            let Some(name) = made_unique(step)? else { continue };
+            if let Named::Table(table) = self.named(name)? {
+                let local = self.state.local_table(&table)?;
+                if self.state.is_alone(&local) {
+                    self.settle_alone(&local, step)?;
+                }
+                self.state.note_moved(local.id, shard)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A step that is about to be made gives UNIQUE values to a table: it shows the fold, so that all nodes find the same rows in its way.
+    pub(super) fn prepare_move(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        let Some(name) = made_unique(step)? else { return Ok(()) };
+        let before = step.name_before.as_deref().unwrap_or(name);
+        let Named::Table(table) = self.named(before)? else { return Ok(()) };
+        if (self.route)(&table, None).is_none() {
+            return Ok(());
+        }
+        let local = self.state.local_table(&table)?;
+        match self.state.is_alone(&local) {
+            true => self.settle_alone(&local, step),
+            false => self.undo_locked(&local),
+        }
+    }
+
+    /// The step is made: rows of its table travel in one shard from here on, pending ones too.
+    pub(super) fn move_rows(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        let Some(name) = made_unique(step)? else { return Ok(()) };
+        let Named::Table(table) = self.named(name)? else { return Ok(()) };
+        if (self.route)(&table, None).is_none() {
+            return Ok(());
+        }
+        self.state.move_rows(&table.name)?;
+        let local = self.state.local_table(&table)?;
+        if let Some(undone) = self.undone.get_mut(&local.id) {
+            *undone = Arc::clone(&local);
+        }
+        self.send_again(&local)
+    }
+
+    /// A change of a row while its table has UNIQUE values here alone.
+    pub(super) fn fold_alone(&mut self, table: &LocalTable, change: &Change<'_>) -> Result<(), ApplyError> {
+        let now = self.folder.rows.get(table, &change.key)?;
+        let new = change.step(now.as_ref());
+        if self.folder.try_show(table, &change.key, &change.canonical, now.as_ref(), new.as_ref())? {
+            return Ok(());
+        }
+        let base = BaseRow { pending: PendingUnits::NONE, key: change.key.clone(), row: new };
+        self.state.set_base(table, &change.canonical, &base)
+    }
+
+    /// Nothing is pending on a row of such a table any more: it leaves base if it can be seen.
+    pub(super) fn leave_alone(
+        &mut self,
+        table: &LocalTable,
+        canonical: &[u8],
+        base: &BaseRow,
+    ) -> Result<(), ApplyError> {
+        if !self.locked {
+            return Err(ApplyError::NotLocked);
+        }
+        match self.folder.rows.get(table, &base.key)? == base.row {
+            true => self.state.remove_base(table, canonical),
+            false => self.state.set_base(table, canonical, base),
+        }
+    }
+
+    /// The fold comes to the change of the schema that gave a table UNIQUE values here: rows in the way of others go, as on all nodes, and
+    /// the table shows the fold.
+    fn settle_alone(&mut self, table: &Arc<LocalTable>, step: &SchemaStep) -> Result<(), ApplyError> {
+        if self.state.base_rows(table) == 0 {
+            return Ok(());
+        }
+        if !self.locked {
+            return Err(ApplyError::NotLocked);
+        }
+        self.let_go()?;
+        self.redo_rows()?;
+        let after = step.after.as_deref().unwrap_or_default();
+        let create: &[&str] = if step.kind == "index" { &[&table.table.sql, after] } else { &[after] };
+        let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
+        let trial = Trial::of_table(self.folder.rows.conn(), create, table).map_err(refused)?;
+        self.folder.rows.each_row(table, |key, row| {
+            let canonical = canonical_key(&table.table, &key);
+            match self.state.base_has(table, &canonical)? {
+                true => Ok(()),
+                false => trial.add(table, &key, &row).map_err(refused),
+            }
+        })?;
+        self.state.each_base(table, |_, base| match &base.row {
+            Some(row) => trial.add(table, &base.key, row).map_err(refused),
+            None => Ok(()),
+        })?;
+        for duplicate in trial.find(&step.kind, &step.name)? {
+            match self.state.base(table, &duplicate.canonical)? {
+                Some(base) => {
+                    self.state.set_base(table, &duplicate.canonical, &BaseRow { row: None, ..base })?;
+                    self.folder.note_duplicate(self.state, table, &duplicate.key, &duplicate.row)?;
+                }
+                None => self.folder.remove_duplicates(self.state, table, &[duplicate])?,
+            }
+        }
+        self.undo(table)
+    }
+
+    /// Whether changes of a table in a shard come from who had not seen that its rows travel in another one: they are sent again.
+    pub(super) fn has_moved(&self, table: &LocalTable, shard: ShardId) -> bool {
+        let is_moved = self.state.table_state(table).is_some_and(|state| state.moved_in.contains(&shard));
+        is_moved && (self.route)(&table.table, None).is_some_and(|home| home != shard)
+    }
+
+    /// Puts pending changes of a table that are in shards where nobody will fold them behind all that is pending, for its one shard.
     ///
-    /// `is_unique` tells it of a table as it is now.
-    pub fn tables_out_of_order(&self, is_unique: impl Fn(&str) -> bool) -> Vec<String> {
-        let apart = self.tables.iter().filter(|(_, table)| !table.by_name).map(|(name, _)| name);
-        apart.filter(|name| is_unique(name)).cloned().collect()
+    /// From the first of them on all are sent again, so that one row's stay in order.
+    pub(super) fn send_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
+        let Some(home) = (self.route)(&table.table, None) else { return Ok(()) };
+        let own = self.state.origin();
+        let mut open: Option<UnitBuilder> = None;
+        let mut tx_last = None;
+        for id in self.state.pending_touching(table.id)? {
+            let is_astray = self.state.shard_of_pending(id)? != home;
+            if !is_astray && open.is_none() {
+                continue;
+            }
+            let unit = self.state.pending_unit(id)?;
+            if tx_last.replace(unit.tx) != Some(unit.tx)
+                && let Some(last) = open.take()
+            {
+                self.push_again(last, home, table.id)?;
+            }
+            let (tx, salts, frame) = (unit.tx, unit.salts, unit.frame);
+            let origin = UnitOrigin { tx, salts, frame, repaired: unit.repaired, seen: unit.seen };
+            let mut builder = open.take().unwrap_or_else(|| UnitBuilder::new(origin, UNIT_BYTES_MAX));
+            for (index, shape) in unit.tables.iter().enumerate() {
+                match self.fit_of(&unit, own, shape, false) {
+                    Ok(Some((found, _))) if found.id == table.id => {}
+                    Ok(_) | Err(ApplyError::Cannot(_)) => continue,
+                    Err(error) => return Err(error),
+                }
+                for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
+                    if let Some(full) = builder.push(shape, change.clone()) {
+                        let again = self.state.pending_id();
+                        self.state.push_pending(again, home, &full, &[table.id], false)?;
+                    }
+                }
+            }
+            open = Some(builder);
+            if is_astray {
+                let sql = "DELETE FROM pending_table WHERE table_id = ?1 AND pending_id = ?2";
+                self.state.db.prepare_cached(sql)?.execute([table.id, id])?;
+            }
+        }
+        match open {
+            Some(last) => self.push_again(last, home, table.id),
+            None => Ok(()),
+        }
+    }
+
+    fn push_again(&mut self, last: UnitBuilder, home: ShardId, table: i64) -> Result<(), ApplyError> {
+        let Some(unit) = last.finish() else { return Ok(()) };
+        let id = self.state.pending_id();
+        self.state.push_pending(id, home, &unit, &[table], false)
     }
 }

@@ -10,9 +10,13 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::connection::Bound;
+use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
+use super::fold::Folder;
 use super::names::{Birth, Named};
 use super::net_effect::SchemaEffect;
+use super::routing::made_unique;
+use super::shape::LocalTable;
 use super::sql::quoted;
 use super::state::State;
 use crate::change::reshape;
@@ -244,9 +248,10 @@ fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
 }
 
 /// Makes steps on a connection that holds the write lock.
-pub(super) struct Maker<'a> {
+pub(super) struct Maker<'a, 'c> {
     pub(super) conn: &'a Connection,
     pub(super) state: &'a mut State,
+    pub(super) folder: &'a mut Folder<'c>,
     /// Own steps that come behind these in the order of all, and are in the database already: they have the last word.
     pub(super) pending: &'a [SchemaStep],
     pub(super) birth: Birth,
@@ -255,7 +260,7 @@ pub(super) struct Maker<'a> {
     pub(super) mirror: Connection,
 }
 
-impl Maker<'_> {
+impl Maker<'_, '_> {
     /// Makes all of them, and tells what that did to the schema; nothing where all was as wanted.
     pub(super) fn make(&mut self, steps: &[SchemaStep]) -> Result<SchemaEffect, ApplyError> {
         let mut effect = schema_effect(self.conn)?;
@@ -301,7 +306,7 @@ impl Maker<'_> {
                 None if self.belongs_to_nothing(step)? => Ok(()),
                 None => {
                     self.state.note_step(step, &[], &self.birth)?;
-                    self.run(step, after)
+                    self.run_index(step, after)
                 }
             },
             (Some(before), Some(after)) if step.kind == "table" => self.alter(step, all, before, after),
@@ -313,10 +318,33 @@ impl Maker<'_> {
                     if here.is_some() {
                         self.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)))?;
                     }
-                    self.run(step, after)
+                    self.run_index(step, after)
                 }
             },
         }
+    }
+
+    /// Makes an object. Rows that are in the way of a UNIQUE index go.
+    fn run_index(&mut self, step: &SchemaStep, after: &str) -> Result<(), ApplyError> {
+        match self.run(step, after) {
+            Err(ApplyError::Cannot(Cannot::SchemaRefused { source, .. })) if is_duplicate(&source) => {}
+            ended => return ended,
+        }
+        let catalogue = catalogue_of(self.conn)?;
+        let table = catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
+        let table = self.state.local_table(table)?;
+        let trial = Trial::of_table(self.conn, &[&table.table.sql, after], &table).map_err(Maker::refused(step))?;
+        self.remove_duplicates(step, &table, &trial)?;
+        self.run(step, after)
+    }
+
+    fn remove_duplicates(&mut self, step: &SchemaStep, table: &LocalTable, trial: &Trial) -> Result<(), ApplyError> {
+        let refused = Maker::refused(step);
+        self.folder.rows.forget_tables();
+        self.folder.rows.each_row(table, |key, row| trial.add(table, &key, &row).map_err(&refused))?;
+        self.folder.origin = Some(self.birth.origin);
+        let duplicates = trial.find(&step.kind, &step.name)?;
+        self.folder.remove_duplicates(self.state, table, &duplicates)
     }
 
     /// Whether a pending step makes or drops the object that this one is about. A change of a table is not overridden by another one.
@@ -439,7 +467,7 @@ impl Maker<'_> {
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
-    fn rebuild(&self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
+    fn rebuild(&mut self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let old_catalogue = catalogue_of(self.conn)?;
         let lower = step.name.to_ascii_lowercase();
@@ -476,7 +504,7 @@ impl Maker<'_> {
         let (Some(old), Some(new)) = (catalogue.table(&aside), catalogue.table(&step.name)) else {
             return Err(Cannot::NoTable { table: step.name.clone() }.into());
         };
-        self.copy(&aside, old, new, &refused)?;
+        self.copy(step, old, new)?;
         self.run(step, &format!("DROP TABLE {}", quoted(&aside)))?;
         if let Some(sequence) = sequence {
             let keep = "UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1 COLLATE NOCASE";
@@ -494,13 +522,8 @@ impl Maker<'_> {
         self.conn.execute_batch(&sql).map_err(refused)
     }
 
-    fn copy(
-        &self,
-        from: &str,
-        old: &Table,
-        new: &Table,
-        refused: &dyn Fn(rusqlite::Error) -> ApplyError,
-    ) -> Result<(), ApplyError> {
+    fn copy(&mut self, step: &SchemaStep, old: &Arc<Table>, new: &Table) -> Result<(), ApplyError> {
+        let refused = &Maker::refused(step);
         let sources = reshape(old, new);
         let mut found =
             self.conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\"").map_err(refused)?;
@@ -528,13 +551,22 @@ impl Maker<'_> {
             into.push(ours.to_owned());
             values.push(theirs.to_owned());
         }
-        let sql = format!(
-            "INSERT INTO {}({}) SELECT {} FROM {}",
-            quoted(&new.name),
-            into.join(", "),
-            values.join(", "),
-            quoted(from)
-        );
-        self.conn.execute(&sql, rusqlite::params_from_iter(bound)).map(drop).map_err(refused)
+        let insert = format!("INSERT INTO {}({}) SELECT {} FROM ", quoted(&new.name), into.join(", "), values.join(", "));
+        let copy = format!("{insert}{}", quoted(&old.name));
+        match self.conn.execute(&copy, rusqlite::params_from_iter(&bound)) {
+            Ok(_) => return Ok(()),
+            Err(source) if is_duplicate(&source) && made_unique(step)?.is_some() => {}
+            Err(source) => return Err(refused(source)),
+        }
+        let table = self.state.local_aside(old, &step.name)?;
+        // The same, of one row that is bound behind what is bound already.
+        let rowid = old.rowid_name.filter(|_| !old.without_rowid).map(str::to_owned);
+        let names = table.sql.columns.iter().cloned().chain(rowid);
+        let row: Vec<String> = names.enumerate().map(|(i, name)| format!("?{} AS {name}", bound.len() + i + 1)).collect();
+        let insert = format!("{insert}(SELECT {})", row.join(", "));
+        let values = bound.iter().map(|value| value.0.clone()).collect();
+        let trial = Trial::new(self.conn, &[&new.sql], insert, values).map_err(refused)?;
+        self.remove_duplicates(step, &table, &trial)?;
+        self.conn.execute(&copy, rusqlite::params_from_iter(&bound)).map(drop).map_err(refused)
     }
 }

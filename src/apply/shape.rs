@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::{ApplyError, Cannot};
+use super::routing::Travels;
 use super::sql::Sql;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
@@ -49,8 +50,8 @@ pub(super) struct LocalTable {
     pub(super) id: i64,
     /// The number of its columns in `state.db`.
     pub(super) shape_id: i64,
-    /// All its rows travel in one shard.
-    pub(super) by_name: bool,
+    /// How its rows travel.
+    pub(super) travels: Travels,
     /// UNIQUE beyond the key, as indexes into the written columns; `None` where values alone do not tell what collides.
     pub(super) uniques: Vec<Option<Vec<usize>>>,
     /// What a column holds that a change does not carry.
@@ -78,7 +79,8 @@ impl LocalTable {
             table.columns.iter().filter(|column| !column.generated).map(|column| column.default.clone()).collect();
         let sql = Sql::new(&table, &shape);
         let name_lower = table.name.to_ascii_lowercase();
-        let (by_name, names) = (!uniques.is_empty(), HashMap::new());
+        let travels = if uniques.is_empty() { Travels::ByKey } else { Travels::ByName };
+        let names = HashMap::new();
         let (never_null, filter) = (Vec::new(), None);
         LocalTable {
             table,
@@ -86,7 +88,7 @@ impl LocalTable {
             name_lower,
             id,
             shape_id,
-            by_name,
+            travels,
             uniques,
             defaults,
             never_null,

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::ApplyError;
 use super::known::Known;
+use super::routing::Travels;
 use super::shape::{LocalTable, shape_of};
 use super::state_file;
 use super::state_log::Checkpoints;
@@ -33,8 +34,16 @@ pub(super) struct TableState {
     pub(super) dirty: bool,
     /// The UNIQUE indexes at the time of the last look, as text that changes when they do.
     pub(super) uniques: String,
-    /// Its rows travel by the table's name alone: decided when it is first met, for one row must never travel in two shards.
-    pub(super) by_name: bool,
+    /// How its rows travel: one row must never travel in two shards.
+    pub(super) travels: Travels,
+    /// The shards in which the fold stands behind the change of the schema that made them travel by the table's name.
+    pub(super) moved_in: Vec<ShardId>,
+}
+
+impl TableState {
+    pub(super) fn new(id: i64, uniques: String, travels: Travels) -> TableState {
+        TableState { id, base_rows: 0, dirty: false, uniques, travels, moved_in: Vec::new() }
+    }
 }
 
 /// The state database.
@@ -307,12 +316,14 @@ impl State {
                 base_rows: from_db(row.get(5)?),
                 dirty: row.get(2)?,
                 uniques: row.get(3)?,
-                by_name: row.get(4)?,
+                travels: Travels::of_number(row.get(4)?),
+                moved_in: Vec::new(),
             };
             self.tables.insert(name.to_ascii_lowercase(), table);
         }
         drop(rows);
         drop(found);
+        self.load_moves()?;
         let last: i64 = self.db.query_row("SELECT coalesce(max(id), 0) FROM pending", [], |row| row.get(0))?;
         self.pending_id_next = last + 1;
         Ok(())
@@ -323,11 +334,11 @@ impl State {
     pub(super) fn table(&mut self, name: &str, uniques: &str) -> Result<&mut TableState, ApplyError> {
         let lower = name.to_ascii_lowercase();
         if !self.tables.contains_key(&lower) {
-            let by_name = !uniques.is_empty();
+            let travels = if uniques.is_empty() { Travels::ByKey } else { Travels::ByName };
             let insert = "INSERT INTO tables(name, uniques, by_name) VALUES(?1, ?2, ?3)";
-            self.db.prepare_cached(insert)?.execute(params![name, uniques, by_name])?;
+            self.db.prepare_cached(insert)?.execute(params![name, uniques, travels.number()])?;
             let id = self.db.last_insert_rowid();
-            let table = TableState { id, base_rows: 0, dirty: false, uniques: uniques.to_owned(), by_name };
+            let table = TableState::new(id, uniques.to_owned(), travels);
             self.tables.insert(lower.clone(), table);
         }
         let table = self.tables.get_mut(&lower).ok_or(ApplyError::Damaged { what: "the list of tables" })?;
@@ -355,15 +366,23 @@ impl State {
         }
         let uniques =
             table.uniques.iter().map(|index| format!("{}{:?};", index.name, index.columns)).collect::<String>();
-        let TableState { id, by_name, .. } = *self.table(&table.name, &uniques)?;
+        let TableState { id, travels, .. } = *self.table(&table.name, &uniques)?;
         let shape_id = self.shape_id(&shape_of(table))?;
         let names = self.columns_named(&table.name)?;
-        let mut local = LocalTable { by_name, names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        let mut local = LocalTable { travels, names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
         local.set_fills(&self.fills(&table.name)?);
         local.set_filters(&self.filters)?;
         let local = Arc::new(local);
         self.locals.insert(table.name.clone(), Arc::clone(&local));
         Ok(local)
+    }
+
+    /// A table that was put aside under another name, with the number that it has under its own.
+    pub(super) fn local_aside(&mut self, table: &Arc<Table>, name: &str) -> Result<LocalTable, ApplyError> {
+        let lower = name.to_ascii_lowercase();
+        let id = self.tables.get(&lower).map_or(0, |table| table.id);
+        let shape_id = self.shape_id(&shape_of(table))?;
+        Ok(LocalTable { name_lower: lower, ..LocalTable::new(Arc::clone(table), id, shape_id) })
     }
 
     /// Tables or what became of their names are not what they were.

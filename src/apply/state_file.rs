@@ -13,7 +13,7 @@ use crate::log::Origin;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
@@ -51,6 +51,7 @@ CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, r
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
 CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
+CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
 ";
 
 /// What makes a state of version 1 one of version 2, which knows changes of the schema.
@@ -69,6 +70,11 @@ CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BL
 /// What makes a state of version 2 one of version 3, in which an intent of any size fits.
 const FROM_2: &str = "
 CREATE TABLE intent_versions(chunk INTEGER NOT NULL, sign INTEGER NOT NULL, first INTEGER NOT NULL, hashes BLOB NOT NULL, PRIMARY KEY(chunk, sign, first)) WITHOUT ROWID;
+";
+
+/// What makes a state of version 3 one of version 4, in which the rows of a table can move into one shard.
+const FROM_3: &str = "
+CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
 ";
 
 /// Makes the tables of a new file, brings those of an earlier version up to date, and refuses what is not ours.
@@ -117,6 +123,9 @@ fn upgrade(db: &Connection) -> Result<(), ApplyError> {
             db.execute_batch(FROM_2)?;
             take_old_versions(db)?;
         }
+        if version < 4 {
+            db.execute_batch(FROM_3)?;
+        }
         Ok(db.pragma_update(None, "user_version", VERSION)?)
     })();
     db.execute_batch(if upgraded.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -146,6 +155,7 @@ mod tests {
         let scripts = [
             (1, include_str!("../../fixtures/state/version-1.sql")),
             (2, include_str!("../../fixtures/state/version-2.sql")),
+            (3, include_str!("../../fixtures/state/version-3.sql")),
         ];
         assert_eq!(scripts.len() as i64, VERSION - 1, "each earlier version has a script");
         for (version, script) in scripts {
@@ -168,7 +178,7 @@ mod tests {
             let found: i64 = state.db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
             assert_eq!(found, VERSION);
             if version == 1 {
-                assert!(state.tables["unique_too"].by_name && !state.tables["plain"].by_name, "routing is as it was");
+                assert!(state.tables["unique_too"].travels.is_by_name() && !state.tables["plain"].travels.is_by_name(), "routing is as it was");
             }
         }
     }

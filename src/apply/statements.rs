@@ -54,6 +54,20 @@ impl<'c> Rows<'c> {
         Ok(Rows { conn, encoding, insert: RefCell::new(None) })
     }
 
+    pub(super) fn conn(&self) -> &'c Connection {
+        self.conn
+    }
+
+    /// Hands out every row of a table with its key, in no order.
+    pub(super) fn each_row(
+        &self,
+        table: &LocalTable,
+        mut each: impl FnMut(RowKey, Row) -> Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let sql = format!("{SELECT_ROWS} FROM {}", table.sql.name);
+        self.each(table, &sql, |row, rowid| each(table.key_of(&row, rowid), row))
+    }
+
     /// Tables are defined anew.
     pub(super) fn forget_tables(&self) {
         self.insert.replace(None);

@@ -20,6 +20,7 @@ use super::indexes;
 use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
+use super::replica::Route;
 use super::schema_steps::{Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
@@ -69,10 +70,11 @@ pub(super) struct Call<'a, 'c> {
     pub(super) state: &'a mut State,
     pub(super) folder: Folder<'c>,
     tables: &'a dyn Tables,
+    pub(super) route: &'a Route,
     merge: Merge,
     /// The write lock of the user's database is held, so its rows may be read and written.
-    locked: bool,
-    undone: BTreeMap<i64, Arc<LocalTable>>,
+    pub(super) locked: bool,
+    pub(super) undone: BTreeMap<i64, Arc<LocalTable>>,
     redo: HashMap<(i64, Vec<u8>), Redo>,
     known: HashMap<String, Vec<Known>>,
     /// The tables as they are since the schema was changed in this call, and what that did.
@@ -84,42 +86,51 @@ impl<'a, 'c> Call<'a, 'c> {
     pub(super) fn new(
         state: &'a mut State,
         folder: Folder<'c>,
-        tables: &'a dyn Tables,
+        (tables, route): (&'a dyn Tables, &'a Route),
         merge: Merge,
         locked: bool,
     ) -> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let changes = Changes::default();
-        Call { state, folder, tables, merge, locked, undone, redo, known, made: None, changes }
+        Call { state, folder, tables, route, merge, locked, undone, redo, known, made: None, changes }
     }
 
     /// Finds the local table of a shape and how they fit; `None` where it was dropped. `strict` as in [`LocalTable::fit`].
     pub(super) fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<Option<Fitting>, ApplyError> {
-        let known = self.known.entry(shape.name.clone()).or_default();
-        if let Some(known) = known
-            .iter()
+        if let Some(known) = self
+            .known
+            .get(&shape.name)
+            .into_iter()
+            .flatten()
             .find(|known| known.strict == strict && (Arc::ptr_eq(&known.shape, shape) || known.shape == *shape))
         {
             return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
         }
-        let made = self.made.as_ref().map(|(catalogue, _)| |name: &str| catalogue.written_table(name).cloned());
-        let named = match &made {
-            Some(made) => self.state.table_named(made, &shape.name)?,
-            None => self.state.table_named(self.tables, &shape.name)?,
-        };
-        let table = match named {
+        let table = match self.named(&shape.name)? {
             Named::Table(table) => table,
             Named::Gone => return Ok(None),
             Named::Unknown => return Err(Cannot::NoTable { table: shape.name.clone() }.into()),
         };
         let table = self.state.local_table(&table)?;
         let fit = Arc::new(table.fit(shape, strict)?);
-        known.push(Known { shape: Arc::clone(shape), strict, table: Arc::clone(&table), fit: Arc::clone(&fit) });
+        let (known_table, known_fit) = (Arc::clone(&table), Arc::clone(&fit));
+        let known = Known { shape: Arc::clone(shape), strict, table: known_table, fit: known_fit };
+        self.known.entry(shape.name.clone()).or_default().push(known);
         Ok(Some((table, fit)))
     }
 
+    /// What a name of a table means now.
+    pub(super) fn named(&self, name: &str) -> Result<Named, ApplyError> {
+        match &self.made {
+            Some((catalogue, _)) => {
+                self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name)
+            }
+            None => self.state.table_named(self.tables, name),
+        }
+    }
+
     /// As [`Call::fit`], of a unit, which may mean the table that had this name before.
-    fn fit_of(
+    pub(super) fn fit_of(
         &mut self,
         unit: &Unit,
         origin: Origin,
@@ -153,7 +164,10 @@ impl<'a, 'c> Call<'a, 'c> {
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
         indexes::forget(conn)?;
-        let effect = Maker { conn, state: self.state, pending: &pending, birth, mirror }.make(steps)?;
+        for step in steps {
+            self.prepare_move(step)?;
+        }
+        let effect = Maker { conn, state: self.state, folder: &mut self.folder, pending: &pending, birth, mirror }.make(steps)?;
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
@@ -167,7 +181,7 @@ impl<'a, 'c> Call<'a, 'c> {
         indexes::keep(conn, &after)?;
         indexes::fill_new(conn, &before, &after)?;
         self.made = Some((after, all));
-        Ok(())
+        steps.iter().try_for_each(|step| self.move_rows(step))
     }
 
     /// Stores what was done to rows, when it is much.
@@ -209,7 +223,8 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.displaced.clear();
         let mut fits = Vec::with_capacity(unit.tables.len());
         for shape in &unit.tables {
-            fits.push(self.fit_of(&unit, origin, shape, true)?);
+            let fit = self.fit_of(&unit, origin, shape, true)?;
+            fits.push(fit.filter(|(table, _)| !self.has_moved(table, at.0)));
         }
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
         for change in std::mem::take(&mut unit.changes) {
@@ -218,7 +233,7 @@ impl<'a, 'c> Call<'a, 'c> {
             let Some((table, fit)) = fit else { continue };
             let index = change.table;
             let fitted = table.change_taken(fit, change, self.merge);
-            if table.is_unique() {
+            if table.is_unique() && !self.state.is_alone(table) {
                 sets.entry(index).or_default().push(fitted);
             } else if !self.state.suspecting {
                 self.hold(table, fitted, origin, at)?;
@@ -275,6 +290,9 @@ impl<'a, 'c> Call<'a, 'c> {
             if table.is_filtered() {
                 return self.fold_within(table, change);
             }
+            if self.state.is_alone(table) {
+                return self.fold_alone(table, change);
+            }
             return self.folder.fold(self.state, table, std::slice::from_ref(change), None);
         };
         base.row = change.step(base.row.as_ref());
@@ -310,7 +328,12 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
     /// this call, and no foreign one comes between.
-    pub(super) fn fold_own(&mut self, id: i64, unit: &Unit, whole: bool) -> Result<(), ApplyError> {
+    pub(super) fn fold_own(
+        &mut self,
+        (id, shard): (i64, ShardId),
+        unit: &Unit,
+        whole: bool,
+    ) -> Result<(), ApplyError> {
         self.let_go()?;
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
@@ -326,21 +349,24 @@ impl<'a, 'c> Call<'a, 'c> {
                 }
                 Err(error) => return Err(error),
             };
+            let is_again = table.travels.is_by_name() && !self.state.is_touching(id, table.id)?;
+            if self.has_moved(&table, shard) {
+                // Nobody folds it. What it says is pending once more in the right shard; if not, it must not be seen any longer.
+                if !is_again {
+                    self.undo_locked(&table)?;
+                }
+                continue;
+            }
             let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
             let changes: Vec<Change<'_>> = of_table.map(|change| table.change(&fit, change, self.merge)).collect();
             let dirty = self.state.table_state(&table).is_some_and(|state| state.dirty);
             // With nothing foreign under it, pending was captured as exactly what the fold makes of it, transaction by transaction.
-            if !table.is_unique() || (whole && !dirty) {
+            if !is_again && (!table.is_unique() || self.state.is_alone(&table) || (whole && !dirty)) {
                 for change in &changes {
                     self.move_base(&table, change, id)?;
                 }
             } else {
-                if !self.locked {
-                    return Err(ApplyError::NotLocked);
-                }
-                if !self.undone.contains_key(&table.id) {
-                    self.undo(&table)?;
-                }
+                self.undo_locked(&table)?;
                 self.make_room(&table, &changes)?;
                 self.note_of_fold(&table, &changes);
                 self.folder.fold(self.state, &table, &changes, None)?;
@@ -349,15 +375,26 @@ impl<'a, 'c> Call<'a, 'c> {
         Ok(())
     }
 
+    pub(super) fn undo_locked(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
+        if !self.locked {
+            return Err(ApplyError::NotLocked);
+        }
+        if self.undone.contains_key(&table.id) { Ok(()) } else { self.undo(table) }
+    }
+
     /// An own change is in the log: base moves on, and ends where nothing is pending on the row any more.
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
         let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
-        if !moved_under && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
+        let is_alone = self.state.is_alone(table);
+        if !moved_under && !is_alone && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
         base.pending.take(id);
         base.row = change.step(base.row.as_ref());
+        if is_alone && base.pending.is_empty() && !moved_under {
+            return self.leave_alone(table, &change.canonical, &base);
+        }
         if base.pending.is_empty() && !moved_under {
             return self.leave_base(table, &change.canonical, &base);
         }
@@ -389,7 +426,7 @@ impl<'a, 'c> Call<'a, 'c> {
     }
 
     /// Puts a table's base in place: it shows the fold from here on.
-    fn undo(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
+    pub(super) fn undo(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
         self.state.mark_dirty(table)?;
         self.folder.counts.tables_redone += 1;
         let Call { state, folder, .. } = self;
@@ -453,7 +490,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.show_within()
     }
 
-    fn redo_rows(&mut self) -> Result<(), ApplyError> {
+    pub(super) fn redo_rows(&mut self) -> Result<(), ApplyError> {
         let own = self.state.origin();
         let redo = std::mem::take(&mut self.redo);
         let mut values: HashMap<(i64, Vec<u8>), Option<Row>> = HashMap::with_capacity(redo.len());
@@ -505,7 +542,9 @@ impl<'a, 'c> Call<'a, 'c> {
         let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
         self.folder.counts.rows_redone += 1;
         let now = self.folder.rows.get(table, &base.key)?;
-        if table.is_filtered() {
+        if self.state.is_alone(table) {
+            self.folder.try_show(table, &base.key, canonical, now.as_ref(), visible.as_ref())?;
+        } else if table.is_filtered() {
             let shown = table.taken(&base.key, visible.clone())?;
             self.folder.origin = Some(redo.origin);
             self.show_row(table, &base.key, canonical, now, shown.as_ref())?;
@@ -533,6 +572,10 @@ impl<'a, 'c> Call<'a, 'c> {
             };
             self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
         }
-        if base.pending.is_empty() { self.leave_base(table, canonical, &base) } else { Ok(()) }
+        match base.pending.is_empty() {
+            true if self.state.is_alone(table) => self.leave_alone(table, canonical, &base),
+            true => self.leave_base(table, canonical, &base),
+            false => Ok(()),
+        }
     }
 }

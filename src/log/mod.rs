@@ -48,6 +48,6 @@ pub use seal::{
 pub use shard::shard_of;
 pub use snapshot::{
     FirstContent, HASH_BYTES, Lease, Maker, Routing, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest,
-    SnapshotStore, Stand, TableDigest, content_of_first, hash_file,
+    SnapshotStore, Stand, TableDigest, TableRouting, content_of_first, hash_file,
 };
 pub use units::{UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

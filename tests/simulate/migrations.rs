@@ -26,6 +26,8 @@ struct Storm {
     log: MemoryLog,
     /// All nodes change the schema, in ways that can meet.
     all_migrate: bool,
+    /// Tables get UNIQUE values while all write the few that there are.
+    unique: bool,
     migrations: u64,
     deaths: u64,
     /// Names of tables and columns that were given up. Nobody gives them again: who has not seen that would mean the old ones.
@@ -60,7 +62,7 @@ fn definition(column: &str) -> String {
 const COLUMNS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 
 impl Storm {
-    fn new(seed: u64) -> Storm {
+    fn new(seed: u64, unique: bool) -> Storm {
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -93,6 +95,7 @@ impl Storm {
             nodes,
             log,
             all_migrate,
+            unique,
             migrations: 0,
             deaths: 0,
             gone: BTreeSet::new(),
@@ -162,12 +165,13 @@ impl Storm {
             let table = self.random.pick(&all).clone();
             let columns = columns(&self.nodes[no].app, &table);
             let id = 1 + self.random.below(9);
-            let value = self.random.below(1000);
+            let value = self.random.below(if self.unique { 6 } else { 1000 });
+            let or_ignore = if self.unique { "OR IGNORE " } else { "" };
             match (self.random.below(10), columns.is_empty()) {
                 (0..2, _) => sql.push(format!("DELETE FROM {table} WHERE id = {id}")),
                 (2..7, false) => {
                     let column = self.random.pick(&columns);
-                    sql.push(format!("UPDATE {table} SET {column} = {value} WHERE id = {id}"));
+                    sql.push(format!("UPDATE {or_ignore}{table} SET {column} = {value} WHERE id = {id}"));
                 }
                 (_, false) => {
                     let column = self.random.pick(&columns);
@@ -187,6 +191,16 @@ impl Storm {
         let choice = if self.all_migrate { 1 + self.random.below(2) } else { self.random.below(10) };
         let is_there = all.contains(&name);
         let sql = match choice {
+            _ if self.unique && is_there && self.random.chance(50) => {
+                let index = format!("CREATE UNIQUE INDEX IF NOT EXISTS u_{name}_{column} ON {name}({column})");
+                let least = format!("SELECT min(id) FROM {name} GROUP BY {column}");
+                // As applications do it: first the rows that are in the way.
+                match self.random.chance(70) {
+                    true => format!("DELETE FROM {name} WHERE {column} NOT NULL AND id NOT IN ({least}); {index}"),
+                    false => index,
+                }
+            }
+            2 if self.unique => format!("ALTER TABLE {name} ADD COLUMN {}", definition(column)),
             0 if !is_there => format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, a TEXT DEFAULT 'of a', b INT)"),
             0 | 1 => format!("ALTER TABLE {name} ADD COLUMN {}", definition(column)),
             2 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
@@ -350,7 +364,27 @@ fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
     let (mut migrations, mut deaths) = (0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let (changed, died) = Storm::new(seed).run();
+        let (changed, died) = Storm::new(seed, false).run();
+        migrations += changed;
+        deaths += died;
+    }
+    println!("{migrations} changes of the schema, {deaths} deaths");
+    assert!(migrations > 0 || number("SEED").is_some());
+}
+
+/// Rows that traveled in many shards must travel in one from the moment on at which values of theirs are unique, and rows that nodes had
+/// written side by side until then are in each other's way.
+#[test]
+fn tables_that_become_unique_under_everybody_are_the_same_in_the_end() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("WOODCHUCK_MIGRATIONS").unwrap_or(150),
+    };
+    let (mut migrations, mut deaths) = (0, 0);
+    for seed in seeds {
+        println!("SEED={seed}");
+        let (changed, died) = Storm::new(seed, true).run();
         migrations += changed;
         deaths += died;
     }

@@ -17,9 +17,11 @@ use super::super::order::Folded;
 /// The first bytes of a stored snapshot.
 pub(super) const MAGIC: &[u8; 4] = b"WDSN";
 /// The version of the manifest. Earlier ones are read, later ones are refused.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// From this version on manifests say how rows travel.
 const VERSION_WITH_ROUTING: u16 = 2;
+/// And from this one on, in which shards that is so although it was otherwise before.
+const VERSION_WITH_MOVES: u16 = 3;
 /// Length of a blake3 hash in bytes.
 pub const HASH_BYTES: usize = 32;
 /// A manifest holds a few numbers per shard and origin; more than this is damage, and must not become an allocation.
@@ -37,9 +39,18 @@ pub struct ShardStand {
 /// Where the fold of every shard stands.
 pub type Stand = BTreeMap<ShardId, ShardStand>;
 
-/// Whether the rows of a table travel by its name alone, of all tables of which rows were ever met; names in ASCII lower case. Neither the
-/// database nor messages tell it: a UNIQUE index decides that was there with the first row, and may be gone.
-pub type Routing = BTreeMap<String, bool>;
+/// How the rows of a table travel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TableRouting {
+    /// By its name alone.
+    pub by_name: bool,
+    /// Where the fold stands behind the change of the schema that made it so, if there was one.
+    pub moved_in: Vec<ShardId>,
+}
+
+/// How rows travel, of all tables of which rows were ever met; names in ASCII lower case. Neither the database nor messages tell it: a
+/// UNIQUE index decides, and may be gone.
+pub type Routing = BTreeMap<String, TableRouting>;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +66,7 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name]…]]`.
+    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name, [shard…]]…]]`.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -71,8 +82,11 @@ impl SnapshotManifest {
                 }
             }
             to.array(self.routing.len() as u64)?;
-            for (table, by_name) in &self.routing {
-                to.array(2)?.str(table)?.bool(*by_name)?;
+            for (table, TableRouting { by_name, moved_in }) in &self.routing {
+                to.array(3)?.str(table)?.bool(*by_name)?.array(moved_in.len() as u64)?;
+                for shard in moved_in {
+                    to.u16(shard.0)?;
+                }
             }
             Ok(())
         };
@@ -110,7 +124,14 @@ impl SnapshotManifest {
             if version >= VERSION_WITH_ROUTING {
                 for _ in 0..count(from.array()?)? {
                     from.array()?;
-                    routing.insert(from.str()?.to_owned(), from.bool()?);
+                    let table = from.str()?.to_owned();
+                    let mut travels = TableRouting { by_name: from.bool()?, moved_in: Vec::new() };
+                    if version >= VERSION_WITH_MOVES {
+                        for _ in 0..count(from.array()?)? {
+                            travels.moved_in.push(ShardId(from.u16()?));
+                        }
+                    }
+                    routing.insert(table, travels);
                 }
             }
             Ok(SnapshotManifest { stand, routing, database_bytes, blake3 })
@@ -129,7 +150,8 @@ mod tests {
         let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
         let stand = ShardStand { seq: StreamSeq(70_000), folded: vec![(origin, folded)] };
         let stand = Stand::from([(ShardId(1), stand), (ShardId(2), ShardStand::default())]);
-        let routing = Routing::from([("by_key".to_owned(), false), ("by_name".to_owned(), true)]);
+        let moved = TableRouting { by_name: true, moved_in: vec![ShardId(1), ShardId(2)] };
+        let routing = Routing::from([("by_key".to_owned(), TableRouting::default()), ("by_name".to_owned(), moved)]);
         let manifest = SnapshotManifest { stand, routing, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
         let bytes = manifest.encode();
         assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));

@@ -34,7 +34,7 @@ use super::start::position_bytes;
 use super::state_dir::StateDirectory;
 use super::waiting::FoldedOf;
 use crate::apply::{Blocked, Replica, SealLimits, ToSend};
-use crate::capture::{Position, SchemaMark, Started};
+use crate::capture::{Position, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
 
 /// How long a busy application is followed before anything else gets its turn.
@@ -124,9 +124,6 @@ pub(super) struct Database {
     log: LogState,
     behind: catching_up::Behind,
     incomplete: incomplete::Incomplete,
-    /// The schema under which every table's rows were last found to travel in order, and whether publishing waits for such a one.
-    in_order: Option<SchemaMark>,
-    is_waiting_for_order: bool,
     fairness: fairness::Fairness,
     outbox_bound: outbox::OutboxBound,
     verifying: verifying::Verifying,
@@ -180,8 +177,6 @@ impl Database {
             log: LogState::default(),
             behind: catching_up::Behind::default(),
             incomplete: incomplete::Incomplete::default(),
-            in_order: None,
-            is_waiting_for_order: false,
             fairness: fairness::Fairness::default(),
             outbox_bound: outbox::OutboxBound::default(),
             verifying: verifying::Verifying::default(),

@@ -32,38 +32,6 @@ impl Database {
         })
     }
 
-    /// Whether rows travel in many shards although a UNIQUE index says by now that they can be in each other's way. What is captured waits
-    /// until that is decided.
-    fn is_out_of_order(&mut self) -> bool {
-        let catalogue = self.attached.follower.catalogue();
-        let mark = self.attached.follower.schema_mark();
-        if self.shards.len() > 1 && self.in_order.as_ref() != Some(&mark) {
-            let is_unique = |name: &str| catalogue.written_table(name).is_some_and(|table| !table.uniques.is_empty());
-            let names = self.replica.state().tables_out_of_order(is_unique);
-            if !names.is_empty() {
-                let text = format!(
-                    "publishing waits: UNIQUE was added to a table whose rows already travel in {} shards, where nothing orders those that collide: {}",
-                    self.shards.len(),
-                    names.join(", ")
-                );
-                if !self.is_waiting_for_order {
-                    tracing::error!("{text}");
-                    tracing::error!(
-                        "hint: drop the index, or begin anew on new streams with all nodes (--stream-prefix)"
-                    );
-                    self.reporter.trouble(text);
-                    self.is_waiting_for_order = true;
-                }
-                return true;
-            }
-            self.in_order = Some(mark);
-        }
-        if std::mem::take(&mut self.is_waiting_for_order) {
-            self.reporter.trouble(String::new());
-        }
-        false
-    }
-
     /// A round is sealed, and nothing of it has left.
     pub(super) fn begin_round(&mut self, messages: impl IntoIterator<Item = ToSend>) {
         self.to_send = messages.into_iter().collect();
@@ -78,7 +46,7 @@ impl Database {
     /// is applied only when the rest of it is there, and the suspects are cleared behind it.
     fn may_seal(&mut self) -> Option<SealLimits> {
         let is_open = self.config.publish && self.log.open && self.round.is_none();
-        if !is_open || self.replica.state().is_suspecting() || self.is_ahead_of_itself() || self.is_out_of_order() {
+        if !is_open || self.replica.state().is_suspecting() || self.is_ahead_of_itself() {
             return None;
         }
         let wanted = self.log.start.as_ref().map_or(MESSAGE_BYTES_WANTED, |start| start.message_bytes_max);
