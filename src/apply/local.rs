@@ -264,7 +264,8 @@ impl<'r> LocalSink<'r> {
         let state = &mut self.replica.state;
         let tx = self.origin.map_or(0, |origin| origin.tx);
         state.note_step(&step, &columns, &Birth { origin: state.origin(), tx, seq: None })?;
-        if let Some(table) = made_unique(&step)? {
+        let is_new = step.kind == "table" && step.before.is_none();
+        if let Some(table) = made_unique(&step)?.filter(|_| !is_new) {
             state.move_rows_here(table)?;
         }
         self.barrier = true;

@@ -99,18 +99,21 @@ impl State {
                     self.set_travels(name, travels)?;
                     id
                 }
-                None => {
-                    let insert = "INSERT INTO tables(name, by_name) VALUES(?1, ?2)";
-                    self.db.prepare_cached(insert)?.execute(params![name, travels.number()])?;
-                    let id = self.db.last_insert_rowid();
-                    self.tables.insert(name.clone(), TableState::new(id, String::new(), travels));
-                    id
-                }
+                None => self.meet(name, travels)?,
             };
             moved_in.iter().try_for_each(|shard| self.note_moved(id, *shard))?;
         }
         self.forget_tables();
         Ok(())
+    }
+
+    /// Takes note of a table of which no row was met.
+    fn meet(&mut self, name: &str, travels: Travels) -> Result<i64, ApplyError> {
+        let insert = "INSERT INTO tables(name, by_name) VALUES(?1, ?2)";
+        self.db.prepare_cached(insert)?.execute(params![name, travels.number()])?;
+        let id = self.db.last_insert_rowid();
+        self.tables.insert(name.to_ascii_lowercase(), TableState::new(id, String::new(), travels));
+        Ok(id)
     }
 
     fn set_travels(&mut self, name: &str, travels: Travels) -> Result<(), ApplyError> {
@@ -135,8 +138,11 @@ impl State {
 
     /// A table gets UNIQUE values by a change of the schema that was made here.
     pub(super) fn move_rows_here(&mut self, name: &str) -> Result<(), ApplyError> {
-        if self.tables.get(&name.to_ascii_lowercase()).is_some_and(|table| !table.travels.is_by_name()) {
-            self.set_travels(name, Travels::MovedHere)?;
+        match self.tables.get(&name.to_ascii_lowercase()) {
+            Some(table) if table.travels.is_by_name() => {}
+            Some(_) => self.set_travels(name, Travels::MovedHere)?,
+            // Others may have met it.
+            None => drop(self.meet(name, Travels::MovedHere)?),
         }
         self.forget_tables();
         Ok(())
