@@ -15,7 +15,7 @@ use super::codec::{Reader, push_key};
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::net_effect::NetEffect;
-use super::replica::{Phase, Replica, Route};
+use super::replica::{Phase, Replica, Route, Taking, taking};
 use super::shape::{LocalTable, Merge, Tables, shape_of};
 use super::snapshot::tables_of;
 use super::state::State;
@@ -44,6 +44,7 @@ struct Ahead<'a> {
     stand: &'a Stand,
     routing: &'a Routing,
     route: &'a Route,
+    taking: Taking<'a>,
     merge: Merge,
     beforehand: Option<&'a mut Beforehand>,
 }
@@ -72,8 +73,8 @@ impl Replica {
         self.abandon_intent()?;
         let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
         self.state.begin()?;
-        let mut with =
-            Ahead { conn, tables, snapshot: &snapshot, stand, routing, route, merge: self.merge, beforehand };
+        let (merge, taking) = (self.merge, taking(&self.taken, &self.route));
+        let mut with = Ahead { conn, tables, snapshot: &snapshot, stand, routing, route, taking, merge, beforehand };
         match catch_up(&mut self.state, &mut with) {
             Ok((net, counts)) => {
                 self.phase = Phase::Folded(net);
@@ -105,7 +106,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
     }
     let own = state.origin();
     let folder = Folder::new(with.conn)?;
-    let mut call = Call::new(state, folder, (with.tables, with.route), with.merge, true);
+    let mut call = Call::new(state, folder, (with.tables, with.taking), with.merge, true);
     note_base(&mut call, with)?;
     call.undo_all()?;
     for table in with.snapshot {

@@ -9,7 +9,7 @@ use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::NetEffect;
-use super::replica::{Arrivals, Route};
+use super::replica::{Arrivals, Taking};
 use super::shape::{Merge, Tables};
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
@@ -31,7 +31,7 @@ pub(super) enum Stop {
 pub(super) fn fold_all<A: Arrivals + ?Sized>(
     state: &mut State,
     conn: &Connection,
-    (tables, route): (&dyn Tables, &Route),
+    (tables, taking): (&dyn Tables, Taking<'_>),
     merge: Merge,
     (arrived, open): (&A, &[usize]),
     locked: bool,
@@ -44,7 +44,7 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
     let revertible = state.suspecting || open.iter().any(is_foreign);
     state.begin_fold(revertible).map_err(Stop::Failed)?;
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
-    let mut call = Call::new(state, folder, (tables, route), merge, locked);
+    let mut call = Call::new(state, folder, (tables, taking), merge, locked);
     if open.iter().any(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.barrier)) {
         call.folder.net.keep_tables_apart();
         fold_between_barriers(&mut call, conn, arrived, open, own)?;

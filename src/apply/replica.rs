@@ -128,6 +128,29 @@ pub(super) enum Phase {
     Recovering(NetEffect),
 }
 
+/// What a node takes from others.
+#[derive(Clone, Copy)]
+pub(super) struct Taking<'a> {
+    /// Where rows are.
+    pub(super) route: &'a Route,
+    takes: Option<&'a Travels>,
+}
+
+impl Taking<'_> {
+    /// Whether rows and definitions of a table are taken.
+    pub(super) fn takes(&self, table: &str) -> bool {
+        self.takes.is_none_or(|takes| takes(table))
+    }
+}
+
+/// What a node takes whose own rows go by `route`.
+pub(super) fn taking<'a>(taken: &'a Option<(Route, Travels)>, route: &'a Route) -> Taking<'a> {
+    match taken {
+        Some((route, takes)) => Taking { route, takes: Some(takes) },
+        None => Taking { route, takes: None },
+    }
+}
+
 /// A node's state with the rules that change it.
 pub struct Replica {
     pub(super) state: State,
@@ -141,6 +164,9 @@ pub struct Replica {
     pub(super) send_before: bool,
     /// The shards that changes of the schema have a part in, and the tables whose definitions travel. Without any none travels.
     pub(super) schema: Option<(Vec<ShardId>, Travels)>,
+    /// Where rows are that this node takes from others, whatever it sends itself, and which tables' rows and definitions it takes. Without
+    /// it, it takes all that it is told of, from where it would send them.
+    pub(super) taken: Option<(Route, Travels)>,
     /// The tables whose indexes the applying connection keeps.
     pub(super) indexes_of: Option<Arc<Catalogue>>,
 }
@@ -172,6 +198,7 @@ impl Replica {
             position_of: None,
             send_before: false,
             schema: None,
+            taken: None,
             indexes_of: None,
         })
     }
@@ -200,6 +227,11 @@ impl Replica {
     /// Publishes changes of the schema, of the tables that travel. `shard_count` is that of the whole log.
     pub fn set_schema_travels(&mut self, shard_count: u16, travels: Travels) {
         self.schema = Some(((1..=shard_count).map(ShardId).collect(), travels));
+    }
+
+    /// Sets which tables this node takes from others, and in which shards all send them.
+    pub fn set_taken(&mut self, route: Route, takes: Travels) {
+        self.taken = Some((route, takes));
     }
 
     /// Sets which rows this node replicates. The same for the life of a state.
@@ -386,7 +418,8 @@ impl Replica {
             };
             let open: Vec<usize> = (0..arrived.count()).filter(is_open).collect();
             self.state.begin()?;
-            match fold_all(&mut self.state, conn, (tables, &self.route), self.merge, (arrived, &open), true) {
+            let taking = taking(&self.taken, &self.route);
+            match fold_all(&mut self.state, conn, (tables, taking), self.merge, (arrived, &open), true) {
                 Ok((net, counts)) => {
                     self.phase = Phase::Folded(net);
                     return Ok(FoldReport { counts, blocked });
@@ -427,7 +460,7 @@ impl Replica {
         self.state.begin()?;
         let folded = match fold_all_own(&mut self.state, arrived) {
             Ok(Some(counts)) => Ok((NetEffect::new(), counts)),
-            Ok(None) => fold_all(&mut self.state, conn, (tables, &self.route), self.merge, (arrived, &all), false),
+            Ok(None) => fold_all(&mut self.state, conn, (tables, taking(&self.taken, &self.route)), self.merge, (arrived, &all), false),
             Err(error) => Err(Stop::Failed(error)),
         };
         let settled = match folded {

@@ -20,7 +20,7 @@ use super::indexes;
 use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
-use super::replica::Route;
+use super::replica::Taking;
 use super::schema_steps::{Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
@@ -70,7 +70,7 @@ pub(super) struct Call<'a, 'c> {
     pub(super) state: &'a mut State,
     pub(super) folder: Folder<'c>,
     tables: &'a dyn Tables,
-    pub(super) route: &'a Route,
+    pub(super) taking: Taking<'a>,
     merge: Merge,
     /// The write lock of the user's database is held, so its rows may be read and written.
     pub(super) locked: bool,
@@ -86,16 +86,16 @@ impl<'a, 'c> Call<'a, 'c> {
     pub(super) fn new(
         state: &'a mut State,
         folder: Folder<'c>,
-        (tables, route): (&'a dyn Tables, &'a Route),
+        (tables, taking): (&'a dyn Tables, Taking<'a>),
         merge: Merge,
         locked: bool,
     ) -> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let changes = Changes::default();
-        Call { state, folder, tables, route, merge, locked, undone, redo, known, made: None, changes }
+        Call { state, folder, tables, taking, merge, locked, undone, redo, known, made: None, changes }
     }
 
-    /// Finds the local table of a shape and how they fit; `None` where it was dropped. `strict` as in [`LocalTable::fit`].
+    /// Finds the local table of a shape and how they fit; `None` where it was dropped, or is none that this node takes. `strict` as in [`LocalTable::fit`].
     pub(super) fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<Option<Fitting>, ApplyError> {
         if let Some(known) = self
             .known
@@ -107,6 +107,8 @@ impl<'a, 'c> Call<'a, 'c> {
             return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
         }
         let table = match self.named(&shape.name)? {
+            Named::Table(table) if !self.taking.takes(&table.name) => return Ok(None),
+            Named::Unknown if !self.taking.takes(&shape.name) => return Ok(None),
             Named::Table(table) => table,
             Named::Gone => return Ok(None),
             Named::Unknown => return Err(Cannot::NoTable { table: shape.name.clone() }.into()),
@@ -157,6 +159,8 @@ impl<'a, 'c> Call<'a, 'c> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
+        let steps: Vec<SchemaStep> = steps.iter().filter(|step| self.taking.takes(&step.table)).cloned().collect();
+        let steps = steps.as_slice();
         self.let_go()?;
         self.redo()?;
         let pending = self.state.steps_pending(shard)?;

@@ -19,7 +19,7 @@ use super::codec::{Reader, push_row};
 use super::error::ApplyError;
 use super::fold::Folder;
 use super::net_effect::NetEffect;
-use super::replica::{Phase, Replica, Route};
+use super::replica::{Phase, Replica, Taking, taking};
 use super::shape::{Change, LocalTable, Merge, Tables};
 use super::state::{State, from_db, origin_bytes, to_db};
 use super::undo_redo::Call;
@@ -324,7 +324,7 @@ impl Replica {
         assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "clearing follows begin");
         self.abandon_intent()?;
         self.state.begin()?;
-        match clear(&mut self.state, conn, (tables, &self.route), self.merge) {
+        match clear(&mut self.state, conn, (tables, taking(&self.taken, &self.route)), self.merge) {
             Ok((net, cleared)) => {
                 self.phase = Phase::Folded(net);
                 Ok(cleared)
@@ -349,11 +349,11 @@ impl Replica {
 fn clear(
     state: &mut State,
     conn: &Connection,
-    (tables, route): (&dyn Tables, &Route),
+    (tables, taking): (&dyn Tables, Taking<'_>),
     merge: Merge,
 ) -> Result<(NetEffect, Cleared), ApplyError> {
     state.begin_fold(true)?;
-    let mut call = Call::new(state, Folder::new(conn)?, (tables, route), merge, true);
+    let mut call = Call::new(state, Folder::new(conn)?, (tables, taking), merge, true);
     call.undo_all()?;
     let (mut judge, mut cleared, mut last) = (Judge::default(), Cleared::default(), 0);
     while let Some(id) = call.state.suspect_behind(last)? {

@@ -163,6 +163,8 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     if config.publish {
         replica.set_schema_travels(wanted, Box::new(move |table| filter.matches(table)));
     }
+    let filter = TableFilter::new(&config.tables, &config.exclude_tables);
+    replica.set_taken(route_by_hash(filter.clone(), wanted), Box::new(move |table| filter.matches(table)));
     replica.set_send_before(config.log.before_images);
     replica.set_conflicts_max(config.apply.conflict_rows_max);
     replica.set_position_of(Box::new(|span| position_bytes(&Position::from(span), span.tx + 1)));
