@@ -19,6 +19,7 @@ mod row_filters;
 mod schema;
 mod short_log;
 mod snapshots;
+mod table_filters;
 mod usage;
 mod verify;
 mod went_back;

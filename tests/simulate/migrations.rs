@@ -144,7 +144,6 @@ impl Storm {
 
     fn execute(&mut self, no: usize, sql: &str) {
         // What the application may not do it does not do.
-        println!("node {no}: {sql}");
         if self.nodes[no].app.execute_batch(&format!("BEGIN IMMEDIATE; {sql}; COMMIT")).is_err() {
             let _ = self.nodes[no].app.execute_batch("ROLLBACK");
         }
@@ -250,7 +249,6 @@ impl Storm {
         let done = self.nodes[no].app.execute_batch(&format!("{sql}; {rows}")).is_ok();
         let after = names(&self.nodes[no].app);
         let is_again = after.difference(&before).any(|name| self.gone.contains(name));
-        println!("node {no}: done {done} {is_again}: {sql}; {rows}");
         if done && !is_again && self.nodes[no].app.execute_batch("COMMIT").is_ok() {
             self.gone.extend(before.difference(&after).cloned());
         } else {
@@ -280,7 +278,6 @@ impl Storm {
             }
             for entry in self.log.entries(shard, self.nodes[no].next[&shard]).into_iter().take(count) {
                 let header = decode_header(&entry.payload, MESSAGE_BYTES_MAX).unwrap();
-                println!("node {no} gets {shard:?} {:?} of {:x} round {} {}", entry.seq, header.origin.node_id, header.round_no, header.barrier);
                 let announced = Announced { shard, seq: entry.seq, time: entry.time, header, payload: entry.payload };
                 self.nodes[no].next.insert(shard, StreamSeq(entry.seq.0 + 1));
                 self.nodes[no].with(None, |node| node.deliver(Delivery::Arrived(announced)));
