@@ -170,7 +170,7 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         for (shard, indexes) in &shards {
             let at = at.entry(*shard).or_default();
             while let Some(rest) = indexes.get(*at..).filter(|rest| !rest.is_empty()) {
-                if is_at_barrier(call, arrived, rest, own).map_err(Stop::Failed)? {
+                if is_at_barrier(call, arrived, rest).map_err(Stop::Failed)? {
                     waiting = waiting.or(Some(rest));
                     break;
                 }
@@ -181,25 +181,32 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let Some(rest) = waiting else { return Ok(()) };
         let Some((shard, seq, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
         let (origin, round_no) = (header.origin, header.round_no);
-        let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
-        let birth = Birth { origin, tx, seq: None };
-        let made = call.make_steps(conn, shard, &steps, birth);
+        let is_sealed = is_own_sealed(call, shard, header, own).map_err(Stop::Failed)?;
+        let made = if is_sealed {
+            call.state.steps_pending_first(shard).and_then(|steps| call.settle_moves(&steps))
+        } else {
+            let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
+            call.make_steps(conn, shard, &steps, Birth { origin, tx, seq: None })
+        };
         let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
         made.map_err(|error| stop_at(shard, seq, error))?;
         call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
     }
 }
 
+fn is_own_sealed(call: &Call<'_, '_>, shard: ShardId, header: &Header, own: Origin) -> Result<bool, ApplyError> {
+    Ok(header.origin == own && header.batch_no <= call.state.batch_no_sealed(shard)?)
+}
+
 /// Whether the first of the messages that are left belongs to a change of the schema that was not made yet. Our own was made before it was
-/// sent.
+/// sent; but what comes before it in any shard is folded before it, as on all nodes.
 fn is_at_barrier<A: Arrivals + ?Sized>(
     call: &Call<'_, '_>,
     arrived: &A,
     rest: &[usize],
-    own: Origin,
 ) -> Result<bool, ApplyError> {
     let Some((shard, _, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(false) };
-    if !header.barrier || (header.origin == own && header.batch_no <= call.state.batch_no_sealed(shard)?) {
+    if !header.barrier {
         return Ok(false);
     }
     let is_next = matches!(call.state.folded(shard, header.origin)?.judge(header), Sequence::Next);

@@ -235,6 +235,13 @@ impl State {
         Ok(steps)
     }
 
+    /// Those of them that a shard comes to first.
+    pub(super) fn steps_pending_first(&self, shard: ShardId) -> Result<Vec<SchemaStep>, ApplyError> {
+        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id LIMIT 1";
+        let first = self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0)).optional()?;
+        first.map_or(Ok(Vec::new()), |id| Ok(self.pending_unit(id)?.schema))
+    }
+
     /// Whether this very change was made here before, whatever became of it since.
     pub(super) fn was_step_made(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
         Ok(self.db.prepare_cached("SELECT 1 FROM schema_steps WHERE digest = ?1")?.exists([step_digest(step)])?)

@@ -198,8 +198,8 @@ impl State {
 }
 
 impl Call<'_, '_> {
-    /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
-    pub(super) fn note_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+    /// All shards are folded up to a change of the schema that was made here.
+    pub(super) fn settle_moves(&mut self, steps: &[SchemaStep]) -> Result<(), ApplyError> {
         for step in steps {
             let Some(name) = made_unique(step)? else { continue };
             if let Named::Table(table) = self.named(name)? {
@@ -207,6 +207,17 @@ impl Call<'_, '_> {
                 if self.state.is_alone(&local) {
                     self.settle_alone(&local, step)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
+    pub(super) fn note_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        for step in steps {
+            let Some(name) = made_unique(step)? else { continue };
+            if let Named::Table(table) = self.named(name)? {
+                let local = self.state.local_table(&table)?;
                 self.state.note_moved(local.id, shard)?;
             }
         }
