@@ -15,7 +15,7 @@ fn tables_that_are_left_out_stay_as_they_are() {
     all.sql("UPDATE secret SET v = 'theirs'; INSERT INTO secret VALUES(2, 'theirs')");
     some.sql("UPDATE secret SET v = 'ours'");
     // Definitions too, and rows of a table that is not even there.
-    all.sql("ALTER TABLE secret ADD COLUMN w; CREATE UNIQUE INDEX secret_v ON secret(v)");
+    all.sql("ALTER TABLE secret ADD COLUMN w; CREATE UNIQUE INDEX secret_v ON secret(id, v)");
     all.sql("CREATE TABLE secret_more(id INTEGER PRIMARY KEY, v); INSERT INTO secret_more VALUES(1, 1); INSERT INTO t VALUES(2, 'two')");
     some.sql("INSERT INTO t VALUES(3, 'three')");
     for node in [all, some] {
