@@ -11,6 +11,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::error::ApplyError;
+use super::names_told::FORGET_NAMES_BEFORE;
 use super::net_effect::NetEffect;
 use super::state::State;
 
@@ -42,6 +43,7 @@ impl State {
             "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
             "DELETE FROM pieces WHERE spent = 1",
             "UPDATE pieces SET fresh = 0 WHERE fresh = 1",
+            FORGET_NAMES_BEFORE,
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }
@@ -74,6 +76,7 @@ impl State {
             self.db.prepare_cached(sql)?.execute([])?;
         }
         self.forget_fresh_conflicts()?;
+        self.restore_names()?;
         self.reload()
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! How rows travel does not follow from the table as it is now, so snapshots carry it: whoever begins with one has not met the first row.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::params;
@@ -131,6 +132,29 @@ impl State {
     pub(super) fn move_rows(&mut self, name: &str) -> Result<(), ApplyError> {
         if self.tables.get(&name.to_ascii_lowercase()).is_some_and(|table| !table.travels.is_by_name()) {
             self.set_travels(name, Travels::ByName)?;
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// The tables that were met, by name in lower case.
+    pub(super) fn tables_met(&self) -> BTreeSet<String> {
+        self.tables.keys().cloned().collect()
+    }
+
+    /// Tables that were only looked at were not met: how their rows travel is for the first of them to say.
+    pub(super) fn forget_unmet(&mut self, met: &BTreeSet<String>) -> Result<(), ApplyError> {
+        let unmet: Vec<(String, i64)> = self
+            .tables
+            .iter()
+            .filter(|(name, table)| !met.contains(*name) && table.base_rows == 0)
+            .map(|(name, table)| (name.clone(), table.id))
+            .collect();
+        for (name, id) in unmet {
+            if self.pending_touching(id)?.is_empty() {
+                self.db.prepare_cached("DELETE FROM tables WHERE id = ?1")?.execute([id])?;
+                self.tables.remove(&name);
+            }
         }
         self.forget_tables();
         Ok(())

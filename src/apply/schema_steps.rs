@@ -54,9 +54,9 @@ pub(super) struct Alteration {
     /// What happens to columns.
     pub(super) columns: Vec<ColumnStep>,
     /// `columns` as ALTER TABLE statements lead to the statement wanted.
-    is_alter: bool,
+    pub(super) is_alter: bool,
     /// The statement before under the name after.
-    renamed: String,
+    pub(super) renamed: String,
 }
 
 /// Tells steps apart: the object and what it became.
@@ -71,7 +71,7 @@ pub(super) fn step_digest(step: &SchemaStep) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
     conn.prepare_cached(
         "SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE AND sql IS NOT NULL",
     )?
@@ -79,7 +79,7 @@ fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<
     .optional()
 }
 
-fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let mut found = conn.prepare("SELECT name FROM pragma_table_xinfo(?1)")?;
     found.query_map([table], |row| row.get(0))?.collect()
 }
@@ -170,7 +170,7 @@ fn definitions(text: &str) -> Vec<&str> {
     parts
 }
 
-fn statement(table: &str, step: &ColumnStep) -> String {
+pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
     let table = quoted(table);
     match step {
         ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
@@ -232,7 +232,7 @@ pub(super) fn catalogue_of(conn: &Connection) -> Result<Catalogue, ApplyError> {
 }
 
 /// All of the schema as an effect, to be compared with itself later.
-fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
+pub(super) fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
     let failed = |source| ApplyError::Database { doing: "reading the schema", source };
     let mut found =
         conn.prepare_cached("SELECT type, name, sql FROM main.sqlite_schema WHERE sql IS NOT NULL").map_err(failed)?;
@@ -258,6 +258,8 @@ pub(super) struct Maker<'a, 'c> {
     /// What the steps are about as it was at the origin, without rows. Statements that are made here are made there, too: a rename changes
     /// what speaks of the name, and that is then neither what its own step begins with nor what it ends with.
     pub(super) mirror: Connection,
+    /// Rows that a table's new definition has no place for may be left behind: others come for them.
+    pub(super) may_leave_rows: bool,
 }
 
 impl Maker<'_, '_> {
@@ -331,7 +333,8 @@ impl Maker<'_, '_> {
             ended => return ended,
         }
         let catalogue = catalogue_of(self.conn)?;
-        let table = catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
+        let table =
+            catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
         let table = self.state.local_table(table)?;
         let trial = Trial::of_table(self.conn, &[&table.table.sql, after], &table).map_err(Maker::refused(step))?;
         self.remove_duplicates(step, &table, &trial)?;
@@ -411,7 +414,7 @@ impl Maker<'_, '_> {
         matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if sql == here)
     }
 
-    fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
+    pub(super) fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
         if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
@@ -467,7 +470,7 @@ impl Maker<'_, '_> {
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
-    fn rebuild(&mut self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
+    pub(super) fn rebuild(&mut self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let old_catalogue = catalogue_of(self.conn)?;
         let lower = step.name.to_ascii_lowercase();
@@ -551,10 +554,17 @@ impl Maker<'_, '_> {
             into.push(ours.to_owned());
             values.push(theirs.to_owned());
         }
-        let insert = format!("INSERT INTO {}({}) SELECT {} FROM ", quoted(&new.name), into.join(", "), values.join(", "));
+        let how = if self.may_leave_rows { "INSERT OR IGNORE" } else { "INSERT" };
+        let insert =
+            format!("{how} INTO {}({}) SELECT {} FROM ", quoted(&new.name), into.join(", "), values.join(", "));
         let copy = format!("{insert}{}", quoted(&old.name));
         match self.conn.execute(&copy, rusqlite::params_from_iter(&bound)) {
             Ok(_) => return Ok(()),
+            // A value that has no place there: none of them come along.
+            Err(source) if self.may_leave_rows => {
+                let left = ApplyError::schema(&step.kind, &step.name, source);
+                return if matches!(left, ApplyError::Cannot(_)) { Ok(()) } else { Err(left) };
+            }
             Err(source) if is_duplicate(&source) && made_unique(step)?.is_some() => {}
             Err(source) => return Err(refused(source)),
         }
@@ -562,7 +572,8 @@ impl Maker<'_, '_> {
         // The same, of one row that is bound behind what is bound already.
         let rowid = old.rowid_name.filter(|_| !old.without_rowid).map(str::to_owned);
         let names = table.sql.columns.iter().cloned().chain(rowid);
-        let row: Vec<String> = names.enumerate().map(|(i, name)| format!("?{} AS {name}", bound.len() + i + 1)).collect();
+        let row: Vec<String> =
+            names.enumerate().map(|(i, name)| format!("?{} AS {name}", bound.len() + i + 1)).collect();
         let insert = format!("{insert}(SELECT {})", row.join(", "));
         let values = bound.iter().map(|value| value.0.clone()).collect();
         let trial = Trial::new(self.conn, &[&new.sql], insert, values).map_err(refused)?;

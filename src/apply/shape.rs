@@ -266,6 +266,11 @@ impl LocalTable {
         image
     }
 
+    /// A row of the foreign table as it is in this one.
+    pub(super) fn fitted_row(&self, fit: &Fit, row: &[Value]) -> Row {
+        self.without_null(Cow::Owned(self.fitted(fit, row))).into_owned()
+    }
+
     fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
         let value = |(c, default): (&Option<usize>, &Value)| c.and_then(|i| image.get(i)).unwrap_or(default).clone();
         fit.columns.iter().zip(&self.defaults).map(value).collect()
@@ -307,6 +312,18 @@ impl Fit {
     /// Whether both have the same columns in the same order.
     pub(super) fn is_same(&self) -> bool {
         self.same
+    }
+
+    /// A key of the local table as the foreign one has it.
+    pub(super) fn key_there(&self, key: &RowKey) -> RowKey {
+        let RowKey::Columns(values) = key else { return key.clone() };
+        let mut there = values.clone();
+        for (value, place) in values.iter().zip(&self.key) {
+            if let Some(other) = there.get_mut(*place) {
+                other.clone_from(value);
+            }
+        }
+        RowKey::Columns(there)
     }
 }
 

@@ -178,7 +178,10 @@ mod tests {
             let found: i64 = state.db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
             assert_eq!(found, VERSION);
             if version == 1 {
-                assert!(state.tables["unique_too"].travels.is_by_name() && !state.tables["plain"].travels.is_by_name(), "routing is as it was");
+                assert!(
+                    state.tables["unique_too"].travels.is_by_name() && !state.tables["plain"].travels.is_by_name(),
+                    "routing is as it was"
+                );
             }
         }
     }

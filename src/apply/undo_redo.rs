@@ -124,9 +124,7 @@ impl<'a, 'c> Call<'a, 'c> {
     /// What a name of a table means now.
     pub(super) fn named(&self, name: &str) -> Result<Named, ApplyError> {
         match &self.made {
-            Some((catalogue, _)) => {
-                self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name)
-            }
+            Some((catalogue, _)) => self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name),
             None => self.state.table_named(self.tables, name),
         }
     }
@@ -168,24 +166,38 @@ impl<'a, 'c> Call<'a, 'c> {
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
         indexes::forget(conn)?;
+        self.state.keep_names()?;
+        let may_leave_rows = false;
         for step in steps {
             self.prepare_move(step)?;
         }
-        let effect = Maker { conn, state: self.state, folder: &mut self.folder, pending: &pending, birth, mirror }.make(steps)?;
+        let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
+        let effect = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows }.make(steps)?;
+        self.made_anew(conn, &before, &effect)?;
+        steps.iter().try_for_each(|step| self.move_rows(step))
+    }
+
+    /// Goes on with the schema that was made. `before` is what it was, and the temporary triggers are gone.
+    pub(super) fn made_anew(
+        &mut self,
+        conn: &Connection,
+        before: &Catalogue,
+        effect: &SchemaEffect,
+    ) -> Result<(), ApplyError> {
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
         let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
-        all.merge(&effect);
+        all.merge(effect);
         let after = catalogue_of(conn)?;
         // A filter that cannot be asked any more must not let anything through, nor leave anything out.
         for table in after.tables().filter(|table| !table.is_internal()) {
             self.state.filters.test(table)?;
         }
         indexes::keep(conn, &after)?;
-        indexes::fill_new(conn, &before, &after)?;
+        indexes::fill_new(conn, before, &after)?;
         self.made = Some((after, all));
-        steps.iter().try_for_each(|step| self.move_rows(step))
+        Ok(())
     }
 
     /// Stores what was done to rows, when it is much.
@@ -205,7 +217,7 @@ impl<'a, 'c> Call<'a, 'c> {
         }
     }
 
-    fn table_now(&self, name: &str) -> Option<Arc<Table>> {
+    pub(super) fn table_now(&self, name: &str) -> Option<Arc<Table>> {
         match &self.made {
             Some((catalogue, _)) => catalogue.written_table(name).cloned(),
             None => self.tables.table(name),
@@ -332,12 +344,7 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
     /// this call, and no foreign one comes between.
-    pub(super) fn fold_own(
-        &mut self,
-        (id, shard): (i64, ShardId),
-        unit: &Unit,
-        whole: bool,
-    ) -> Result<(), ApplyError> {
+    pub(super) fn fold_own(&mut self, (id, shard): (i64, ShardId), unit: &Unit, whole: bool) -> Result<(), ApplyError> {
         self.let_go()?;
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
@@ -390,7 +397,11 @@ impl<'a, 'c> Call<'a, 'c> {
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
         let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
         let is_alone = self.state.is_alone(table);
-        if !moved_under && !is_alone && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
+        if !moved_under
+            && !is_alone
+            && !table.is_filtered()
+            && self.state.remove_base_of(table, &change.canonical, id)?
+        {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };

@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use woodchuck::log::{Announced, Delivery, MESSAGE_BYTES_MAX, MemoryLog, ShardId, StreamSeq, decode_header};
 use woodchuck::node::SteppedNode;
 
+use super::behind::Behind;
 use super::node::SimNode;
 use super::schedule::Setup;
 use crate::support::random::Random;
@@ -19,21 +20,23 @@ use crate::support::random::Random;
 const STEPS: usize = 120;
 const TURNS_MAX: usize = 200;
 
-struct Storm {
-    random: Random,
-    setup: Setup,
-    nodes: Vec<SimNode>,
-    log: MemoryLog,
+pub(super) struct Storm {
+    pub(super) random: Random,
+    pub(super) setup: Setup,
+    pub(super) nodes: Vec<SimNode>,
+    pub(super) log: MemoryLog,
     /// All nodes change the schema, in ways that can meet.
-    all_migrate: bool,
+    pub(super) all_migrate: bool,
     /// Tables get UNIQUE values while all write the few that there are.
     unique: bool,
-    migrations: u64,
-    deaths: u64,
+    pub(super) migrations: u64,
+    pub(super) deaths: u64,
+    /// Nodes fall behind the log.
+    pub(super) behind: Option<Behind>,
     /// Names of tables and columns that were given up. Nobody gives them again: who has not seen that would mean the old ones.
     gone: BTreeSet<String>,
     _runtime: Runtime,
-    _directory: TempDir,
+    pub(super) directory: TempDir,
 }
 
 fn tables(app: &Connection) -> Vec<String> {
@@ -62,7 +65,7 @@ fn definition(column: &str) -> String {
 const COLUMNS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 
 impl Storm {
-    fn new(seed: u64, unique: bool) -> Storm {
+    pub(super) fn new(seed: u64, unique: bool, falls_behind: bool) -> Storm {
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -98,34 +101,47 @@ impl Storm {
             unique,
             migrations: 0,
             deaths: 0,
+            behind: None,
             gone: BTreeSet::new(),
             _runtime: runtime,
-            _directory: directory,
+            directory,
         };
+        if falls_behind {
+            storm.fall_behind();
+        }
         (0..setup.nodes).for_each(|no| storm.start(no));
         storm
     }
 
-    fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+    pub(super) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         (1..=self.setup.shards).map(ShardId)
     }
 
-    fn start(&mut self, no: usize) {
-        let count = |shard| self.log.entries(shard, StreamSeq(0)).len() as u64;
-        let last: BTreeMap<ShardId, StreamSeq> = self.shards().map(|shard| (shard, StreamSeq(count(shard)))).collect();
+    /// The last message of a shard.
+    fn last(&self, shard: ShardId) -> StreamSeq {
+        self.log.entries(shard, StreamSeq(0)).last().map_or(self.behind_first(shard), |entry| entry.seq)
+    }
+
+    pub(super) fn start(&mut self, no: usize) {
+        let last: BTreeMap<ShardId, StreamSeq> = self.shards().map(|shard| (shard, self.last(shard))).collect();
         self.nodes[no].start(None, last);
     }
 
-    fn run(mut self) -> (u64, u64) {
-        for _ in 0..STEPS {
+    pub(super) fn run(&mut self) -> (u64, u64) {
+        let steps = if self.behind.is_some() { 2 * STEPS } else { STEPS };
+        for _ in 0..steps {
             let no = self.random.below(self.nodes.len() as u64) as usize;
+            if self.behind.is_some() && self.random.chance(20) {
+                self.step_behind(no);
+                continue;
+            }
             let count = 1 + self.random.below(4) as usize;
             match self.random.below(100) {
                 0..28 => self.write(no),
                 28..38 => self.migrate(if self.all_migrate { no } else { 0 }),
                 38..60 => drop(self.nodes[no].with(None, |node| node.turn().map(drop))),
                 60..75 => self.send(no, count),
-                75..92 => self.deliver(no, count),
+                75..92 => self.hear(no, count),
                 92..94 => {
                     self.deaths += u64::from(self.nodes[no].node.is_some());
                     drop(self.nodes[no].kill());
@@ -207,6 +223,7 @@ impl Storm {
             2 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
             3 => format!("DROP TABLE {name}"),
             4 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {other}"),
+            5 if self.behind.is_some() && self.setup.shards > 1 => return,
             5 => format!("ALTER TABLE {name} RENAME TO {to}"),
             6 => format!("CREATE INDEX {name}_{column} ON {name}({column})"),
             7 => format!(
@@ -273,14 +290,20 @@ impl Storm {
         }
     }
 
-    fn deliver(&mut self, no: usize, count: usize) {
+    pub(super) fn deliver(&mut self, no: usize, count: usize) {
         for shard in self.shards() {
             if self.nodes[no].node.is_none() {
                 return;
             }
+            if self.fell_behind(no, shard) {
+                continue;
+            }
             for entry in self.log.entries(shard, self.nodes[no].next[&shard]).into_iter().take(count) {
                 let header = decode_header(&entry.payload, MESSAGE_BYTES_MAX).unwrap();
-                println!("node {no} gets {shard:?} {:?} of {:x} round {} {}", entry.seq, header.origin.node_id, header.round_no, header.barrier);
+                println!(
+                    "node {no} gets {shard:?} {:?} of {:x} round {} {}",
+                    entry.seq, header.origin.node_id, header.round_no, header.barrier
+                );
                 let announced = Announced { shard, seq: entry.seq, time: entry.time, header, payload: entry.payload };
                 self.nodes[no].next.insert(shard, StreamSeq(entry.seq.0 + 1));
                 self.nodes[no].with(None, |node| node.deliver(Delivery::Arrived(announced)));
@@ -289,7 +312,7 @@ impl Storm {
     }
 
     fn is_busy(&mut self, no: usize) -> bool {
-        let ends: Vec<u64> = self.shards().map(|shard| self.log.entries(shard, StreamSeq(0)).len() as u64).collect();
+        let ends: Vec<u64> = self.shards().map(|shard| self.last(shard).0).collect();
         let shards: Vec<ShardId> = self.shards().collect();
         let node = self.nodes[no].node.as_mut().unwrap();
         let state = node.replica().state();
@@ -307,6 +330,7 @@ impl Storm {
             }
             for no in 0..self.nodes.len() {
                 self.deliver(no, usize::MAX);
+                self.catch_up(no);
                 self.nodes[no].with(None, |node| node.turn().map(drop));
                 is_busy |= self.is_busy(no);
             }
@@ -367,7 +391,7 @@ fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
     let (mut migrations, mut deaths) = (0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let (changed, died) = Storm::new(seed, false).run();
+        let (changed, died) = Storm::new(seed, false, false).run();
         migrations += changed;
         deaths += died;
     }
@@ -387,7 +411,7 @@ fn tables_that_become_unique_under_everybody_are_the_same_in_the_end() {
     let (mut migrations, mut deaths) = (0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let (changed, died) = Storm::new(seed, true).run();
+        let (changed, died) = Storm::new(seed, true, false).run();
         migrations += changed;
         deaths += died;
     }
