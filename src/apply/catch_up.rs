@@ -19,14 +19,14 @@ use super::fold::{FoldCounts, Folder};
 use super::net_effect::NetEffect;
 use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica, Route, Taking, taking};
-use super::shape::{Fit, LocalTable, Merge, Tables, shape_of};
+use super::shape::{Fit, LocalTable, Merge, Tables};
 use super::snapshot::tables_of;
 use super::state::State;
 use super::statements::{SELECT_ROWS, Written};
 use super::undo_redo::Call;
 use crate::change::{RowKey, canonical_key};
 use crate::format::{Row, Value};
-use crate::log::{Routing, ShardId, Stand};
+use crate::log::{Routing, ShardId, Stand, TableShape};
 use crate::schema::Table;
 
 /// The name under which the snapshot's database is attached.
@@ -157,12 +157,13 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         let name = name.unwrap_or(&table.name);
         let here = call.table_now(name).ok_or_else(|| Cannot::NoTable { table: table.name.clone() })?;
         let here = call.state.local_table(&here)?;
-        let there = There::new(&here, table, is_altered)?;
+        let shape = call.state.shape_of(table, &here.name_lower)?;
+        let there = There::new(&here, table, &shape, is_altered)?;
         // In which shards the fold has them, whatever own changes that are on their way are in.
         let by_name = with.routing.get(&lower).map_or(here.travels.is_by_name(), |travels| travels.by_name);
         let is_ahead = |key: &[u8]| {
             let key = Some(key).filter(|_| !by_name);
-            (with.route)(table, key).is_some_and(|shard| ahead.contains(&shard))
+            (with.route)(&here.routed, key).is_some_and(|shard| ahead.contains(&shard))
         };
         if by_name && !is_ahead(&[]) {
             continue;
@@ -209,10 +210,9 @@ struct There {
 
 impl There {
     /// `is_altered`: own changes that are pending have made other columns of the snapshot's.
-    fn new(here: &LocalTable, theirs: &Arc<Table>, is_altered: bool) -> Result<There, ApplyError> {
-        let shape = shape_of(theirs);
+    fn new(here: &LocalTable, theirs: &Arc<Table>, shape: &TableShape, is_altered: bool) -> Result<There, ApplyError> {
         // Refuses what has columns that are missing here, and other keys.
-        let fit = here.fit(&shape, true)?;
+        let fit = here.fit(shape, true)?;
         let has = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
         let missing = here.shape.columns.iter().find(|name| !has(&shape.columns, name));
         let same_columns = missing.is_none() && here.shape.columns.len() == shape.columns.len();

@@ -2,7 +2,7 @@
 //!
 //! Rows need no care: a change of the schema has a part in every shard, so where there was one the snapshot has all rows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -235,7 +235,9 @@ impl Call<'_, '_> {
         }
         let mirror = Connection::open_in_memory().map_err(refused)?;
         let (state, folder) = (&mut *self.state, &mut self.folder);
-        let mut maker = Maker { conn, state, folder, pending: &[], birth, mirror, may_leave_rows: true };
+        let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
+        let pending = &[];
+        let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows: true, aside, begun_anew };
         maker.rebuild(&step, &[], &wanted.sql)
     }
 }

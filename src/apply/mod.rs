@@ -9,6 +9,7 @@
 
 mod base;
 mod beforehand;
+mod beginnings;
 mod catch_up;
 mod catch_up_plan;
 mod catch_up_schema;

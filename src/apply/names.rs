@@ -1,7 +1,8 @@
 //! What became of names: a change that was made under an old one finds its table and column, and one of something that is gone finds that
 //! it is gone.
 //!
-//! A name that is there again means what is there. So names are looked up here only when they are not.
+//! A name that is there again means what is there. So names are looked up here only when they are not, and only of what carries no
+//! beginning that is known: see `beginnings`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
-use super::schema_steps::{ColumnStep, step_digest};
+use super::schema_steps::{ColumnStep, from_aside, standing_aside, step_digest};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
 use crate::change::reshape;
@@ -207,6 +208,7 @@ impl State {
         if step.kind != "table" {
             return Ok(());
         }
+        self.note_beginnings(step, columns, birth)?;
         match (&step.before, &step.after) {
             (_, None) => {
                 self.forget_names(&step.name)?;
@@ -243,6 +245,28 @@ impl State {
         }
         self.forget_tables();
         Ok(())
+    }
+
+    /// Takes note of changes of the schema that were made here together.
+    pub(super) fn note_steps(
+        &mut self,
+        steps: &[(SchemaStep, Vec<ColumnStep>)],
+        birth: &Birth,
+    ) -> Result<(), ApplyError> {
+        let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
+        let aside = standing_aside(&all);
+        aside.iter().try_for_each(|(before, aside)| self.note_aside(before, aside))?;
+        for (step, columns) in steps {
+            self.note_step(from_aside(step, &aside).as_ref().unwrap_or(step), columns, birth)?;
+        }
+        Ok(())
+    }
+
+    /// A table stands aside under another name for the moment.
+    pub(super) fn note_aside(&mut self, before: &str, aside: &str) -> Result<(), ApplyError> {
+        self.rename_beginnings(before, aside)?;
+        self.move_table(before, aside)?;
+        self.note_renamed(before, aside)
     }
 
     /// A table gets a name that another one had: changes that were made under it by who had not seen this are of the other.

@@ -27,7 +27,7 @@ struct Told {
 }
 
 /// What nodes must know alike, or they would take one name for different things.
-const TOLD: [Told; 5] = [
+const TOLD: [Told; 6] = [
     Told {
         table: "names",
         columns: &["table_name", "column_name", "now"],
@@ -44,6 +44,12 @@ const TOLD: [Told; 5] = [
         table: "births",
         columns: &["table_name", "origin", "tx", "seq"],
         take: "INSERT INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)",
+        replaces: true,
+    },
+    Told {
+        table: "beginnings",
+        columns: &["table_name", "beginning", "now"],
+        take: "INSERT INTO beginnings(table_name, beginning, now) VALUES(?1, ?2, ?3)",
         replaces: true,
     },
     Told {

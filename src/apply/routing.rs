@@ -335,14 +335,14 @@ impl Call<'_, '_> {
     /// Whether changes of a table in a shard come from who had not seen that its rows travel in another one: they are sent again.
     pub(super) fn has_moved(&self, table: &LocalTable, shard: ShardId) -> bool {
         let is_moved = self.state.table_state(table).is_some_and(|state| state.moved_in.contains(&shard));
-        is_moved && (self.taking.route)(&table.table, None).is_some_and(|home| home != shard)
+        is_moved && (self.taking.route)(&table.routed, None).is_some_and(|home| home != shard)
     }
 
     /// Puts pending changes of a table that are in shards where nobody will fold them behind all that is pending, for its one shard.
     ///
     /// From the first of them on all are sent again, so that one row's stay in order.
     pub(super) fn send_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
-        let Some(home) = (self.taking.route)(&table.table, None) else { return Ok(()) };
+        let Some(home) = (self.taking.route)(&table.routed, None) else { return Ok(()) };
         let own = self.state.origin();
         let mut open: Option<UnitBuilder> = None;
         let mut tx_last = None;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::beginnings::columns_kept;
 use super::error::ApplyError;
 use super::indexes;
 use super::schema_steps::catalogue_of;
-use super::shape::{LocalTable, Tables, shape_of};
+use super::shape::{LocalTable, Tables};
 use super::sql::quoted;
 use super::state::{State, names_bytes};
 use super::statements::{Rows, SELECT_ROWS, Written};
@@ -147,9 +148,11 @@ impl FrozenState {
     fn table(&self, table: &Arc<Table>, id: i64) -> Result<LocalTable, ApplyError> {
         /// No shape has this number: rows under the columns of another time are fitted to those of now.
         const NO_SHAPE: i64 = -1;
-        let shape_id = self.0.known_shape_id(&names_bytes(&shape_of(table).columns))?.unwrap_or(NO_SHAPE);
-        let names = self.0.columns_named(&table.name)?;
-        let mut local = LocalTable { names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        let shape = self.0.shape_of(table, &table.name)?;
+        let shape_id = self.0.known_shape_id(&names_bytes(&columns_kept(&shape)))?.unwrap_or(NO_SHAPE);
+        let (names, began) = (self.0.columns_named(&table.name)?, self.0.columns_began(&table.name)?);
+        let mut local = LocalTable { names, began, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        local.set_shape(shape);
         local.set_fills(&self.0.fills(&table.name)?);
         Ok(local)
     }

@@ -11,6 +11,7 @@ use woodchuck::fault::Point;
 use woodchuck::log::{Delivery, LogError, ShardId, SnapshotManifest, StreamSeq};
 use woodchuck::node::{NodeError, Restore, SteppedNode, stream_options};
 
+use super::migrations::About;
 use super::migrations::Storm;
 use super::node::open_application;
 
@@ -197,7 +198,7 @@ fn a_node_that_was_away_while_the_schema_changed_ends_with_the_rows_and_the_sche
     let (mut migrations, mut deaths, mut catch_ups, mut joins) = (0, 0, 0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let mut storm = Storm::new(seed, false, true);
+        let mut storm = Storm::new(seed, About::Behind);
         let (changed, died) = storm.run();
         let behind = storm.behind.unwrap();
         migrations += changed;
