@@ -92,6 +92,7 @@ fn messages(transactions: u64) -> Vec<Vec<(ShardId, Vec<u8>)>> {
         name: "t".to_owned(),
         columns: ["id", "name", "amount", "note"].map(str::to_owned).to_vec(),
         key: vec![0],
+        beginnings: Vec::new(),
     });
     let mut batch_no = vec![0u64; usize::from(SHARDS) + 1];
     let mut rounds = Vec::new();

@@ -582,6 +582,22 @@ fn who_catches_up_from_a_snapshot_sends_rows_as_everybody_does() {
     }
 }
 
+/// Catching up looked at every table of the snapshot, and one that nobody had written to was taken to travel by key from then on. With a
+/// UNIQUE index that it got before its first row, that row went another way than at the other nodes.
+#[test]
+fn a_table_without_a_row_is_not_met_by_catching_up() {
+    let (mut a, _, mut log) =
+        pair("CREATE TABLE t(id INTEGER PRIMARY KEY, u); CREATE TABLE other(id INTEGER PRIMARY KEY)");
+    let mut away =
+        Peer::new(2, "CREATE TABLE t(id INTEGER PRIMARY KEY, u); CREATE TABLE other(id INTEGER PRIMARY KEY)");
+    a.sql("INSERT INTO other VALUES(1), (2), (3), (4), (5), (6), (7), (8)").publish(&mut log).apply(&log);
+    away.catch_up(&a.snapshot());
+    assert_eq!(away.text("SELECT count(*) FROM other"), "8");
+    away.sql("CREATE UNIQUE INDEX t_u ON t(u)");
+    away.sql("INSERT INTO t VALUES(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)").publish(&mut log);
+    assert_eq!(shards_of(&log, 2), [shard_of("t", None, SHARDS).0]);
+}
+
 #[test]
 fn a_snapshot_made_of_a_snapshot_tells_the_same() {
     let (mut a, _, mut log) = pair(UNIQUE_TOO);

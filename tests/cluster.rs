@@ -1,5 +1,6 @@
 //! Whole clusters: the program, a real server, applications in processes of their own.
 
+mod behind;
 mod conflicts;
 mod disk;
 mod faults;

@@ -317,7 +317,7 @@ impl Cluster {
         node.replica.as_mut().unwrap().begin(&node.conn).unwrap();
         node.capture(&tables);
         let ahead = stand.iter().any(|(shard, stand)| stand.seq > node.replica().state().position(*shard).unwrap());
-        let to = (&stand, &routing);
+        let to = (&stand, &routing, [].as_slice());
         node.replica.as_mut().unwrap().catch_up(&node.conn, &find, to, &by_row, beforehand.as_mut()).unwrap();
         node.commit(&self.schema, crash);
         node.conn.execute_batch(&format!("DETACH {SNAPSHOT_SCHEMA}")).unwrap();

@@ -1,6 +1,6 @@
 //! Catching up from a snapshot while the application goes on: for the shards where it is ahead its rows become the fold.
 //!
-//! `undo everything → write the rows that differ → own units that the snapshot contains leave pending → redo`
+//! `own units that the snapshot contains leave pending → make its schema → undo everything → write the rows that differ → redo`
 //!
 //! The snapshot is attached to the applying connection. Where what may differ was looked for beforehand only that is compared under the
 //! write lock; else SQLite finds what differs, in the order of the keys.
@@ -10,20 +10,23 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
+use super::base::BaseRow;
 use super::beforehand::Beforehand;
+use super::catch_up_schema::{Made, Said};
 use super::codec::{Reader, push_key};
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::net_effect::NetEffect;
+use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica, Route, Taking, taking};
-use super::shape::{LocalTable, Merge, Tables, shape_of};
+use super::shape::{Fit, LocalTable, Merge, Tables};
 use super::snapshot::tables_of;
 use super::state::State;
-use super::statements::Written;
+use super::statements::{SELECT_ROWS, Written};
 use super::undo_redo::Call;
 use crate::change::{RowKey, canonical_key};
-use crate::format::Value;
-use crate::log::{Routing, ShardId, Stand};
+use crate::format::{Row, Value};
+use crate::log::{Routing, ShardId, Stand, TableShape};
 use crate::schema::Table;
 
 /// The name under which the snapshot's database is attached.
@@ -43,15 +46,28 @@ struct Ahead<'a> {
     snapshot: &'a [Arc<Table>],
     stand: &'a Stand,
     routing: &'a Routing,
+    names: &'a [u8],
     route: &'a Route,
     taking: Taking<'a>,
     merge: Merge,
     beforehand: Option<&'a mut Beforehand>,
 }
 
+/// What catching up did.
+#[derive(Debug, Default)]
+pub struct CaughtUp {
+    /// To rows.
+    pub counts: FoldCounts,
+    /// To the schema, in words.
+    pub schema: Vec<String>,
+    /// Tables that are here alone, and of which nobody has told that they were dropped: they stay.
+    pub alone: Vec<String>,
+}
+
 impl Replica {
     /// Catches up from a snapshot, attached to `conn` as [`SNAPSHOT_SCHEMA`], with what its manifest says: in the shards where it stands
-    /// ahead of what is applied, the snapshot's rows become the fold, and pending stays on top. `route` tells the shards of rows, of all
+    /// ahead of what is applied, the snapshot's rows become the fold, and pending stays on top. Where it is ahead in all of them its schema
+    /// does so, too. `route` tells the shards of rows, of all
     /// tables that travel. `beforehand` is what may differ, if that was looked for while the tables were what they are. Ends as
     /// [`Replica::fold`] does, with a commit or a rollback.
     ///
@@ -65,20 +81,21 @@ impl Replica {
         &mut self,
         conn: &Connection,
         tables: &dyn Tables,
-        (stand, routing): (&Stand, &Routing),
+        (stand, routing, names): (&Stand, &Routing, &[u8]),
         route: &Route,
         beforehand: Option<&mut Beforehand>,
-    ) -> Result<FoldCounts, ApplyError> {
+    ) -> Result<CaughtUp, ApplyError> {
         assert!(self.begun && matches!(self.phase, Phase::Idle | Phase::Recovering(_)), "catching up follows begin");
         self.abandon_intent()?;
         let snapshot = tables_of(conn, SNAPSHOT_SCHEMA)?;
         self.state.begin()?;
         let (merge, taking) = (self.merge, taking(&self.taken, &self.route));
-        let mut with = Ahead { conn, tables, snapshot: &snapshot, stand, routing, route, taking, merge, beforehand };
+        let snapshot = &snapshot;
+        let mut with = Ahead { conn, tables, snapshot, stand, routing, names, route, taking, merge, beforehand };
         match catch_up(&mut self.state, &mut with) {
-            Ok((net, counts)) => {
+            Ok((net, done)) => {
                 self.phase = Phase::Folded(net);
-                Ok(counts)
+                Ok(done)
             }
             Err(error) => {
                 self.state.rollback()?;
@@ -93,7 +110,7 @@ fn failed(source: rusqlite::Error) -> ApplyError {
 }
 
 /// One attempt, inside open transactions of both databases.
-fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldCounts), ApplyError> {
+fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, CaughtUp), ApplyError> {
     state.begin_fold(true)?;
     let mut ahead = BTreeSet::new();
     for (shard, stand) in with.stand {
@@ -104,9 +121,25 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
     if !ahead.is_empty() {
         state.take_routing(with.routing)?;
     }
-    let own = state.origin();
+    state.take_stand(with.stand, &ahead)?;
     let folder = Folder::new(with.conn)?;
     let mut call = Call::new(state, folder, (with.tables, with.taking), with.merge, true);
+    let mut done = CaughtUp::default();
+    // A change of the schema has a part in every shard: there is none where one of them stands still.
+    let is_newer = !ahead.is_empty() && ahead.len() == with.stand.len();
+    if is_newer {
+        call.folder.net.keep_tables_apart();
+    }
+    let said = Said { stand: with.stand, names: with.names };
+    let plan = match with.taking.takes {
+        Some(travels) => Some(call.plan_schema(with.conn, &said, is_newer, travels)?),
+        None => None,
+    };
+    let mut made = match &plan {
+        Some(plan) if is_newer => call.make_tables(with.conn, plan)?,
+        Some(_) | None => Made::default(),
+    };
+    let met = call.state.tables_met();
     note_base(&mut call, with)?;
     call.undo_all()?;
     for table in with.snapshot {
@@ -114,44 +147,48 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
         if (with.route)(table, None).is_none() {
             continue;
         }
-        let here = with.tables.table(&table.name).ok_or_else(|| Cannot::NoTable { table: table.name.clone() })?;
+        let lower = table.name.to_ascii_lowercase();
+        let (name, is_altered) = match &plan {
+            // Own changes that are pending have dropped it: its rows are nowhere to be seen.
+            Some(plan) if plan.names.get(&lower).is_some_and(Option::is_none) => continue,
+            Some(plan) => (plan.names.get(&lower).and_then(Option::as_ref), plan.altered.contains(&lower)),
+            None => (None, false),
+        };
+        let name = name.unwrap_or(&table.name);
+        let here = call.table_now(name).ok_or_else(|| Cannot::NoTable { table: table.name.clone() })?;
         let here = call.state.local_table(&here)?;
-        // Refuses what has columns that are missing here, and other keys.
-        let fit = here.fit(&shape_of(table), true)?;
-        if !fit.is_same() {
-            return Err(Cannot::NoColumn { table: table.name.clone(), column: missing_column(&here, table) }.into());
-        }
+        let shape = call.state.shape_of(table, &here.name_lower)?;
+        let there = There::new(&here, table, &shape, is_altered)?;
         // In which shards the fold has them, whatever own changes that are on their way are in.
-        let by_name = with.routing.get(&here.name_lower).map_or(here.travels.is_by_name(), |travels| travels.by_name);
+        let by_name = with.routing.get(&lower).map_or(here.travels.is_by_name(), |travels| travels.by_name);
         let is_ahead = |key: &[u8]| {
             let key = Some(key).filter(|_| !by_name);
-            (with.route)(&here.table, key).is_some_and(|shard| ahead.contains(&shard))
+            (with.route)(&here.routed, key).is_some_and(|shard| ahead.contains(&shard))
         };
         if by_name && !is_ahead(&[]) {
             continue;
         }
         call.drop_hidden(&here, &is_ahead)?;
         // What is the application's alone looks like a difference there, and would be one for ever.
-        match with.beforehand.as_deref().filter(|_| !here.is_filtered()) {
+        let is_comparable = !here.is_filtered() && there.is_same() && !made.tables.contains(&here.name_lower);
+        match with.beforehand.as_deref().filter(|_| is_comparable) {
             Some(beforehand) if beforehand.has(&here) => collect_of(with.conn, &call, &here, beforehand, &is_ahead)?,
-            Some(_) | None => collect(with.conn, &call, &here, &is_ahead)?,
+            Some(_) | None if there.is_same() => collect(with.conn, &call, &here, &is_ahead)?,
+            Some(_) | None => collect_fitted(with.conn, &call, &here, &there, &is_ahead)?,
         }
-        take_rows(with.conn, &mut call, &here)?;
+        take_rows(with.conn, &mut call, &here, &there)?;
     }
     with.conn.execute_batch("DROP TABLE IF EXISTS temp.woodchuck_difference").map_err(failed)?;
-    for (shard, stand) in with.stand.iter().filter(|(shard, _)| ahead.contains(shard)) {
-        call.state.set_position(*shard, stand.seq)?;
-        for (origin, folded) in &stand.folded {
-            call.state.set_folded(*shard, *origin, *folded)?;
-        }
-        let mine = stand.folded.iter().find(|(origin, _)| *origin == own).map_or(0, |(_, folded)| folded.batch_no);
-        if mine > call.state.batch_no_sealed(*shard)? {
-            return Err(Cannot::NotOurs { shard: *shard, batch_no: mine }.into());
-        }
-        call.state.leave_pending(*shard, mine)?;
+    if let Some(plan) = &plan
+        && is_newer
+    {
+        call.make_indexes(with.conn, plan, &mut made)?;
+        done.alone.clone_from(&plan.alone);
+        done.schema = made.told;
     }
     for table in with.snapshot {
-        if let Some(here) = with.tables.table(&table.name) {
+        let name = plan.as_ref().and_then(|plan| plan.names.get(&table.name.to_ascii_lowercase())?.as_ref());
+        if let Some(here) = call.table_now(name.unwrap_or(&table.name)) {
             let here = call.state.local_table(&here)?;
             if here.travels.is_by_name() {
                 call.send_again(&here)?;
@@ -159,20 +196,89 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, FoldC
         }
     }
     call.redo()?;
+    call.state.forget_unmet(&met)?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
-    Ok((call.folder.net.net, call.folder.counts))
+    done.counts = call.folder.counts;
+    Ok((call.net_effect(), done))
 }
 
-fn missing_column(here: &LocalTable, theirs: &Table) -> String {
-    let missing = here.shape.columns.iter().find(|name| theirs.column_index(name).is_none());
-    missing.cloned().unwrap_or_else(|| "in the same order".to_owned())
+/// A table of the snapshot, and how its rows become those of the one here.
+struct There {
+    /// `None` where both have the same name and columns.
+    other: Option<(LocalTable, Fit)>,
+}
+
+impl There {
+    /// `is_altered`: own changes that are pending have made other columns of the snapshot's.
+    fn new(here: &LocalTable, theirs: &Arc<Table>, shape: &TableShape, is_altered: bool) -> Result<There, ApplyError> {
+        // Refuses what has columns that are missing here, and other keys.
+        let fit = here.fit(shape, true)?;
+        let has = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
+        let missing = here.shape.columns.iter().find(|name| !has(&shape.columns, name));
+        let same_columns = missing.is_none() && here.shape.columns.len() == shape.columns.len();
+        if same_columns && here.table.name.eq_ignore_ascii_case(&theirs.name) {
+            return Ok(There { other: None });
+        }
+        match missing {
+            Some(column) if !is_altered => {
+                Err(Cannot::NoColumn { table: theirs.name.clone(), column: column.clone() }.into())
+            }
+            Some(_) | None => {
+                Ok(There { other: Some((LocalTable::new(Arc::clone(theirs), here.id, here.shape_id), fit)) })
+            }
+        }
+    }
+
+    fn is_same(&self) -> bool {
+        self.other.is_none()
+    }
+
+    /// The snapshot's row with this key, as it is here.
+    fn row(&self, call: &Call<'_, '_>, here: &LocalTable, key: &RowKey) -> Result<Option<Row>, ApplyError> {
+        let Some((theirs, fit)) = &self.other else { return call.folder.rows.get_in(SNAPSHOT_SCHEMA, here, key) };
+        let row = call.folder.rows.get_in(SNAPSHOT_SCHEMA, theirs, &fit.key_there(key))?;
+        Ok(row.map(|row| here.fitted_row(fit, &row)))
+    }
+}
+
+/// Fills the table of the difference with the keys of one table's rows, where the snapshot has it with other columns or another name.
+fn collect_fitted(
+    conn: &Connection,
+    call: &Call<'_, '_>,
+    here: &LocalTable,
+    there: &There,
+    is_ahead: &dyn Fn(&[u8]) -> bool,
+) -> Result<(), ApplyError> {
+    let Some((theirs, fit)) = &there.other else { return Ok(()) };
+    conn.execute_batch(DIFFERENCE).map_err(failed)?;
+    let mut insert = conn.prepare_cached(INSERT).map_err(failed)?;
+    let mut note = |key: &RowKey, in_snapshot: bool| {
+        let mut bytes = Vec::with_capacity(32);
+        push_key(&mut bytes, key);
+        insert.execute(params![bytes, in_snapshot]).map(drop).map_err(failed)
+    };
+    let rows = &call.folder.rows;
+    rows.each(theirs, &format!("{SELECT_ROWS} FROM {}", theirs.sql.name_in(SNAPSHOT_SCHEMA)), |row, rowid| {
+        let row = here.fitted_row(fit, &row);
+        let key = here.key_of(&row, rowid);
+        let is_equal = !is_ahead(&canonical_key(&here.table, &key)) || rows.get(here, &key)?.as_ref() == Some(&row);
+        if is_equal { Ok(()) } else { note(&key, true) }
+    })?;
+    rows.each(here, &format!("{SELECT_ROWS} FROM {}", here.sql.name), |row, rowid| {
+        let key = here.key_of(&row, rowid);
+        let is_apart = here.is_filtered() && !here.takes(&key, &row)?;
+        if is_apart || !is_ahead(&canonical_key(&here.table, &key)) || there.row(call, here, &key)?.is_some() {
+            return Ok(());
+        }
+        note(&key, false)
+    })
 }
 
 /// Rows that show something else than the fold were compared as they showed themselves.
 fn note_base(call: &mut Call<'_, '_>, with: &mut Ahead<'_>) -> Result<(), ApplyError> {
     let Some(beforehand) = &mut with.beforehand else { return Ok(()) };
     for table in with.snapshot {
-        let Some(here) = with.tables.table(&table.name) else { continue };
+        let Some(here) = call.table_now(&table.name) else { continue };
         let here = call.state.local_table(&here)?;
         if beforehand.has(&here) {
             call.state.each_base(&here, |_, base| beforehand.add(&here.name_lower, &base.key))?;
@@ -249,7 +355,12 @@ fn collect(
 }
 
 /// Writes the rows of the difference.
-fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
+fn take_rows(
+    conn: &Connection,
+    call: &mut Call<'_, '_>,
+    table: &Arc<LocalTable>,
+    there: &There,
+) -> Result<(), ApplyError> {
     let keys = |of: &'static str, each: &mut dyn FnMut(RowKey) -> Result<(), ApplyError>| -> Result<(), ApplyError> {
         let mut found = conn.prepare_cached(of).map_err(failed)?;
         let mut rows = found.query([]).map_err(failed)?;
@@ -277,7 +388,7 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &Arc<LocalTable>
         None => Ok(()),
     })?;
     keys("SELECT key FROM temp.woodchuck_difference WHERE in_snapshot = 1", &mut |key| {
-        let Some(new) = call.folder.rows.get_in(SNAPSHOT_SCHEMA, table, &key)? else { return Err(UNSTEADY) };
+        let Some(new) = there.row(call, table, &key)? else { return Err(UNSTEADY) };
         let canonical = canonical_key(&table.table, &key);
         let old = if all_out { None } else { call.folder.rows.get(table, &key)? };
         call.store_many_versions()?;
@@ -304,6 +415,11 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &Arc<LocalTable>
                     call.folder.added(table, &canonical, &new);
                     Ok(())
                 }
+                // It has values that are unique here alone.
+                Written::InTheWay if call.state.is_alone(table) => {
+                    let base = BaseRow { pending: PendingUnits::NONE, key, row: Some(new) };
+                    call.state.set_base(table, &canonical, &base)
+                }
                 Written::InTheWay | Written::NoRow => Err(UNSTEADY),
             },
         }
@@ -314,6 +430,23 @@ fn take_rows(conn: &Connection, call: &mut Call<'_, '_>, table: &Arc<LocalTable>
 const UNSTEADY: ApplyError = ApplyError::Damaged { what: "the snapshot's rows do not fit together" };
 
 impl State {
+    /// The fold stands where the snapshot has it, in the shards where that is ahead.
+    fn take_stand(&mut self, stand: &Stand, ahead: &BTreeSet<ShardId>) -> Result<(), ApplyError> {
+        let own = self.origin();
+        for (shard, stand) in stand.iter().filter(|(shard, _)| ahead.contains(shard)) {
+            self.set_position(*shard, stand.seq)?;
+            for (origin, folded) in &stand.folded {
+                self.set_folded(*shard, *origin, *folded)?;
+            }
+            let mine = stand.folded.iter().find(|(origin, _)| *origin == own).map_or(0, |(_, folded)| folded.batch_no);
+            if mine > self.batch_no_sealed(*shard)? {
+                return Err(Cannot::NotOurs { shard: *shard, batch_no: mine }.into());
+            }
+            self.leave_pending(*shard, mine)?;
+        }
+        Ok(())
+    }
+
     /// Own units of a shard up to message `batch_no` are in the fold, and no piece that waits for others can be needed.
     fn leave_pending(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
         let of = params![shard.0, super::state::to_db(batch_no)];

@@ -85,8 +85,7 @@ impl Trial {
         let mut duplicates = Vec::new();
         while let Some(found) = rows.next().map_err(refused)? {
             let bytes = |column| found.get::<_, Vec<u8>>(column).map_err(refused);
-            let (canonical, key, row) =
-                (bytes(0)?, Reader::new(&bytes(1)?).key()?, Reader::new(&bytes(2)?).row()?);
+            let (canonical, key, row) = (bytes(0)?, Reader::new(&bytes(1)?).key()?, Reader::new(&bytes(2)?).row()?);
             let rowid = if let RowKey::Rowid(rowid) = key { Value::Integer(rowid) } else { Value::Null };
             for (i, value) in self.bound.iter().chain(&row).chain([&rowid]).enumerate().take(insert.parameter_count()) {
                 insert.raw_bind_parameter(i + 1, Bound(value)).map_err(refused)?;

@@ -68,6 +68,9 @@ pub enum Cannot {
         #[source]
         source: rusqlite::Error,
     },
+    /// The snapshot to catch up from is without a change of the schema that was made here, and ahead of the messages all the same.
+    #[error("cannot catch up: the snapshot is without a change of the schema that was made here already")]
+    SnapshotWithoutSchema,
     /// The filter cannot tell the rows of its table.
     #[error(transparent)]
     Filter(#[from] RowFilterError),
@@ -127,6 +130,9 @@ impl Cannot {
                 format!("make the change of {kind} {name} here by hand, or remove what is in its way; applying resumes by itself")
             }
             Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
+            Cannot::SnapshotWithoutSchema => {
+                "have a newer one made on another node (woodchuck snapshot save), and start this one again".to_owned()
+            }
             Cannot::Filter(error) => format!(
                 "{}; a node with another filter begins anew: woodchuck cleanup, then woodchuck run --where …",
                 error.hint()

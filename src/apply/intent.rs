@@ -11,8 +11,10 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::error::ApplyError;
+use super::names_told::FORGET_NAMES_BEFORE;
 use super::net_effect::NetEffect;
 use super::state::State;
+use crate::log::SchemaStep;
 
 impl State {
     pub(super) fn intent(&self) -> Result<Option<NetEffect>, ApplyError> {
@@ -40,8 +42,10 @@ impl State {
             "UPDATE positions SET seq_before = seq WHERE seq_before <> seq",
             "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",
             "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
+            "DELETE FROM intent_schema",
             "DELETE FROM pieces WHERE spent = 1",
             "UPDATE pieces SET fresh = 0 WHERE fresh = 1",
+            FORGET_NAMES_BEFORE,
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }
@@ -57,6 +61,51 @@ impl State {
     /// Takes an intent back, inside the open transaction: the user's database never committed it. (What was seen on the log stays
     /// acknowledged: that is true either way.)
     pub(super) fn revert_intent(&mut self) -> Result<(), ApplyError> {
+        self.revert_schema()?;
+        self.revert_rows()
+    }
+
+    /// The changes of the schema that the intent made were never committed.
+    pub(super) fn revert_schema(&mut self) -> Result<(), ApplyError> {
+        self.restore_names()?;
+        for sql in [
+            "UPDATE schema_rounds SET round_no = round_no_before WHERE round_no_before <> round_no",
+            "DELETE FROM intent_schema",
+        ] {
+            self.db.prepare_cached(sql)?.execute([])?;
+        }
+        self.reload()
+    }
+
+    /// The changes of the schema that the intent made were committed, although its rows are taken back: they are ahead of the fold then,
+    /// as own ones are until they come back, and are not made again.
+    pub(super) fn keep_schema(&mut self) -> Result<(), ApplyError> {
+        for sql in [
+            "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
+            "DELETE FROM intent_schema",
+            FORGET_NAMES_BEFORE,
+        ] {
+            self.db.prepare_cached(sql)?.execute([])?;
+        }
+        Ok(())
+    }
+
+    /// What the intent is about to make of an object of the schema.
+    pub(super) fn note_intent_schema(&self, kind: &str, name: &str, sql: Option<&str>) -> Result<(), ApplyError> {
+        let insert = "INSERT OR REPLACE INTO intent_schema(kind, name, sql) VALUES(?1, ?2, ?3)";
+        self.db.prepare_cached(insert)?.execute(params![kind, name.to_ascii_lowercase(), sql])?;
+        Ok(())
+    }
+
+    /// Whether a change of the schema is what the intent was about to make.
+    pub(super) fn is_intent_schema(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
+        let sql = "SELECT 1 FROM intent_schema WHERE kind = ?1 AND name = ?2 AND sql IS ?3";
+        let of = params![step.kind, step.name.to_ascii_lowercase(), step.after];
+        Ok(self.db.prepare_cached(sql)?.exists(of)?)
+    }
+
+    /// Takes an intent back but for what it did to the schema: [`State::revert_schema`] or [`State::keep_schema`] must follow.
+    pub(super) fn revert_rows(&mut self) -> Result<(), ApplyError> {
         for sql in [
             "DELETE FROM intent",
             "DELETE FROM base WHERE (table_id, key) IN (SELECT table_id, key FROM base_before)",
@@ -65,7 +114,6 @@ impl State {
             "UPDATE positions SET seq = seq_before WHERE seq_before <> seq",
             "UPDATE origins SET batch_no = batch_no_before, round_no = round_no_before, part = part_before WHERE batch_no_before <> batch_no",
             "DELETE FROM origins WHERE batch_no = 0",
-            "UPDATE schema_rounds SET round_no = round_no_before WHERE round_no_before <> round_no",
             "DELETE FROM moved_in WHERE fresh = 1",
             "DELETE FROM pieces WHERE fresh = 1",
             "UPDATE pieces SET spent = 0 WHERE spent = 1",

@@ -10,13 +10,13 @@ use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica};
 use super::routing::made_unique;
-use super::schema_steps::alteration;
+use super::schema_steps::{ColumnStep, alteration};
 use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
-use crate::format::{Row, Value};
+use crate::format::{PageNo, Row, Value};
 use crate::log::{SchemaStep, ShardId, StreamSeq, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
 use crate::schema::{Module, VirtualTable};
 
@@ -84,12 +84,16 @@ pub struct LocalSink<'r> {
     judged: Option<Judged>,
     /// The transaction changes the schema.
     barrier: bool,
+    /// Its changes of the schema that were not taken yet: two tables can have swapped their names.
+    steps: Vec<(SchemaStep, Vec<ColumnStep>)>,
     /// The tables that it changes, in lower case: what it makes of their rows is for rows that are there.
     altered: HashSet<String>,
-    /// The tables that it drops, in lower case: their rows need no word of their own.
-    dropped: HashSet<String>,
+    /// The tables that it drops, in lower case, and their roots, for another one may get the name: their rows need no word of their own.
+    dropped: HashMap<String, Option<PageNo>>,
     /// After a gap: the transaction may be the intent's and local ones together.
     tells_ours: bool,
+    /// And it was not told yet whether the schema is as the intent made it.
+    tells_schema: bool,
     recovered: Option<Recovered>,
     /// Transactions are stored together; how many wait to be.
     grouped: bool,
@@ -110,9 +114,11 @@ impl<'r> LocalSink<'r> {
             position: None,
             judged: None,
             barrier: false,
+            steps: Vec::new(),
             altered: HashSet::new(),
-            dropped: HashSet::new(),
+            dropped: HashMap::new(),
             tells_ours: false,
+            tells_schema: false,
             recovered: None,
             grouped,
             waiting: 0,
@@ -171,10 +177,49 @@ impl<'r> LocalSink<'r> {
         self.open.clear();
         self.forget_schema();
         self.judged = None;
+        self.tells_schema = false;
         if self.origin.take().is_some() { self.roll_back_stored() } else { Ok(()) }
     }
 
+    /// Takes the changes of the schema, which go to every shard: all of them are known before the first change of a row.
+    fn take_steps(&mut self) -> Result<(), ApplyError> {
+        let mut steps = std::mem::take(&mut self.steps);
+        let state = &mut self.replica.state;
+        if std::mem::take(&mut self.tells_schema) {
+            // What an intent made of the schema was committed as a whole, or not at all. It is no local change.
+            let all = steps.len();
+            let mut local = Vec::with_capacity(all);
+            for step in steps {
+                if !state.is_intent_schema(&step.0)? {
+                    local.push(step);
+                }
+            }
+            steps = local;
+            if steps.len() < all { state.keep_schema()? } else { state.revert_schema()? }
+        }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let tx = self.origin.map_or(0, |origin| origin.tx);
+        state.note_steps(&steps, &Birth { origin: state.origin(), tx, seq: None })?;
+        for (step, _) in &steps {
+            let is_new = step.kind == "table" && step.before.is_none();
+            if let Some(table) = made_unique(step)?.filter(|_| !is_new) {
+                state.move_rows_here(table)?;
+            }
+        }
+        self.barrier = true;
+        let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
+        let Some((shards, _)) = &self.replica.schema else { return Ok(()) };
+        for shard in shards {
+            let open = self.open.entry(*shard).or_insert_with(|| Open::begin(state, self.origin, unit_bytes_max));
+            steps.iter().for_each(|(step, _)| open.builder.push_schema(step.clone()));
+        }
+        Ok(())
+    }
+
     fn take_change(&mut self, change: RowChange) -> Result<(), ApplyError> {
+        self.take_steps()?;
         if change.table.is_internal() {
             return Ok(());
         }
@@ -186,7 +231,7 @@ impl<'r> LocalSink<'r> {
             None => self.replica.state.local_table(&change.table)?,
         };
         let key = Some(canonical.as_slice()).filter(|_| !local.travels.is_by_name());
-        let Some(shard) = (self.replica.route)(&change.table, key) else { return Ok(()) };
+        let Some(shard) = (self.replica.route)(&local.routed, key) else { return Ok(()) };
         if change.before_unknown {
             return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
         }
@@ -194,7 +239,8 @@ impl<'r> LocalSink<'r> {
             judged.rows.entry(local.name_lower.clone()).or_default().add_change(&change);
         }
         // A table that is made anew under its name has come with its rows.
-        if change.op == Op::Delete && self.dropped.contains(&local.name_lower) {
+        let is_of = |root: &Option<PageNo>| root.is_none_or(|root| root == change.table.root);
+        if change.op == Op::Delete && self.dropped.get(&local.name_lower).is_some_and(is_of) {
             return Ok(());
         }
         let is_ours = self.tells_ours && self.replica.state.made(&change)?;
@@ -232,6 +278,7 @@ impl<'r> LocalSink<'r> {
 
     fn forget_schema(&mut self) {
         self.barrier = false;
+        self.steps.clear();
         self.altered.clear();
         self.dropped.clear();
     }
@@ -242,11 +289,11 @@ impl<'r> LocalSink<'r> {
             judged.schema.get_or_insert_default().add_change(&change);
         }
         let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
-        let Some((shards, travels)) = &self.replica.schema else { return Ok(()) };
+        let Some((_, travels)) = &self.replica.schema else { return Ok(()) };
         if change.of_shadow || is_internal(&change.name) || !travels(&change.table) || !is_known(&change) {
             return Ok(());
         }
-        let SchemaChange { kind, name, name_before, table, before, after, .. } = change;
+        let SchemaChange { kind, name, name_before, table, before, after, root_before, .. } = change;
         let step = SchemaStep { kind, name, name_before, table, before, after };
         let columns = match (&step.before, &step.after) {
             // What SQLite cannot be asked about without the application's functions changes no names that are known.
@@ -259,21 +306,9 @@ impl<'r> LocalSink<'r> {
             self.altered.insert(step.name.to_ascii_lowercase());
         }
         if step.kind == "table" && step.after.is_none() {
-            self.dropped.insert(step.name.to_ascii_lowercase());
+            self.dropped.insert(step.name.to_ascii_lowercase(), root_before);
         }
-        let state = &mut self.replica.state;
-        let tx = self.origin.map_or(0, |origin| origin.tx);
-        state.note_step(&step, &columns, &Birth { origin: state.origin(), tx, seq: None })?;
-        let is_new = step.kind == "table" && step.before.is_none();
-        if let Some(table) = made_unique(&step)?.filter(|_| !is_new) {
-            state.move_rows_here(table)?;
-        }
-        self.barrier = true;
-        let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
-        for shard in shards {
-            let open = self.open.entry(*shard).or_insert_with(|| Open::begin(state, self.origin, unit_bytes_max));
-            open.builder.push_schema(step.clone());
-        }
+        self.steps.push((step, columns));
         Ok(())
     }
 
@@ -296,6 +331,7 @@ impl<'r> LocalSink<'r> {
     }
 
     fn end(&mut self) -> Result<(), ApplyError> {
+        self.take_steps()?;
         for (shard, open) in std::mem::take(&mut self.open) {
             let (id, tables) = (open.id, open.tables);
             let last: Option<Unit> = open.builder.finish();
@@ -339,7 +375,11 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         if let Phase::Recovering(intent) = self.replica.phase {
             self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema: None });
             self.tells_ours = span.repaired;
-            let reverted = self.replica.state.revert_intent();
+            self.tells_schema = span.repaired;
+            let reverted = match span.repaired {
+                true => self.replica.state.revert_rows(),
+                false => self.replica.state.revert_intent(),
+            };
             if reverted.is_err() {
                 self.abandon()?;
             }

@@ -9,7 +9,10 @@
 
 mod base;
 mod beforehand;
+mod beginnings;
 mod catch_up;
+mod catch_up_plan;
+mod catch_up_schema;
 mod claims;
 mod codec;
 mod conflicts;
@@ -27,6 +30,7 @@ mod local;
 mod lost;
 mod messages;
 mod names;
+mod names_told;
 mod net_effect;
 mod outside;
 mod pending;
@@ -50,7 +54,7 @@ mod went_back;
 
 pub use crate::schema::{RowFilter, RowFilterError, RowFilters, TableFilter};
 pub use beforehand::Beforehand;
-pub use catch_up::SNAPSHOT_SCHEMA;
+pub use catch_up::{CaughtUp, SNAPSHOT_SCHEMA};
 pub use conflicts::{Conflict, ConflictKind};
 pub use connection::{open_applying_connection, prepare_applying_connection};
 pub use digest::table_digests;

@@ -1,16 +1,17 @@
 //! What became of names: a change that was made under an old one finds its table and column, and one of something that is gone finds that
 //! it is gone.
 //!
-//! A name that is there again means what is there. So names are looked up here only when they are not.
+//! A name that is there again means what is there. So names are looked up here only when they are not, and only of what carries no
+//! beginning that is known: see `beginnings`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
-use super::schema_steps::{ColumnStep, step_digest};
+use super::schema_steps::{ColumnStep, from_aside, standing_aside, step_digest};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
 use crate::change::reshape;
@@ -71,7 +72,63 @@ pub(super) fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>
     Ok(catalogue.tables().next().cloned())
 }
 
+/// What became of the names of tables, all in lower case.
+#[derive(Debug, Default)]
+pub(super) struct TableNames {
+    now: HashMap<String, Option<String>>,
+    former: HashMap<String, Option<String>>,
+    /// Where tables were made that have a name which others had before.
+    births: HashMap<String, BTreeSet<(Vec<u8>, i64)>>,
+}
+
+impl TableNames {
+    /// What a table is called now that had this name; `None` inside when it is gone.
+    pub(super) fn now(&self, name: &str) -> Option<Option<String>> {
+        self.now.get(name).cloned()
+    }
+
+    /// The same of the one that had it before the one that has it now.
+    pub(super) fn former(&self, name: &str) -> Option<Option<String>> {
+        self.former.get(name).cloned()
+    }
+
+    /// Whether the table of this name is another one than where `before` was known.
+    pub(super) fn is_another(&self, before: &TableNames, name: &str) -> bool {
+        self.births.get(name) != before.births.get(name)
+    }
+}
+
 impl State {
+    /// What became of the names of tables, but for those that were made by own transactions `without`.
+    pub(super) fn table_names(&self, without: &BTreeSet<u64>) -> Result<TableNames, ApplyError> {
+        let mut names = TableNames::default();
+        let mut found =
+            self.db.prepare_cached("SELECT table_name, column_name, now FROM names WHERE column_name <= char(1)")?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            let column: String = row.get(1)?;
+            let into = if column == ITSELF { &mut names.now } else { &mut names.former };
+            into.insert(row.get(0)?, row.get(2)?);
+        }
+        let own = origin_bytes(self.origin());
+        let mut found = self.db.prepare_cached("SELECT table_name, origin, tx FROM births")?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            let (table, origin, tx): (String, Vec<u8>, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            if origin != own || !without.contains(&from_db(tx)) {
+                names.births.entry(table).or_default().insert((origin, tx));
+            }
+        }
+        Ok(names)
+    }
+
+    /// The last round of each origin whose change of the schema was made here.
+    pub(super) fn schema_rounds(&self) -> Result<BTreeMap<Vec<u8>, u64>, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT origin, round_no FROM schema_rounds")?;
+        let rows = found.query_map([], |row| Ok((row.get(0)?, from_db(row.get(1)?))))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// The table that had this name when a change was made.
     pub(super) fn table_named(&self, tables: &dyn Tables, name: &str) -> Result<Named, ApplyError> {
         let mut name = name.to_owned();
@@ -129,15 +186,31 @@ impl State {
         columns: &[ColumnStep],
         birth: &Birth,
     ) -> Result<(), ApplyError> {
+        match (&step.name_before, &step.after) {
+            _ if step.kind != "table" => {}
+            (_, None) => self.clear_base(&step.name)?,
+            (Some(before), Some(_)) => self.move_table(before, &step.name)?,
+            (None, Some(_)) => {}
+        }
+        self.note_names(step, columns, birth)
+    }
+
+    /// As [`State::note_step`], of what it does to names alone.
+    pub(super) fn note_names(
+        &mut self,
+        step: &SchemaStep,
+        columns: &[ColumnStep],
+        birth: &Birth,
+    ) -> Result<(), ApplyError> {
         self.db
             .prepare_cached("INSERT OR IGNORE INTO schema_steps(digest) VALUES(?1)")?
             .execute([step_digest(step)])?;
         if step.kind != "table" {
             return Ok(());
         }
+        self.note_beginnings(step, columns, birth)?;
         match (&step.before, &step.after) {
             (_, None) => {
-                self.clear_base(&step.name)?;
                 self.forget_names(&step.name)?;
                 self.set_name(&step.name, ITSELF, None)?;
                 self.forget_births(&step.name)?;
@@ -172,6 +245,28 @@ impl State {
         }
         self.forget_tables();
         Ok(())
+    }
+
+    /// Takes note of changes of the schema that were made here together.
+    pub(super) fn note_steps(
+        &mut self,
+        steps: &[(SchemaStep, Vec<ColumnStep>)],
+        birth: &Birth,
+    ) -> Result<(), ApplyError> {
+        let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
+        let aside = standing_aside(&all);
+        aside.iter().try_for_each(|(before, aside)| self.note_aside(before, aside))?;
+        for (step, columns) in steps {
+            self.note_step(from_aside(step, &aside).as_ref().unwrap_or(step), columns, birth)?;
+        }
+        Ok(())
+    }
+
+    /// A table stands aside under another name for the moment.
+    pub(super) fn note_aside(&mut self, before: &str, aside: &str) -> Result<(), ApplyError> {
+        self.rename_beginnings(before, aside)?;
+        self.move_table(before, aside)?;
+        self.note_renamed(before, aside)
     }
 
     /// A table gets a name that another one had: changes that were made under it by who had not seen this are of the other.
@@ -326,7 +421,7 @@ impl State {
         Ok(fills)
     }
 
-    /// The table keeps its number, what is in base and what became of its columns.
+    /// The table keeps what became of its columns.
     fn note_renamed(&mut self, before: &str, now: &str) -> Result<(), ApplyError> {
         if before.eq_ignore_ascii_case(now) {
             return Ok(());
@@ -340,6 +435,15 @@ impl State {
         self.db
             .prepare_cached("UPDATE OR REPLACE fills SET table_name = ?2 WHERE table_name = ?1")?
             .execute([&of[0], &of[1]])?;
+        Ok(())
+    }
+
+    /// The table keeps its number under another name, and what is in base.
+    pub(super) fn move_table(&mut self, before: &str, now: &str) -> Result<(), ApplyError> {
+        if before.eq_ignore_ascii_case(now) {
+            return Ok(());
+        }
+        let of = [before.to_ascii_lowercase(), now.to_ascii_lowercase()];
         // What had the name before is gone, and its number with it.
         let gone = self.tables.get(&of[1]).map(|table| table.id);
         if let Some(id) = gone {

@@ -133,7 +133,8 @@ pub(super) enum Phase {
 pub(super) struct Taking<'a> {
     /// Where rows are.
     pub(super) route: &'a Route,
-    takes: Option<&'a Travels>,
+    /// Which tables; `None` where definitions do not travel, and all tables are taken.
+    pub(super) takes: Option<&'a Travels>,
 }
 
 impl Taking<'_> {
@@ -460,7 +461,14 @@ impl Replica {
         self.state.begin()?;
         let folded = match fold_all_own(&mut self.state, arrived) {
             Ok(Some(counts)) => Ok((NetEffect::new(), counts)),
-            Ok(None) => fold_all(&mut self.state, conn, (tables, taking(&self.taken, &self.route)), self.merge, (arrived, &all), false),
+            Ok(None) => fold_all(
+                &mut self.state,
+                conn,
+                (tables, taking(&self.taken, &self.route)),
+                self.merge,
+                (arrived, &all),
+                false,
+            ),
             Err(error) => Err(Stop::Failed(error)),
         };
         let settled = match folded {

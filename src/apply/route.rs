@@ -10,6 +10,7 @@ use crate::schema::TableFilter;
 pub fn route_by_hash(filter: TableFilter, shard_count: u16) -> Route {
     Box::new(move |table, canonical_key| {
         let travels = !table.is_internal() && table.shadow_of.is_none() && filter.matches(&table.name);
-        travels.then(|| shard_of(&table.name, canonical_key, shard_count))
+        let name = table.first_name.as_ref().unwrap_or(&table.name);
+        travels.then(|| shard_of(name, canonical_key, shard_count))
     })
 }

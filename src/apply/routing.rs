@@ -7,6 +7,7 @@
 //!
 //! How rows travel does not follow from the table as it is now, so snapshots carry it: whoever begins with one has not met the first row.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::params;
@@ -131,6 +132,29 @@ impl State {
     pub(super) fn move_rows(&mut self, name: &str) -> Result<(), ApplyError> {
         if self.tables.get(&name.to_ascii_lowercase()).is_some_and(|table| !table.travels.is_by_name()) {
             self.set_travels(name, Travels::ByName)?;
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// The tables that were met, by name in lower case.
+    pub(super) fn tables_met(&self) -> BTreeSet<String> {
+        self.tables.keys().cloned().collect()
+    }
+
+    /// Tables that were only looked at were not met: how their rows travel is for the first of them to say.
+    pub(super) fn forget_unmet(&mut self, met: &BTreeSet<String>) -> Result<(), ApplyError> {
+        let unmet: Vec<(String, i64)> = self
+            .tables
+            .iter()
+            .filter(|(name, table)| !met.contains(*name) && table.base_rows == 0)
+            .map(|(name, table)| (name.clone(), table.id))
+            .collect();
+        for (name, id) in unmet {
+            if self.pending_touching(id)?.is_empty() {
+                self.db.prepare_cached("DELETE FROM tables WHERE id = ?1")?.execute([id])?;
+                self.tables.remove(&name);
+            }
         }
         self.forget_tables();
         Ok(())
@@ -322,14 +346,14 @@ impl Call<'_, '_> {
     /// Whether changes of a table in a shard come from who had not seen that its rows travel in another one: they are sent again.
     pub(super) fn has_moved(&self, table: &LocalTable, shard: ShardId) -> bool {
         let is_moved = self.state.table_state(table).is_some_and(|state| state.moved_in.contains(&shard));
-        is_moved && (self.taking.route)(&table.table, None).is_some_and(|home| home != shard)
+        is_moved && (self.taking.route)(&table.routed, None).is_some_and(|home| home != shard)
     }
 
     /// Puts pending changes of a table that are in shards where nobody will fold them behind all that is pending, for its one shard.
     ///
     /// From the first of them on all are sent again, so that one row's stay in order.
     pub(super) fn send_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
-        let Some(home) = (self.taking.route)(&table.table, None) else { return Ok(()) };
+        let Some(home) = (self.taking.route)(&table.routed, None) else { return Ok(()) };
         let own = self.state.origin();
         let mut open: Option<UnitBuilder> = None;
         let mut tx_last = None;

@@ -4,7 +4,7 @@
 //! database first; those that end at exactly the statement wanted are made here, and where none do the table is rebuilt as SQLite's
 //! documentation has it. Whatever is as wanted already is left alone, so a step may come more than once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -54,9 +54,9 @@ pub(super) struct Alteration {
     /// What happens to columns.
     pub(super) columns: Vec<ColumnStep>,
     /// `columns` as ALTER TABLE statements lead to the statement wanted.
-    is_alter: bool,
+    pub(super) is_alter: bool,
     /// The statement before under the name after.
-    renamed: String,
+    pub(super) renamed: String,
 }
 
 /// Tells steps apart: the object and what it became.
@@ -71,7 +71,7 @@ pub(super) fn step_digest(step: &SchemaStep) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
     conn.prepare_cached(
         "SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE AND sql IS NOT NULL",
     )?
@@ -79,7 +79,7 @@ fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<
     .optional()
 }
 
-fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let mut found = conn.prepare("SELECT name FROM pragma_table_xinfo(?1)")?;
     found.query_map([table], |row| row.get(0))?.collect()
 }
@@ -170,7 +170,7 @@ fn definitions(text: &str) -> Vec<&str> {
     parts
 }
 
-fn statement(table: &str, step: &ColumnStep) -> String {
+pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
     let table = quoted(table);
     match step {
         ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
@@ -232,7 +232,7 @@ pub(super) fn catalogue_of(conn: &Connection) -> Result<Catalogue, ApplyError> {
 }
 
 /// All of the schema as an effect, to be compared with itself later.
-fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
+pub(super) fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
     let failed = |source| ApplyError::Database { doing: "reading the schema", source };
     let mut found =
         conn.prepare_cached("SELECT type, name, sql FROM main.sqlite_schema WHERE sql IS NOT NULL").map_err(failed)?;
@@ -247,6 +247,34 @@ fn schema_effect(conn: &Connection) -> Result<SchemaEffect, ApplyError> {
     Ok(effect)
 }
 
+/// The name that a table gives up with a step, in lower case, where that is another than the one it gets.
+fn name_given_up(step: &SchemaStep) -> Option<String> {
+    let before = step.name_before.as_ref().filter(|before| !before.eq_ignore_ascii_case(&step.name))?;
+    (step.kind == "table" && step.after.is_some()).then(|| before.to_ascii_lowercase())
+}
+
+/// Tables that give up a name which another one takes in the same steps: no order of renaming suits two that swap theirs, so they stand aside
+/// under these names meanwhile. By the name before, in lower case.
+pub(super) fn standing_aside(steps: &[SchemaStep]) -> BTreeMap<String, String> {
+    let is_taken =
+        |name: &String| steps.iter().any(|step| name_given_up(step).is_some() && step.name.eq_ignore_ascii_case(name));
+    let names = steps.iter().filter_map(name_given_up).filter(is_taken);
+    names.enumerate().map(|(no, name)| (name, format!("woodchuck_aside_{no}"))).collect()
+}
+
+/// A step as it is when the table stands aside.
+pub(super) fn from_aside(step: &SchemaStep, aside: &BTreeMap<String, String>) -> Option<SchemaStep> {
+    let name = aside.get(&name_given_up(step)?)?;
+    Some(SchemaStep { name_before: Some(name.clone()), ..step.clone() })
+}
+
+/// A table, or a column of one, that the fold loses and an own change that is pending makes again.
+#[derive(Debug)]
+pub(super) struct BegunAnew {
+    pub(super) table: String,
+    pub(super) column: Option<String>,
+}
+
 /// Makes steps on a connection that holds the write lock.
 pub(super) struct Maker<'a, 'c> {
     pub(super) conn: &'a Connection,
@@ -258,6 +286,12 @@ pub(super) struct Maker<'a, 'c> {
     /// What the steps are about as it was at the origin, without rows. Statements that are made here are made there, too: a rename changes
     /// what speaks of the name, and that is then neither what its own step begins with nor what it ends with.
     pub(super) mirror: Connection,
+    /// What stands aside, by its name before.
+    pub(super) aside: BTreeMap<String, String>,
+    /// What the fold has lost and is here all the same.
+    pub(super) begun_anew: Vec<BegunAnew>,
+    /// Rows that a table's new definition has no place for may be left behind: others come for them.
+    pub(super) may_leave_rows: bool,
 }
 
 impl Maker<'_, '_> {
@@ -274,6 +308,16 @@ impl Maker<'_, '_> {
                     .for_each(|sql| drop(self.mirror.execute(sql, [])));
             }
         }
+        self.aside = standing_aside(steps);
+        for step in steps {
+            let Some((before, aside)) = name_given_up(step).and_then(|name| self.aside.get_key_value(&name)) else {
+                continue;
+            };
+            if sql_of(self.conn, "table", before).map_err(Maker::refused(step))?.is_some() {
+                self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(before), quoted(aside)))?;
+            }
+            self.state.note_aside(before, aside)?;
+        }
         for step in steps {
             self.make_one(step, steps)?;
         }
@@ -289,7 +333,7 @@ impl Maker<'_, '_> {
     fn make_one(&mut self, step: &SchemaStep, all: &[SchemaStep]) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         if self.is_overridden(step) {
-            return Ok(());
+            return self.note_overridden(step);
         }
         let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
         match (&step.before, &step.after) {
@@ -301,7 +345,12 @@ impl Maker<'_, '_> {
                 Ok(())
             }
             (None, Some(after)) => match here {
-                Some(here) if here == *after => self.state.note_step(step, &[], &self.birth),
+                Some(here) if here == *after => {
+                    if step.kind == "table" {
+                        self.state.note_table_made_twice(&step.name)?;
+                    }
+                    self.state.note_step(step, &[], &self.birth)
+                }
                 Some(here) => self.differs(step, here, after),
                 None if self.belongs_to_nothing(step)? => Ok(()),
                 None => {
@@ -331,7 +380,8 @@ impl Maker<'_, '_> {
             ended => return ended,
         }
         let catalogue = catalogue_of(self.conn)?;
-        let table = catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
+        let table =
+            catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
         let table = self.state.local_table(table)?;
         let trial = Trial::of_table(self.conn, &[&table.table.sql, after], &table).map_err(Maker::refused(step))?;
         self.remove_duplicates(step, &table, &trial)?;
@@ -363,21 +413,70 @@ impl Maker<'_, '_> {
         }
     }
 
-    /// Columns of a table that pending steps add, drop or rename.
-    fn columns_pending(&self, table: &str) -> Vec<String> {
-        let mut names = Vec::new();
+    /// What others made, or dropped, has the name of something that a pending step makes or drops.
+    fn note_overridden(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        match (step.kind.as_str(), &step.before, &step.after) {
+            ("table", None, Some(_)) => self.state.note_table_gone(&step.name, &self.birth),
+            ("table", _, None) => {
+                self.state.end_tables_of_others(&step.name)?;
+                self.begun_anew.push(BegunAnew { table: step.name.clone(), column: None });
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes note of what a step does to columns; those that pending steps are about have the last word.
+    fn note_columns(&mut self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
+        let pending = self.columns_pending(&step.name);
+        let is_same = |name: &str, other: &str| name.eq_ignore_ascii_case(other);
+        let ends = |name: &str| {
+            pending.iter().any(|column| match column {
+                ColumnStep::Add { .. } => false,
+                ColumnStep::Drop { name: other } => is_same(name, other),
+                ColumnStep::Rename { from, .. } => is_same(name, from),
+            })
+        };
+        let begins = |name: &str| {
+            pending.iter().any(|column| match column {
+                ColumnStep::Add { name: other, .. } => is_same(name, other),
+                ColumnStep::Drop { .. } => false,
+                ColumnStep::Rename { to, .. } => is_same(name, to),
+            })
+        };
+        let mut noted = Vec::new();
+        for column in columns {
+            match column {
+                ColumnStep::Add { name, .. } if ends(name) => {
+                    self.state.note_column_gone(&step.name, name, &self.birth)?;
+                }
+                ColumnStep::Add { name, .. } if begins(name) => {
+                    self.state.note_column_made_twice(&step.name, name, &self.birth)?;
+                }
+                ColumnStep::Drop { name } if begins(name) => {
+                    self.state.end_columns_of_others(&step.name, name)?;
+                    let (table, column) = (step.name.clone(), Some(name.clone()));
+                    self.begun_anew.push(BegunAnew { table, column });
+                }
+                ColumnStep::Rename { from, to } if ends(from) || begins(from) || ends(to) || begins(to) => {}
+                ColumnStep::Add { .. } | ColumnStep::Drop { .. } | ColumnStep::Rename { .. } => {
+                    noted.push(column.clone());
+                }
+            }
+        }
+        self.state.note_step(step, &noted, &self.birth)
+    }
+
+    /// What pending steps do to columns of a table.
+    fn columns_pending(&self, table: &str) -> Vec<ColumnStep> {
+        let mut columns = Vec::new();
         for other in self.pending.iter().filter(|other| other.kind == "table" && other.name.eq_ignore_ascii_case(table))
         {
             let (Some(before), Some(after)) = (&other.before, &other.after) else { continue };
             let Ok(way) = alteration(other, before, after) else { continue };
-            for column in way.columns {
-                match column {
-                    ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => names.push(name),
-                    ColumnStep::Rename { from, to } => names.extend([from, to]),
-                }
-            }
+            columns.extend(way.columns);
         }
-        names
+        columns
     }
 
     /// An index or a trigger of a table that was dropped since: it has gone with it.
@@ -411,7 +510,7 @@ impl Maker<'_, '_> {
         matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if sql == here)
     }
 
-    fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
+    pub(super) fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {
         if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
@@ -422,7 +521,9 @@ impl Maker<'_, '_> {
     fn alter(&mut self, step: &SchemaStep, all: &[SchemaStep], before: &str, after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let way = alteration(step, before, after).map_err(&refused)?;
-        if let Some(old_name) = &step.name_before
+        let from_aside = from_aside(step, &self.aside);
+        let noted = from_aside.as_ref().unwrap_or(step);
+        if let Some(old_name) = &noted.name_before
             && sql_of(self.conn, "table", old_name).map_err(&refused)?.is_some()
             && (old_name.eq_ignore_ascii_case(&step.name)
                 || sql_of(self.conn, "table", &step.name).map_err(&refused)?.is_none())
@@ -436,10 +537,14 @@ impl Maker<'_, '_> {
             };
         };
         if here == after {
-            return self.state.note_step(step, &way.columns, &self.birth);
+            return self.note_columns(noted, &way.columns);
         }
         if way.is_alter {
-            let pending = self.columns_pending(&step.name);
+            let names = |column: ColumnStep| match column {
+                ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => vec![name],
+                ColumnStep::Rename { from, to } => vec![from, to],
+            };
+            let pending: Vec<String> = self.columns_pending(&step.name).into_iter().flat_map(names).collect();
             let has = |name: &String, all: &[String]| all.iter().any(|other| other.eq_ignore_ascii_case(name));
             let is_free = |column: &&ColumnStep| match column {
                 ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => !has(name, &pending),
@@ -457,17 +562,17 @@ impl Maker<'_, '_> {
                     self.run(step, &statement(&step.name, column))?;
                 }
             }
-            return self.state.note_step(step, &free, &self.birth);
+            return self.note_columns(noted, &way.columns);
         }
         if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
             return self.differs(step, here, after);
         }
-        self.state.note_step(step, &way.columns, &self.birth)?;
+        self.note_columns(noted, &way.columns)?;
         self.rebuild(step, all, after)
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
-    fn rebuild(&mut self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
+    pub(super) fn rebuild(&mut self, step: &SchemaStep, all: &[SchemaStep], after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let old_catalogue = catalogue_of(self.conn)?;
         let lower = step.name.to_ascii_lowercase();
@@ -551,10 +656,17 @@ impl Maker<'_, '_> {
             into.push(ours.to_owned());
             values.push(theirs.to_owned());
         }
-        let insert = format!("INSERT INTO {}({}) SELECT {} FROM ", quoted(&new.name), into.join(", "), values.join(", "));
+        let how = if self.may_leave_rows { "INSERT OR IGNORE" } else { "INSERT" };
+        let insert =
+            format!("{how} INTO {}({}) SELECT {} FROM ", quoted(&new.name), into.join(", "), values.join(", "));
         let copy = format!("{insert}{}", quoted(&old.name));
         match self.conn.execute(&copy, rusqlite::params_from_iter(&bound)) {
             Ok(_) => return Ok(()),
+            // A value that has no place there: none of them come along.
+            Err(source) if self.may_leave_rows => {
+                let left = ApplyError::schema(&step.kind, &step.name, source);
+                return if matches!(left, ApplyError::Cannot(_)) { Ok(()) } else { Err(left) };
+            }
             Err(source) if is_duplicate(&source) && made_unique(step)?.is_some() => {}
             Err(source) => return Err(refused(source)),
         }
@@ -562,7 +674,8 @@ impl Maker<'_, '_> {
         // The same, of one row that is bound behind what is bound already.
         let rowid = old.rowid_name.filter(|_| !old.without_rowid).map(str::to_owned);
         let names = table.sql.columns.iter().cloned().chain(rowid);
-        let row: Vec<String> = names.enumerate().map(|(i, name)| format!("?{} AS {name}", bound.len() + i + 1)).collect();
+        let row: Vec<String> =
+            names.enumerate().map(|(i, name)| format!("?{} AS {name}", bound.len() + i + 1)).collect();
         let insert = format!("{insert}(SELECT {})", row.join(", "));
         let values = bound.iter().map(|value| value.0.clone()).collect();
         let trial = Trial::new(self.conn, &[&new.sql], insert, values).map_err(refused)?;

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::beginnings::{THE_TABLE, always, column_kept};
 use super::error::{ApplyError, Cannot};
 use super::routing::Travels;
 use super::sql::Sql;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
-use crate::log::{TableShape, UnitChange, UnitKey};
+use crate::log::{Beginning, TableShape, UnitChange, UnitKey};
 use crate::schema::{Collation, Identity, KeyColumn, RowFilters, RowTest, Table};
 
 /// Knows the tables of the user's database.
@@ -24,7 +25,7 @@ impl<F: Fn(&str) -> Option<Arc<Table>>> Tables for F {
     }
 }
 
-/// The shape under which rows of a table travel: the columns that are not generated.
+/// The shape under which rows of a table travel, as its definition has it: the columns that are not generated.
 #[must_use]
 pub fn shape_of(table: &Table) -> TableShape {
     let written: Vec<usize> =
@@ -36,13 +37,15 @@ pub fn shape_of(table: &Table) -> TableShape {
         Identity::Rowid => Vec::new(),
     };
     let columns = written.iter().filter_map(|i| table.columns.get(*i)).map(|column| column.name.clone()).collect();
-    TableShape { name: table.name.clone(), columns, key }
+    TableShape { name: table.name.clone(), columns, key, beginnings: Vec::new() }
 }
 
 /// A local table. Its rows are here the columns that are not generated, in declared order: `shape.columns`.
 #[derive(Debug)]
 pub(super) struct LocalTable {
     pub(super) table: Arc<Table>,
+    /// The same with the name by which its rows are routed.
+    pub(super) routed: Arc<Table>,
     pub(super) shape: Arc<TableShape>,
     /// The name in lower case: tables are found under it.
     pub(super) name_lower: String,
@@ -60,6 +63,8 @@ pub(super) struct LocalTable {
     pub(super) never_null: Vec<bool>,
     /// What columns are called now that are not here any more, in lower case; `None` for those that are gone.
     pub(super) names: HashMap<String, Option<String>>,
+    /// The same by how columns began, in lower case, of those that were not always there under the name that they have.
+    pub(super) began: HashMap<Beginning, Option<String>>,
     pub(super) sql: Sql,
     /// What tells the rows that this node replicates; `None`: all of them.
     pub(super) filter: Option<Mutex<RowTest>>,
@@ -80,10 +85,11 @@ impl LocalTable {
         let sql = Sql::new(&table, &shape);
         let name_lower = table.name.to_ascii_lowercase();
         let travels = if uniques.is_empty() { Travels::ByKey } else { Travels::ByName };
-        let names = HashMap::new();
+        let (names, began, routed) = (HashMap::new(), HashMap::new(), Arc::clone(&table));
         let (never_null, filter) = (Vec::new(), None);
         LocalTable {
             table,
+            routed,
             shape,
             name_lower,
             id,
@@ -93,6 +99,7 @@ impl LocalTable {
             defaults,
             never_null,
             names,
+            began,
             sql,
             filter,
         }
@@ -139,6 +146,16 @@ impl LocalTable {
         }
     }
 
+    /// Takes the shape with how the table and its columns began.
+    pub(super) fn set_shape(&mut self, shape: TableShape) {
+        // A row stays in its shard when its table gets another name: who has not seen that would write it in no order with those who have.
+        if let Some(beginning) = shape.beginning(THE_TABLE).filter(|beginning| beginning.name != self.name_lower) {
+            let first_name = Some(beginning.name.clone());
+            self.routed = Arc::new(Table { first_name, ..(*self.table).clone() });
+        }
+        self.shape = Arc::new(shape);
+    }
+
     /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
     pub(super) fn is_unique(&self) -> bool {
         !self.uniques.is_empty()
@@ -160,15 +177,20 @@ impl LocalTable {
     /// change dropped have nowhere to go and need none.
     pub(super) fn fit(&self, shape: &TableShape, strict: bool) -> Result<Fit, Cannot> {
         let table = || self.table.name.clone();
-        let position = |name: &str| self.position_of(&shape.columns, name);
-        if strict && let Some(column) = shape.columns.iter().find(|name| !self.knows(name)) {
+        let here: Vec<Here> =
+            (1..).zip(&shape.columns).map(|(at, name)| self.here(name, shape.beginning(at))).collect();
+        if strict && let Some((column, _)) = shape.columns.iter().zip(&here).find(|(_, here)| **here == Here::Unknown) {
             return Err(Cannot::NoColumn { table: table(), column: column.clone() });
         }
         let key_names = |shape: &TableShape| -> Vec<String> {
             shape.key.iter().filter_map(|i| shape.columns.get(usize::from(*i)).cloned()).collect()
         };
         let (ours, theirs) = (key_names(&self.shape), key_names(shape));
-        let key: Option<Vec<usize>> = ours.iter().map(|name| self.position_of(&theirs, name)).collect();
+        let place_in_key = |ours: &u16| {
+            let is_this = |theirs: &u16| here.get(usize::from(*theirs)) == Some(&Here::At(usize::from(*ours)));
+            shape.key.iter().position(is_this)
+        };
+        let key: Option<Vec<usize>> = self.shape.key.iter().map(place_in_key).collect();
         let Some(key) = key.filter(|key| key.len() == theirs.len()) else {
             let shown = |names: Vec<String>| if names.is_empty() { "rowid".to_owned() } else { names.join(", ") };
             return Err(Cannot::KeyDiffers { table: table(), ours: shown(ours), theirs: shown(theirs) });
@@ -176,7 +198,8 @@ impl LocalTable {
         if ours.is_empty() && self.table.rowid_name.is_none() {
             return Err(Cannot::RowidHidden { table: table() });
         }
-        let columns: Vec<Option<usize>> = self.shape.columns.iter().map(|name| position(name)).collect();
+        let columns: Vec<Option<usize>> =
+            (0..self.shape.columns.len()).map(|ours| here.iter().position(|here| *here == Here::At(ours))).collect();
         let same = shape.columns.len() == columns.len()
             && columns.iter().enumerate().all(|(i, c)| *c == Some(i))
             && key.iter().enumerate().all(|(i, k)| i == *k);
@@ -197,27 +220,40 @@ impl LocalTable {
         None
     }
 
-    /// Whether a column that a change carries has a place here, or had one.
-    fn knows(&self, column: &str) -> bool {
-        self.name_here(column).is_some() || self.names.contains_key(&column.to_ascii_lowercase())
-    }
-
-    /// Where among other columns is the one that has this name here.
-    fn position_of(&self, columns: &[String], name: &str) -> Option<usize> {
-        let direct = columns.iter().position(|other| other.eq_ignore_ascii_case(name));
-        if self.names.is_empty() {
-            return direct;
+    /// What became of a column: how it began tells it, and where nobody knows that, its name.
+    fn here(&self, name: &str, beginning: Option<&Beginning>) -> Here {
+        let place =
+            |name: &str| self.shape.columns.iter().position(|ours| ours.eq_ignore_ascii_case(name)).map(Here::At);
+        if !self.began.is_empty() {
+            let became = match beginning {
+                Some(beginning) => self.began.get(beginning),
+                None => self.began.get(&always(name)),
+            };
+            match became {
+                Some(None) => return Here::Gone,
+                Some(Some(now)) => return place(now).unwrap_or(Here::Gone),
+                None => {}
+            }
         }
-        direct.or_else(|| columns.iter().position(|other| self.name_here(other).is_some_and(|here| here == name)))
+        match self.name_here(name) {
+            Some(here) => place(here).unwrap_or(Here::Unknown),
+            None if self.names.contains_key(&name.to_ascii_lowercase()) => Here::Gone,
+            None => Here::Unknown,
+        }
     }
 
-    /// A row that was stored under other columns, as this table has them now.
+    /// A row that was stored under other columns, as this table has them now. `columns` are as `columns_kept` made them.
     pub(super) fn refit(&self, columns: &[String], row: &Row) -> Row {
-        let value = |(name, default): (&String, &Value)| {
-            let found = self.position_of(columns, name).and_then(|i| row.get(i));
+        let here = |column: &String| {
+            let (name, beginning) = column_kept(column);
+            self.here(name, beginning.as_ref())
+        };
+        let here: Vec<Here> = columns.iter().map(here).collect();
+        let value = |(index, default): (usize, &Value)| {
+            let found = here.iter().position(|here| *here == Here::At(index)).and_then(|i| row.get(i));
             found.unwrap_or(default).clone()
         };
-        let row: Row = self.shape.columns.iter().zip(&self.defaults).map(value).collect();
+        let row: Row = self.defaults.iter().enumerate().map(value).collect();
         self.without_null(Cow::Owned(row)).into_owned()
     }
 
@@ -266,6 +302,11 @@ impl LocalTable {
         image
     }
 
+    /// A row of the foreign table as it is in this one.
+    pub(super) fn fitted_row(&self, fit: &Fit, row: &[Value]) -> Row {
+        self.without_null(Cow::Owned(self.fitted(fit, row))).into_owned()
+    }
+
     fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
         let value = |(c, default): (&Option<usize>, &Value)| c.and_then(|i| image.get(i)).unwrap_or(default).clone();
         fit.columns.iter().zip(&self.defaults).map(value).collect()
@@ -280,6 +321,17 @@ pub enum Merge {
     Column,
     /// The whole row.
     Row,
+}
+
+/// What became of a column that a change, or a row that was kept, carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Here {
+    /// It has this place among the columns.
+    At(usize),
+    /// It is gone, or it has no place because it is generated by now.
+    Gone,
+    /// Nobody has ever told.
+    Unknown,
 }
 
 /// How a foreign shape maps to a local table.
@@ -307,6 +359,18 @@ impl Fit {
     /// Whether both have the same columns in the same order.
     pub(super) fn is_same(&self) -> bool {
         self.same
+    }
+
+    /// A key of the local table as the foreign one has it.
+    pub(super) fn key_there(&self, key: &RowKey) -> RowKey {
+        let RowKey::Columns(values) = key else { return key.clone() };
+        let mut there = values.clone();
+        for (value, place) in values.iter().zip(&self.key) {
+            if let Some(other) = there.get_mut(*place) {
+                other.clone_from(value);
+            }
+        }
+        RowKey::Columns(there)
     }
 }
 

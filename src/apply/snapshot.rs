@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::beginnings::columns_kept;
 use super::error::ApplyError;
 use super::indexes;
 use super::schema_steps::catalogue_of;
-use super::shape::{LocalTable, Tables, shape_of};
+use super::shape::{LocalTable, Tables};
 use super::sql::quoted;
 use super::state::{State, names_bytes};
 use super::statements::{Rows, SELECT_ROWS, Written};
@@ -40,6 +41,23 @@ impl FrozenState {
     /// When `state.db` fails.
     pub fn is_inside_pieces(&self) -> Result<bool, ApplyError> {
         Ok(self.0.db.prepare_cached("SELECT 1 FROM pieces WHERE spent = 0 LIMIT 1")?.exists([])?)
+    }
+
+    /// Whether changes of the schema were made here that the fold does not have yet.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn has_own_schema(&self) -> Result<bool, ApplyError> {
+        let sql = "SELECT 1 FROM pending WHERE barrier = 1 AND folded = 0 LIMIT 1";
+        Ok(self.0.db.prepare_cached(sql)?.exists([])?)
+    }
+
+    /// What became of names.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn names(&self) -> Result<Vec<u8>, ApplyError> {
+        self.0.names_told()
     }
 
     /// Where the fold stands.
@@ -130,9 +148,11 @@ impl FrozenState {
     fn table(&self, table: &Arc<Table>, id: i64) -> Result<LocalTable, ApplyError> {
         /// No shape has this number: rows under the columns of another time are fitted to those of now.
         const NO_SHAPE: i64 = -1;
-        let shape_id = self.0.known_shape_id(&names_bytes(&shape_of(table).columns))?.unwrap_or(NO_SHAPE);
-        let names = self.0.columns_named(&table.name)?;
-        let mut local = LocalTable { names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        let shape = self.0.shape_of(table, &table.name)?;
+        let shape_id = self.0.known_shape_id(&names_bytes(&columns_kept(&shape)))?.unwrap_or(NO_SHAPE);
+        let (names, began) = (self.0.columns_named(&table.name)?, self.0.columns_began(&table.name)?);
+        let mut local = LocalTable { names, began, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        local.set_shape(shape);
         local.set_fills(&self.0.fills(&table.name)?);
         Ok(local)
     }
@@ -216,10 +236,17 @@ pub fn leave_out_rows(copy: &Connection, filters: &RowFilters) -> Result<(), App
 
 /// The tables of a database whose rows SQL can read and write, as its schema has them.
 pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table>>, ApplyError> {
+    let catalogue = catalogue_in(conn, schema)?;
+    Ok(catalogue.tables().chain(catalogue.shown_tables()).cloned().collect())
+}
+
+/// The schema of a database.
+pub(super) fn catalogue_in(conn: &Connection, schema: &str) -> Result<Catalogue, ApplyError> {
     let doing = |source| ApplyError::Database { doing: "reading the schema of a snapshot", source };
     let read = || {
-        let mut found =
-            conn.prepare(&format!("SELECT type, name, tbl_name, rootpage, sql FROM {schema}.sqlite_schema"))?;
+        let mut found = conn.prepare(&format!(
+            "SELECT type, name, tbl_name, rootpage, sql FROM {schema}.sqlite_schema ORDER BY rowid"
+        ))?;
         let rows = found.query_map([], |row| {
             let (kind, name, table) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(SchemaRow { kind, name, table, root: PageNo::new(row.get(3)?), sql: row.get(4)? })
@@ -228,20 +255,19 @@ pub(super) fn tables_of(conn: &Connection, schema: &str) -> Result<Vec<Arc<Table
     };
     // Rows are read by the SQLite that is asked here, whoever wrote them.
     let catalogue = Catalogue::build(read().map_err(doing)?, u32::MAX);
-    let catalogue = catalogue.map_err(|CatalogueError::Sqlite(source)| doing(source))?;
-    Ok(catalogue.tables().chain(catalogue.shown_tables()).cloned().collect())
+    catalogue.map_err(|CatalogueError::Sqlite(source)| doing(source))
 }
 
 impl State {
-    /// Makes the state of a node that begins with a snapshot: nothing is pending, and the fold stands, and rows travel, as the snapshot has
-    /// it. The first node that opens it gives it its origin.
+    /// Makes the state of a node that begins with a snapshot: nothing is pending, and the fold stands, rows travel, and names have become,
+    /// as the snapshot has it. The first node that opens it gives it its origin.
     ///
     /// # Errors
     /// As [`State::open`]; there must not be a state at `path`.
     pub fn create_at(
         path: &Path,
         database: &str,
-        (stand, routing): (&Stand, &Routing),
+        (stand, routing, names): (&Stand, &Routing, &[u8]),
         capture_position: &[u8],
     ) -> Result<State, ApplyError> {
         let mut state = State::open(path, database, Origin { node_id: 0, epoch: 0 })?;
@@ -253,6 +279,7 @@ impl State {
             }
         }
         state.take_routing(routing)?;
+        state.take_names(names)?;
         state.store_capture_position(capture_position)?;
         state.settle()?;
         state.commit()?;

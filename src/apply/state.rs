@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::beginnings::columns_kept;
 use super::error::ApplyError;
 use super::known::Known;
 use super::routing::Travels;
-use super::shape::{LocalTable, shape_of};
+use super::shape::LocalTable;
 use super::state_file;
 use super::state_log::Checkpoints;
 use super::versions::Versions;
@@ -367,9 +368,11 @@ impl State {
         let uniques =
             table.uniques.iter().map(|index| format!("{}{:?};", index.name, index.columns)).collect::<String>();
         let TableState { id, travels, .. } = *self.table(&table.name, &uniques)?;
-        let shape_id = self.shape_id(&shape_of(table))?;
-        let names = self.columns_named(&table.name)?;
-        let mut local = LocalTable { travels, names, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        let shape = self.shape_of(table, &table.name)?;
+        let shape_id = self.shape_id(&shape)?;
+        let (names, began) = (self.columns_named(&table.name)?, self.columns_began(&table.name)?);
+        let mut local = LocalTable { travels, names, began, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        local.set_shape(shape);
         local.set_fills(&self.fills(&table.name)?);
         local.set_filters(&self.filters)?;
         let local = Arc::new(local);
@@ -381,7 +384,8 @@ impl State {
     pub(super) fn local_aside(&mut self, table: &Arc<Table>, name: &str) -> Result<LocalTable, ApplyError> {
         let lower = name.to_ascii_lowercase();
         let id = self.tables.get(&lower).map_or(0, |table| table.id);
-        let shape_id = self.shape_id(&shape_of(table))?;
+        let shape = self.shape_of(table, name)?;
+        let shape_id = self.shape_id(&shape)?;
         Ok(LocalTable { name_lower: lower, ..LocalTable::new(Arc::clone(table), id, shape_id) })
     }
 
@@ -392,10 +396,11 @@ impl State {
 
     /// The number under which rows with these columns are stored.
     pub(super) fn shape_id(&mut self, shape: &TableShape) -> Result<i64, ApplyError> {
-        if let Some(id) = self.shapes.get(&shape.columns) {
+        let kept = columns_kept(shape);
+        if let Some(id) = self.shapes.get(&kept) {
             return Ok(*id);
         }
-        let columns = names_bytes(&shape.columns);
+        let columns = names_bytes(&kept);
         let id = match self.known_shape_id(&columns)? {
             Some(id) => id,
             None => {
@@ -403,11 +408,11 @@ impl State {
                 self.db.last_insert_rowid()
             }
         };
-        self.shapes.insert(shape.columns.clone(), id);
+        self.shapes.insert(kept, id);
         Ok(id)
     }
 
-    /// The number of columns that were stored before.
+    /// The number of columns that were stored before, as `columns_kept` makes them.
     pub(super) fn known_shape_id(&self, columns: &[u8]) -> Result<Option<i64>, ApplyError> {
         let mut found = self.db.prepare_cached("SELECT id FROM shapes WHERE columns = ?1")?;
         Ok(found.query_row([columns], |row| row.get(0)).optional()?)

@@ -51,6 +51,8 @@ CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, r
 CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
 CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
+CREATE TABLE beginnings(table_name TEXT NOT NULL, beginning BLOB NOT NULL, now TEXT, PRIMARY KEY(table_name, beginning)) WITHOUT ROWID;
+CREATE TABLE intent_schema(kind TEXT NOT NULL, name TEXT NOT NULL, sql TEXT, PRIMARY KEY(kind, name)) WITHOUT ROWID;
 CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
 ";
 
@@ -72,8 +74,11 @@ const FROM_2: &str = "
 CREATE TABLE intent_versions(chunk INTEGER NOT NULL, sign INTEGER NOT NULL, first INTEGER NOT NULL, hashes BLOB NOT NULL, PRIMARY KEY(chunk, sign, first)) WITHOUT ROWID;
 ";
 
-/// What makes a state of version 3 one of version 4, in which the rows of a table can move into one shard.
+/// What makes a state of version 3 one of version 4, in which the rows of a table can move into one shard, and which knows how
+/// tables and columns began.
 const FROM_3: &str = "
+CREATE TABLE beginnings(table_name TEXT NOT NULL, beginning BLOB NOT NULL, now TEXT, PRIMARY KEY(table_name, beginning)) WITHOUT ROWID;
+CREATE TABLE intent_schema(kind TEXT NOT NULL, name TEXT NOT NULL, sql TEXT, PRIMARY KEY(kind, name)) WITHOUT ROWID;
 CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
 ";
 
@@ -178,7 +183,10 @@ mod tests {
             let found: i64 = state.db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
             assert_eq!(found, VERSION);
             if version == 1 {
-                assert!(state.tables["unique_too"].travels.is_by_name() && !state.tables["plain"].travels.is_by_name(), "routing is as it was");
+                assert!(
+                    state.tables["unique_too"].travels.is_by_name() && !state.tables["plain"].travels.is_by_name(),
+                    "routing is as it was"
+                );
             }
         }
     }

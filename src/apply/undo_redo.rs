@@ -21,13 +21,14 @@ use super::names::{Birth, Named};
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
 use super::replica::Taking;
-use super::schema_steps::{Maker, catalogue_of};
+use super::schema_steps::{BegunAnew, Maker, catalogue_of};
 use super::shape::{Change, Fit, LocalTable, Merge, Tables};
 use super::state::State;
-use crate::change::Op;
+use super::statements::SELECT_ROWS;
+use crate::change::{Op, canonical_key};
 use crate::format::Row;
 use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, TableShape, Unit};
-use crate::schema::{Catalogue, Table};
+use crate::schema::{Catalogue, SchemaRow, Table};
 
 /// A plain row whose base row moved under pending.
 struct Redo {
@@ -106,7 +107,7 @@ impl<'a, 'c> Call<'a, 'c> {
         {
             return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
         }
-        let table = match self.named(&shape.name)? {
+        let table = match self.meant(shape)? {
             Named::Table(table) if !self.taking.takes(&table.name) => return Ok(None),
             Named::Unknown if !self.taking.takes(&shape.name) => return Ok(None),
             Named::Table(table) => table,
@@ -121,12 +122,18 @@ impl<'a, 'c> Call<'a, 'c> {
         Ok(Some((table, fit)))
     }
 
+    /// What table a shape means.
+    fn meant(&self, shape: &TableShape) -> Result<Named, ApplyError> {
+        match &self.made {
+            Some((catalogue, _)) => self.state.table_meant(&|name: &str| catalogue.written_table(name).cloned(), shape),
+            None => self.state.table_meant(self.tables, shape),
+        }
+    }
+
     /// What a name of a table means now.
     pub(super) fn named(&self, name: &str) -> Result<Named, ApplyError> {
         match &self.made {
-            Some((catalogue, _)) => {
-                self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name)
-            }
+            Some((catalogue, _)) => self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name),
             None => self.state.table_named(self.tables, name),
         }
     }
@@ -139,7 +146,8 @@ impl<'a, 'c> Call<'a, 'c> {
         shape: &Arc<TableShape>,
         strict: bool,
     ) -> Result<Option<Fitting>, ApplyError> {
-        if !self.state.means_another(&shape.name, unit, origin)? {
+        // How it began tells which table it is. Where nothing is known of that, what its origin had seen has to.
+        if self.state.table_became(shape)?.is_some() || !self.state.means_another(&shape.name, unit, origin)? {
             return self.fit(shape, strict);
         }
         match self.state.name_of_former(&shape.name)? {
@@ -168,24 +176,99 @@ impl<'a, 'c> Call<'a, 'c> {
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
         indexes::forget(conn)?;
+        self.state.keep_names()?;
+        let may_leave_rows = false;
         for step in steps {
             self.prepare_move(step)?;
         }
-        let effect = Maker { conn, state: self.state, folder: &mut self.folder, pending: &pending, birth, mirror }.make(steps)?;
+        let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
+        let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
+        let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows, aside, begun_anew };
+        let effect = maker.make(steps)?;
+        let begun_anew = maker.begun_anew;
+        self.made_anew(conn, &before, &effect)?;
+        self.note_schema(conn, steps)?;
+        begun_anew.iter().try_for_each(|begun| self.begin_anew(begun))?;
+        steps.iter().try_for_each(|step| self.move_rows(step))?;
+        // Own messages move base alone, and there is none while a table shows the fold.
+        if begun_anew.is_empty() { Ok(()) } else { self.redo() }
+    }
+
+    /// Goes on with the schema that was made. `before` is what it was, and the temporary triggers are gone.
+    pub(super) fn made_anew(
+        &mut self,
+        conn: &Connection,
+        before: &Catalogue,
+        effect: &SchemaEffect,
+    ) -> Result<(), ApplyError> {
         self.known.clear();
         self.state.forget_tables();
         self.folder.rows.forget_tables();
         let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
-        all.merge(&effect);
+        all.merge(effect);
         let after = catalogue_of(conn)?;
         // A filter that cannot be asked any more must not let anything through, nor leave anything out.
         for table in after.tables().filter(|table| !table.is_internal()) {
             self.state.filters.test(table)?;
         }
         indexes::keep(conn, &after)?;
-        indexes::fill_new(conn, &before, &after)?;
+        indexes::fill_new(conn, before, &after)?;
         self.made = Some((after, all));
-        steps.iter().try_for_each(|step| self.move_rows(step))
+        Ok(())
+    }
+
+    /// The fold has lost a table or a column that is here all the same, because an own change that is pending makes it. Where that comes to
+    /// stand in the log it is without rows, and the column holds in all rows what it holds in those that know nothing of it.
+    fn begin_anew(&mut self, begun: &BegunAnew) -> Result<(), ApplyError> {
+        let Some(table) = self.table_now(&begun.table) else { return Ok(()) };
+        let table = self.state.local_table(&table)?;
+        if !self.undone.contains_key(&table.id) {
+            self.undo(&table)?;
+        }
+        let mut keys = Vec::new();
+        self.folder.rows.each(&table, &format!("{SELECT_ROWS} FROM {}", table.sql.name), |row, rowid| {
+            let key = table.key_of(&row, rowid);
+            if table.takes(&key, &row)? {
+                keys.push(key);
+            }
+            Ok(())
+        })?;
+        let column = begun
+            .column
+            .as_ref()
+            .map(|name| table.shape.columns.iter().position(|column| column.eq_ignore_ascii_case(name)));
+        for key in keys {
+            let Some(old) = self.folder.rows.get(&table, &key)? else { continue };
+            let canonical = canonical_key(&table.table, &key);
+            let Some(column) = column else {
+                self.folder.remove(&table, &key, &canonical, &old)?;
+                continue;
+            };
+            let mut new = old.clone();
+            if let Some(index) = column
+                && let (Some(value), Some(default)) = (new.get_mut(index), table.defaults.get(index))
+            {
+                value.clone_from(default);
+            }
+            if !self.folder.set(&table, &key, &canonical, &old, &new)? {
+                return Err(ApplyError::Damaged { what: "a UNIQUE index" });
+            }
+            self.store_many_versions()?;
+        }
+        Ok(())
+    }
+
+    /// Remembers what the steps made, for when the commit that makes it true is found together with others.
+    fn note_schema(&self, conn: &Connection, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        let after = catalogue_of(conn)?;
+        for step in steps {
+            for name in [Some(&step.name), step.name_before.as_ref()].into_iter().flatten() {
+                let is_this = |row: &&SchemaRow| row.kind == step.kind && row.name.eq_ignore_ascii_case(name);
+                let sql = after.rows().iter().find(is_this).and_then(|row| row.sql.as_deref());
+                self.state.note_intent_schema(&step.kind, name, sql)?;
+            }
+        }
+        Ok(())
     }
 
     /// Stores what was done to rows, when it is much.
@@ -205,7 +288,7 @@ impl<'a, 'c> Call<'a, 'c> {
         }
     }
 
-    fn table_now(&self, name: &str) -> Option<Arc<Table>> {
+    pub(super) fn table_now(&self, name: &str) -> Option<Arc<Table>> {
         match &self.made {
             Some((catalogue, _)) => catalogue.written_table(name).cloned(),
             None => self.tables.table(name),
@@ -332,12 +415,7 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Folds an own unit, which is the oldest pending one of its shard. `whole`: the other units of its transaction in this shard follow in
     /// this call, and no foreign one comes between.
-    pub(super) fn fold_own(
-        &mut self,
-        (id, shard): (i64, ShardId),
-        unit: &Unit,
-        whole: bool,
-    ) -> Result<(), ApplyError> {
+    pub(super) fn fold_own(&mut self, (id, shard): (i64, ShardId), unit: &Unit, whole: bool) -> Result<(), ApplyError> {
         self.let_go()?;
         self.state.mark_folded(id)?;
         self.folder.origin = Some(self.state.origin());
@@ -348,7 +426,10 @@ impl<'a, 'c> Call<'a, 'c> {
                 Ok(Some(found)) => found,
                 // The table is gone here by now, or has another key: there is no row to show anything else than the fold.
                 Ok(None) | Err(ApplyError::Cannot(_)) => {
-                    self.forget_gone(&shape.name)?;
+                    // Another table may have the name by now.
+                    if self.table_now(&shape.name).is_none() {
+                        self.forget_gone(&shape.name)?;
+                    }
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -390,7 +471,11 @@ impl<'a, 'c> Call<'a, 'c> {
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
         let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
         let is_alone = self.state.is_alone(table);
-        if !moved_under && !is_alone && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
+        if !moved_under
+            && !is_alone
+            && !table.is_filtered()
+            && self.state.remove_base_of(table, &change.canonical, id)?
+        {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };

@@ -12,7 +12,7 @@ use super::row::SchemaChange;
 use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};
-use crate::schema::{Affinity, Catalogue, Column, Identity, SchemaRow, Table, VirtualTable};
+use crate::schema::{Affinity, Catalogue, Column, Identity, KeyColumn, SchemaRow, Table, VirtualTable};
 
 /// The rows of `sqlite_schema` by rowid.
 pub(crate) type Schema = BTreeMap<i64, SchemaRow>;
@@ -58,6 +58,7 @@ pub(crate) fn schema_table() -> Table {
         shadow_of: None,
         shown_by: None,
         is_virtual: false,
+        first_name: None,
         uniques: Vec::new(),
     }
 }
@@ -186,7 +187,8 @@ pub(crate) fn match_trees(trees: &[Option<Tree>], before: &Schema, schema: &Sche
     matched
 }
 
-/// Whether rows that are equal under the new table's key were so under the old one's: only then do rows of both sides pair one to one.
+/// Whether rows that are equal under the new table's key were so under the old one's: only then do rows of both sides pair one to one. Where a
+/// key is stored as something else than before, what others write by the one kind of key is not found by the other.
 fn rows_continue(old: &Table, new: &Table) -> bool {
     let Some(sources) = reshape(old, new) else { return true };
     let source = |column: usize| sources.get(column).copied().flatten();
@@ -200,10 +202,23 @@ fn rows_continue(old: &Table, new: &Table) -> bool {
             before.len() == after.len()
                 && after.iter().all(|part| {
                     let mut before = before.iter();
-                    before.any(|was| Some(was.column) == source(part.column) && was.collation == part.collation)
+                    before.any(|was| {
+                        Some(was.column) == source(part.column)
+                            && was.collation == part.collation
+                            && stored_as(old, was) == stored_as(new, part)
+                    })
                 })
         }
         _ => false,
+    }
+}
+
+/// What values of a key column become when they are stored.
+fn stored_as(table: &Table, key: &KeyColumn) -> Option<Affinity> {
+    match table.columns.get(key.column)?.affinity {
+        // They differ in CAST alone.
+        Affinity::Numeric => Some(Affinity::Integer),
+        affinity => Some(affinity),
     }
 }
 

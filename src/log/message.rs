@@ -31,6 +31,27 @@ pub struct TableShape {
     pub columns: Vec<String>,
     /// Indexes into `columns` of the key, in key order; empty when rows are told apart by their rowid.
     pub key: Vec<u16>,
+    /// How the table (place 0) and its columns (their index and one) began, in ascending order. Not of what has always been there under the
+    /// name that it has.
+    pub beginnings: Vec<(u16, Beginning)>,
+}
+
+impl TableShape {
+    /// How the table or a column of it began, by the place in `beginnings`, if that is another thing than its name.
+    #[must_use]
+    pub fn beginning(&self, place: u16) -> Option<&Beginning> {
+        let found = self.beginnings.binary_search_by_key(&place, |(at, _)| *at).ok()?;
+        self.beginnings.get(found).map(|(_, beginning)| beginning)
+    }
+}
+
+/// How a table or a column began. It stays so whatever the thing is called later, and tells it from others that have, or had, its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Beginning {
+    /// Its first name, in ASCII lower case.
+    pub name: String,
+    /// Who made it, in which transaction; `None` when it was there before the log.
+    pub made_by: Option<(Origin, u64)>,
 }
 
 /// The key of a changed row.

@@ -38,7 +38,8 @@ pub use error::{ConnectError, LogError, PublishError};
 pub use jetstream::{JetStreamLog, Link, NatsOptions, Question, Questions, ServerFacts, StreamOptions};
 pub use memory::{Faults, MemoryLog};
 pub use message::{
-    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey,
+    Batch, Beginning, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableShape, Unit, UnitChange,
+    UnitKey,
 };
 pub use order::{Folded, Sequence};
 pub use publisher::{Outgoing, PublishState, Published, Retrying, publish, send_round};

@@ -185,6 +185,7 @@ fn shown(table: &VirtualTable, row: &SchemaRow, content: &Table) -> Option<Table
         shadow_of: None,
         shown_by: None,
         is_virtual: true,
+        first_name: None,
         uniques: Vec::new(),
     })
 }

@@ -145,6 +145,7 @@ impl Oracle {
             shadow_of: None,
             shown_by: None,
             is_virtual: false,
+            first_name: None,
             uniques,
         }))
     }

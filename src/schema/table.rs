@@ -84,6 +84,8 @@ pub struct UniqueIndex {
 pub struct Table {
     /// The name as declared. SQLite compares names without ASCII case.
     pub name: String,
+    /// The name by which rows are routed, where that is another one: the first that the table had on the log.
+    pub first_name: Option<String>,
     /// The CREATE TABLE statement; empty for `sqlite_schema`.
     pub sql: String,
     /// The root page of the tree that holds the rows.

@@ -137,9 +137,13 @@ fn unique_on_a_table_whose_rows_travel_apart_moves_them_into_one_shard() {
     for (node, id) in [(1, 4), (2, 5)] {
         let rows = (0..40).map(|i| format!("({}, 'of {node}', {})", id * 100 + i, id * 100 + i));
         let rows = rows.collect::<Vec<_>>().join(", ");
-        cluster.nodes[node].sql(&format!("INSERT INTO t VALUES({id}, 'of {node}', 7), {rows}; UPDATE t SET a = 'of {node}' WHERE id = 3"));
+        cluster.nodes[node].sql(&format!(
+            "INSERT INTO t VALUES({id}, 'of {node}', 7), {rows}; UPDATE t SET a = 'of {node}' WHERE id = 3"
+        ));
     }
-    cluster.nodes[0].sql("INSERT INTO t VALUES(6, 'before', 6); CREATE UNIQUE INDEX t_b ON t(b); INSERT INTO t VALUES(7, 'behind', 500)");
+    cluster.nodes[0].sql(
+        "INSERT INTO t VALUES(6, 'before', 6); CREATE UNIQUE INDEX t_b ON t(b); INSERT INTO t VALUES(7, 'behind', 500)",
+    );
     cluster.server.restart();
     settle(&cluster);
     // Of 4 and 5 one is in the way; and so is 7, or what the third node wrote with its value, by the order of the log.

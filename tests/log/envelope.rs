@@ -174,8 +174,12 @@ fn example() -> woodchuck::log::Batch {
     use std::sync::Arc;
     use woodchuck::change::Op;
     use woodchuck::log::{Header, Origin, RoundPart, ShardId, TableShape, UnitChange, UnitKey};
-    let shape =
-        TableShape { name: "item".into(), columns: vec!["id".into(), "name".into(), "price".into()], key: vec![0] };
+    let shape = TableShape {
+        name: "item".into(),
+        columns: vec!["id".into(), "name".into(), "price".into()],
+        key: vec![0],
+        beginnings: Vec::new(),
+    };
     let change = |op, id: i64, image: Option<Vec<Value>>, mask: &[bool]| UnitChange {
         table: 0,
         op,

@@ -19,7 +19,8 @@ pub const ORIGIN: Origin = Origin { node_id: 3, epoch: 77 };
 
 /// A unit of one row that holds a blob.
 pub fn unit(tx: u64, blob_bytes: usize) -> Unit {
-    let shape = TableShape { name: "t".into(), columns: vec!["id".into(), "x".into()], key: vec![0] };
+    let shape =
+        TableShape { name: "t".into(), columns: vec!["id".into(), "x".into()], key: vec![0], beginnings: Vec::new() };
     let id = Value::Integer(tx as i64);
     let change = UnitChange {
         table: 0,

@@ -76,7 +76,7 @@ fn blob_change(bytes: usize) -> UnitChange {
 }
 
 fn blob_shape() -> Arc<TableShape> {
-    Arc::new(TableShape { name: "b".into(), columns: vec!["x".into()], key: Vec::new() })
+    Arc::new(TableShape { name: "b".into(), columns: vec!["x".into()], key: Vec::new(), beginnings: Vec::new() })
 }
 
 const UNIT_ORIGIN: UnitOrigin =

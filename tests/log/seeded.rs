@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use woodchuck::change::Op;
 use woodchuck::format::{Row, Value};
-use woodchuck::log::{Batch, Body, Header, Origin, RoundPart, ShardId, TableShape, Unit, UnitChange, UnitKey};
+use woodchuck::log::{
+    Batch, Beginning, Body, Header, Origin, RoundPart, ShardId, TableShape, Unit, UnitChange, UnitKey,
+};
 
 /// SplitMix64.
 pub struct Random(u64);
@@ -92,7 +94,16 @@ pub fn row(random: &mut Random, columns: usize) -> Row {
 pub fn shape(random: &mut Random) -> TableShape {
     let columns: Vec<String> = (0..1 + random.below(30)).map(|i| format!("column {i} \"ü\"")).collect();
     let key = (0..random.below(columns.len().min(3) + 1) as u16).rev().collect();
-    TableShape { name: random.pick(&["t", "ORDER", "select \"x\"", "🦫"]).to_owned(), columns, key }
+    let mut beginnings = Vec::new();
+    for place in 0..=columns.len() as u16 {
+        let origin = Origin { node_id: random.next() >> random.below(64), epoch: random.next() };
+        let made_by = random.percent(70).then(|| (origin, random.next() >> random.below(64)));
+        if random.percent(90) {
+            continue;
+        }
+        beginnings.push((place, Beginning { name: format!("first {place}"), made_by }));
+    }
+    TableShape { name: random.pick(&["t", "ORDER", "select \"x\"", "🦫"]).to_owned(), columns, key, beginnings }
 }
 
 pub fn change(random: &mut Random, table: u16, shape: &TableShape) -> UnitChange {

@@ -39,6 +39,7 @@ fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
         shadow_of: None,
         shown_by: None,
         is_virtual: false,
+        first_name: None,
         uniques: Vec::new(),
     })
 }

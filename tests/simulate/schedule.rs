@@ -143,7 +143,7 @@ pub enum Step {
 }
 
 /// Where nodes die: the points that the database thread passes once it runs, the usual ones more often.
-const POINTS: &[Point] = &[
+pub const POINTS: &[Point] = &[
     Point::JournalAppend,
     Point::JournalAppended,
     Point::Captured,

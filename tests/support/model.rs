@@ -72,6 +72,7 @@ impl ModelTable {
             shadow_of: None,
             shown_by: None,
             is_virtual: false,
+            first_name: None,
             uniques: self.uniques.iter().enumerate().map(unique).collect(),
         })
     }

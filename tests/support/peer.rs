@@ -35,6 +35,7 @@ pub struct Snapshot {
     path: PathBuf,
     stand: Stand,
     pub routing: Routing,
+    names: Vec<u8>,
 }
 
 /// A database with its replica, and capture by comparison.
@@ -72,7 +73,7 @@ impl Peer {
         std::fs::copy(&snapshot.path, &path).unwrap();
         let app = Connection::open(&path).unwrap();
         app.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
-        let to = (&snapshot.stand, &snapshot.routing);
+        let to = (&snapshot.stand, &snapshot.routing, snapshot.names.as_slice());
         drop(State::create_at(&dir.path().join("state.db"), "app.db", to, b"here").unwrap());
         Peer::over(dir, app, node_id, Merge::Column)
     }
@@ -213,7 +214,13 @@ impl Peer {
         let copy = Connection::open(&path).unwrap();
         frozen.put_base(&copy, &look_up(&catalogue(&self.app))).unwrap();
         let shards: Vec<ShardId> = (1..=SHARDS).map(ShardId).collect();
-        Snapshot { _dir: dir, path, stand: frozen.stand(&shards).unwrap(), routing: frozen.routing() }
+        Snapshot {
+            _dir: dir,
+            path,
+            stand: frozen.stand(&shards).unwrap(),
+            routing: frozen.routing(),
+            names: frozen.names().unwrap(),
+        }
     }
 
     pub fn catch_up(&mut self, snapshot: &Snapshot) {
@@ -221,7 +228,7 @@ impl Peer {
         self.conn.execute(&attach, [snapshot.path.to_str().unwrap()]).unwrap();
         let tables = catalogue(&self.app);
         self.replica.begin(&self.conn).unwrap();
-        let to = (&snapshot.stand, &snapshot.routing);
+        let to = (&snapshot.stand, &snapshot.routing, snapshot.names.as_slice());
         self.replica.catch_up(&self.conn, &look_up(&tables), to, &route(), None).unwrap();
         if self.replica.commit(&self.conn).unwrap() == Outcome::Written {
             self.replica.finish(Some(b"behind")).unwrap();

@@ -31,6 +31,13 @@ pub(super) fn judge_unit(unit: &Unit) -> Result<(), String> {
         if shape.key.iter().any(|column| usize::from(*column) >= shape.columns.len()) {
             return Err(format!("table {} has a key column that is not there", shape.name));
         }
+        let is_there = |(place, _): &(u16, _)| usize::from(*place) <= shape.columns.len();
+        if !shape.beginnings.is_sorted_by(|(a, _), (b, _)| a < b) || !shape.beginnings.iter().all(is_there) {
+            return Err(format!(
+                "the beginnings of table {} are not in order, or of columns that are not there",
+                shape.name
+            ));
+        }
     }
     for (index, change) in unit.changes.iter().enumerate() {
         judge_change(unit, change).map_err(|what| format!("change {index}: {what}"))?;

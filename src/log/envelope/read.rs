@@ -8,7 +8,8 @@ use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
 use super::super::message::{
-    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableShape, Unit, UnitChange, UnitKey,
+    Batch, Beginning, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableShape, Unit, UnitChange,
+    UnitKey,
 };
 use super::judge::{judge_header, judge_unit};
 use super::{ENVELOPE_VERSION, EnvelopeError, NESTING_MAX, ZSTD_MAGIC};
@@ -297,10 +298,11 @@ fn read_tables<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Vec<Ar
 }
 
 fn read_shape(d: &mut Decoder<'_>) -> Result<TableShape> {
-    let (mut name, mut columns, mut key) = (None, None, None);
+    let (mut name, mut columns, mut key, mut beginnings) = (None, None, None, Vec::new());
     for _ in 0..map(d)? {
         match next(d, Decoder::str)? {
             "name" => name = Some(next(d, Decoder::str)?.to_owned()),
+            "beginnings" => beginnings = read_list(d, read_beginning)?,
             "columns" => columns = Some(read_list(d, |d| next(d, Decoder::str).map(str::to_owned))?),
             "key" => key = Some(read_list(d, |d| next(d, Decoder::u16))?),
             _ => skip(d, 0)?,
@@ -311,7 +313,22 @@ fn read_shape(d: &mut Decoder<'_>) -> Result<TableShape> {
         name: name.ok_or_else(|| missing("name"))?,
         columns: columns.ok_or_else(|| missing("columns"))?,
         key: key.ok_or_else(|| missing("key"))?,
+        beginnings,
     })
+}
+
+fn read_beginning(d: &mut Decoder<'_>) -> Result<(u16, Beginning)> {
+    let length = array(d)?;
+    let (place, name) = (next(d, Decoder::u16)?, next(d, Decoder::str)?.to_owned());
+    let made_by = match length {
+        2 => None,
+        5 => {
+            let origin = Origin { node_id: next(d, Decoder::u64)?, epoch: next(d, Decoder::u64)? };
+            Some((origin, next(d, Decoder::u64)?))
+        }
+        _ => return Err(damage(d, "a beginning has neither two nor five elements")),
+    };
+    Ok((place, Beginning { name, made_by }))
 }
 
 fn read_change(d: &mut Decoder<'_>, tables: &[Arc<TableShape>]) -> Result<UnitChange> {

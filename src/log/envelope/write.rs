@@ -1,6 +1,6 @@
 //! Batches to bytes. CBOR heads are written directly: memory cannot refuse a byte, and this is the path of every row.
 
-use super::super::message::{Batch, Body, Header, SchemaStep, TableShape, Unit, UnitChange, UnitKey};
+use super::super::message::{Batch, Beginning, Body, Header, SchemaStep, TableShape, Unit, UnitChange, UnitKey};
 use super::ENVELOPE_VERSION;
 use crate::change::Op;
 use crate::format::Value;
@@ -164,7 +164,7 @@ fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
 }
 
 fn push_shape(out: &mut Vec<u8>, shape: &TableShape) {
-    head(out, MAP, 3);
+    head(out, MAP, 3 + u64::from(!shape.beginnings.is_empty()));
     text(out, "name");
     text(out, &shape.name);
     text(out, "columns");
@@ -176,6 +176,24 @@ fn push_shape(out: &mut Vec<u8>, shape: &TableShape) {
     head(out, ARRAY, shape.key.len() as u64);
     for column in &shape.key {
         head(out, UINT, (*column).into());
+    }
+    if !shape.beginnings.is_empty() {
+        text(out, "beginnings");
+        head(out, ARRAY, shape.beginnings.len() as u64);
+        for (place, beginning) in &shape.beginnings {
+            push_beginning(out, *place, beginning);
+        }
+    }
+}
+
+fn push_beginning(out: &mut Vec<u8>, place: u16, beginning: &Beginning) {
+    head(out, ARRAY, if beginning.made_by.is_some() { 5 } else { 2 });
+    head(out, UINT, place.into());
+    text(out, &beginning.name);
+    if let Some((origin, tx)) = beginning.made_by {
+        for number in [origin.node_id, origin.epoch, tx] {
+            head(out, UINT, number);
+        }
     }
 }
 
@@ -319,7 +337,9 @@ pub(in super::super) fn schema_bytes(step: &SchemaStep) -> usize {
 
 /// The most bytes that a table's shape takes when encoded.
 pub(in super::super) fn shape_bytes(shape: &TableShape) -> usize {
-    64 + shape.name.len() + shape.columns.iter().map(|column| column.len() + 9).sum::<usize>() + shape.key.len() * 3
+    let beginnings = shape.beginnings.iter().map(|(_, beginning)| beginning.name.len() + 48).sum::<usize>();
+    let columns = shape.columns.iter().map(|column| column.len() + 9).sum::<usize>();
+    64 + shape.name.len() + columns + shape.key.len() * 3 + beginnings
 }
 
 fn row_bytes(row: &[Value]) -> usize {

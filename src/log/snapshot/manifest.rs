@@ -1,4 +1,5 @@
-//! What a snapshot says about itself before the database follows: where the fold stands that it holds, and how rows travel.
+//! What a snapshot says about itself before the database follows: where the fold stands that it holds, how rows travel, and what became of
+//! names.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -22,6 +23,8 @@ const VERSION: u16 = 3;
 const VERSION_WITH_ROUTING: u16 = 2;
 /// And from this one on, in which shards that is so although it was otherwise before.
 const VERSION_WITH_MOVES: u16 = 3;
+/// They say from then on as well what became of names.
+const VERSION_WITH_NAMES: u16 = 3;
 /// Length of a blake3 hash in bytes.
 pub const HASH_BYTES: usize = 32;
 /// A manifest holds a few numbers per shard and origin; more than this is damage, and must not become an allocation.
@@ -59,6 +62,9 @@ pub struct SnapshotManifest {
     pub stand: Stand,
     /// How rows travel. Empty in manifests of version 1.
     pub routing: Routing,
+    /// What became of the names of tables and columns, as the layer that applies changes writes it down: the database has only those of now,
+    /// and messages behind the snapshot may be by nodes that know earlier ones. Empty in manifests before version 3.
+    pub names: Vec<u8>,
     /// Length of the database.
     pub database_bytes: u64,
     /// The blake3 hash of the database.
@@ -66,13 +72,14 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name, [shard…]]…]]`.
+    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name, [shard…]]…],
+    /// names]`.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut write = || -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
             let mut to = Encoder::new(&mut out);
-            to.array(5)?.u16(VERSION)?.u64(self.database_bytes)?.bytes(&self.blake3)?;
+            to.array(6)?.u16(VERSION)?.u64(self.database_bytes)?.bytes(&self.blake3)?;
             to.array(self.stand.len() as u64)?;
             for (shard, stand) in &self.stand {
                 to.array(3)?.u16(shard.0)?.u64(stand.seq.0)?.array(stand.folded.len() as u64)?;
@@ -88,6 +95,7 @@ impl SnapshotManifest {
                     to.u16(shard.0)?;
                 }
             }
+            to.bytes(&self.names)?;
             Ok(())
         };
         // Memory cannot refuse a byte.
@@ -134,7 +142,8 @@ impl SnapshotManifest {
                     routing.insert(table, travels);
                 }
             }
-            Ok(SnapshotManifest { stand, routing, database_bytes, blake3 })
+            let names = if version >= VERSION_WITH_NAMES { from.bytes()?.to_vec() } else { Vec::new() };
+            Ok(SnapshotManifest { stand, routing, names, database_bytes, blake3 })
         };
         read().map_err(|_| "its manifest cannot be read")
     }
@@ -152,7 +161,8 @@ mod tests {
         let stand = Stand::from([(ShardId(1), stand), (ShardId(2), ShardStand::default())]);
         let moved = TableRouting { by_name: true, moved_in: vec![ShardId(1), ShardId(2)] };
         let routing = Routing::from([("by_key".to_owned(), TableRouting::default()), ("by_name".to_owned(), moved)]);
-        let manifest = SnapshotManifest { stand, routing, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
+        let names = vec![1, 2, 3];
+        let manifest = SnapshotManifest { stand, routing, names, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
         let bytes = manifest.encode();
         assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));
         for end in 0..bytes.len() {
@@ -162,7 +172,7 @@ mod tests {
 
     /// Snapshots outlive the version that made them: a node that begins with one may be the first of its version.
     #[test]
-    fn a_manifest_of_version_1_is_read_and_one_of_the_next_is_refused() {
+    fn manifests_of_earlier_versions_are_read_and_one_of_the_next_is_refused() {
         let mut bytes = vec![0x84, 1, 7, 0x58, 32];
         bytes.extend([9; HASH_BYTES]);
         // One shard, number 1, at message 5, with one origin.
@@ -170,8 +180,14 @@ mod tests {
         let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
         let stand = ShardStand { seq: StreamSeq(5), folded: vec![(Origin { node_id: 7, epoch: 8 }, folded)] };
         let stand = Stand::from([(ShardId(1), stand)]);
-        let manifest = SnapshotManifest { stand, routing: Routing::new(), database_bytes: 7, blake3: [9; HASH_BYTES] };
-        assert_eq!(SnapshotManifest::decode(&bytes), Ok(manifest));
+        let (routing, names) = (Routing::new(), Vec::new());
+        let mut manifest = SnapshotManifest { stand, routing, names, database_bytes: 7, blake3: [9; HASH_BYTES] };
+        assert_eq!(SnapshotManifest::decode(&bytes).as_ref(), Ok(&manifest));
+        bytes[..2].copy_from_slice(&[0x85, 2]);
+        // One table, `t`, that travels by its name.
+        bytes.extend([0x81, 0x82, 0x61, b't', 0xf5]);
+        manifest.routing.insert("t".to_owned(), TableRouting { by_name: true, moved_in: Vec::new() });
+        assert_eq!(SnapshotManifest::decode(&bytes).as_ref(), Ok(&manifest));
         for other in [0, VERSION + 1] {
             bytes[1] = u8::try_from(other).unwrap();
             assert_eq!(SnapshotManifest::decode(&bytes), Err("it was made by another version of woodchuck"));

@@ -148,7 +148,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&(0..100_000_u32).flat_map(u32::to_be_bytes).collect::<Vec<u8>>()).unwrap();
         let (database_bytes, blake3) = hash_file(&mut file).unwrap();
-        let manifest = SnapshotManifest { stand: Stand::new(), routing: Routing::new(), database_bytes, blake3 };
+        let (stand, routing, names) = (Stand::new(), Routing::new(), Vec::new());
+        let manifest = SnapshotManifest { stand, routing, names, database_bytes, blake3 };
         let mut out = Vec::new();
         pack(&manifest, &mut file, &mut out, &mut |_| {}).unwrap();
         out

@@ -129,14 +129,15 @@ impl Database {
             return Ok(None);
         }
         let frozen = FrozenState::open(&self.directory.file("state.db"))?;
-        if frozen.is_inside_pieces()? {
+        // Its own changes of the schema are in the database, and no base takes them back.
+        if frozen.is_inside_pieces()? || frozen.has_own_schema()? {
             return Ok(None);
         }
         let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(None) };
-        let (stand, routing) = (frozen.stand(&self.shards)?, frozen.routing());
+        let (stand, routing, names) = (frozen.stand(&self.shards)?, frozen.routing(), frozen.names()?);
         let catalogue = Arc::clone(self.attached.follower.catalogue());
         let tables = Box::new(move |name: &str| catalogue.written_table(name).cloned());
-        Ok(Some(Moment { held, frozen, stand, routing, tables }))
+        Ok(Some(Moment { held, frozen, stand, routing, names, tables }))
     }
 
     /// A shard cannot be read on. Falling behind is mended by a snapshot; anything else ends the node.
@@ -316,8 +317,10 @@ impl Database {
             }
             Looking::No | Looking::UnderWay { .. } | Looking::Done { .. } => (None, None),
         };
-        let to = (&fetched.manifest.stand, &fetched.manifest.routing);
-        let counts = self.replica.catch_up(&self.attached.connection, &tables, to, &route, beforehand)?;
+        let manifest = &fetched.manifest;
+        let to = (&manifest.stand, &manifest.routing, manifest.names.as_slice());
+        let done = self.replica.catch_up(&self.attached.connection, &tables, to, &route, beforehand)?;
+        let counts = done.counts;
         let no = fetched.info.no;
         let committed = self.commit_folded()?;
         let rows = counts.rows_inserted + counts.rows_updated + counts.rows_deleted;
@@ -326,6 +329,15 @@ impl Database {
             looked.map_or_else(String::new, |took| format!(", compared for {took:.1?} before")),
             committed.duration_since(began)
         );
+        if !done.schema.is_empty() {
+            tracing::info!("the schema was caught up with: {}", done.schema.join(", "));
+        }
+        if !done.alone.is_empty() {
+            tracing::warn!(
+                "the snapshot has no table {}, and nobody has told that it was dropped: it stays here",
+                done.alone.join(", ")
+            );
+        }
         self.reporter.count(&counts);
         Ok(true)
     }

@@ -20,6 +20,7 @@ pub(in crate::node) struct Moment {
     pub(in crate::node) frozen: FrozenState,
     pub(in crate::node) stand: Stand,
     pub(in crate::node) routing: Routing,
+    pub(in crate::node) names: Vec<u8>,
     pub(in crate::node) tables: Box<dyn Tables + Send>,
 }
 
@@ -36,7 +37,7 @@ pub(in crate::node) fn make(
     };
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
     let mut file = file.map_err(fail("cannot make a copy for a snapshot"))?;
-    let Moment { held, frozen, stand, routing, tables } = moment;
+    let Moment { held, frozen, stand, routing, names, tables } = moment;
     held.copy_to(&file).map_err(CaptureError::Shadow)?;
     drop(held);
     set_wal(&file, false).map_err(fail("cannot write a snapshot"))?;
@@ -56,5 +57,5 @@ pub(in crate::node) fn make(
     drop(copy);
     set_wal(&file, true).map_err(fail("cannot write a snapshot"))?;
     let (database_bytes, blake3) = hash_file(&mut file).map_err(fail("cannot read a snapshot"))?;
-    Ok((file, SnapshotManifest { stand, routing, database_bytes, blake3 }))
+    Ok((file, SnapshotManifest { stand, routing, names, database_bytes, blake3 }))
 }

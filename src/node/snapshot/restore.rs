@@ -291,7 +291,7 @@ fn put_in_place(
     let position = write_shadow(&what.state_dir, part, identity).map_err(CaptureError::Shadow)?;
     let name = what.db_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let position = position_bytes(&position, 1);
-    let to = (&fetched.manifest.stand, &fetched.manifest.routing);
+    let to = (&fetched.manifest.stand, &fetched.manifest.routing, fetched.manifest.names.as_slice());
     let state = State::create_at(&directory.file("state.db"), &name, to, &position)?;
     state.setting_or("shards", &what.streams.shard_count.to_be_bytes())?;
     state.setting_or("joined", b"")?;

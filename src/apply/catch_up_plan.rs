@@ -1,0 +1,360 @@
+//! The schema of a snapshot, with own changes that are pending on top of it: what it comes to.
+//!
+//! Messages that others changed the schema with are gone, and the snapshot says only what came of them. So there is nothing to fold one by one.
+//! What is wanted is the snapshot's schema with own pending changes, as the others will have it when these reach them.
+//!
+//! Which table of the snapshot is which of these here is told by what became of names.
+
+use std::collections::{BTreeSet, HashMap};
+
+use rusqlite::Connection;
+
+use super::error::{ApplyError, Cannot};
+use super::names::TableNames;
+use super::schema_steps::{ColumnStep, alteration, columns_of, sql_of, statement};
+use super::sql::quoted;
+use crate::log::SchemaStep;
+use crate::schema::{Catalogue, Module, VirtualTable};
+
+/// Renames that are followed at most: a circle of them leads nowhere.
+const RENAMES_MAX: usize = 64;
+
+/// Something in a schema that travels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Object {
+    pub(super) kind: String,
+    pub(super) name: String,
+    table: String,
+    pub(super) sql: String,
+}
+
+impl Object {
+    pub(super) fn lower(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        self.kind == "table"
+    }
+
+    pub(super) fn is(&self, kind: &str, name: &str) -> bool {
+        self.kind == kind && self.name.eq_ignore_ascii_case(name)
+    }
+}
+
+/// What of a schema travels: see [`super::local`].
+pub(super) fn travelling(catalogue: &Catalogue, travels: &dyn Fn(&str) -> bool) -> Vec<Object> {
+    let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
+    let rows = catalogue
+        .rows()
+        .iter()
+        .filter(|row| !is_internal(&row.name) && catalogue.shadow_of(&row.table).is_none() && travels(&row.table));
+    rows.filter_map(|row| {
+        let sql = row.sql.clone()?;
+        let is_known = row.kind != "table"
+            || VirtualTable::parse(&row.name, &sql).is_none_or(|table| table.module != Module::Other);
+        is_known.then(|| Object { kind: row.kind.clone(), name: row.name.clone(), table: row.table.clone(), sql })
+    })
+    .collect()
+}
+
+/// An own change of the schema that is pending.
+#[derive(Debug)]
+pub(super) struct PendingStep {
+    pub(super) tx: u64,
+    pub(super) step: SchemaStep,
+}
+
+impl PendingStep {
+    fn is_about(&self, kind: &str, name: &str) -> bool {
+        let names = [Some(&self.step.name), self.step.name_before.as_ref()];
+        self.step.kind == kind && names.into_iter().flatten().any(|other| other.eq_ignore_ascii_case(name))
+    }
+}
+
+/// What a table here was before own pending changes.
+struct Origin<'p> {
+    /// Its name and its definition then; `None` where they have made it.
+    was: Option<(String, String)>,
+    /// Those of them that have changed it, oldest first.
+    changes: Vec<&'p SchemaStep>,
+}
+
+fn origin_of<'p>(object: &Object, pending: &'p [PendingStep]) -> Origin<'p> {
+    let (mut name, mut sql) = (object.name.clone(), object.sql.clone());
+    let mut changes = Vec::new();
+    for PendingStep { step, .. } in pending.iter().rev() {
+        if step.kind != "table" || !step.name.eq_ignore_ascii_case(&name) {
+            continue;
+        }
+        match (&step.before, &step.after) {
+            (_, None) => break,
+            (None, Some(_)) => return Origin { was: None, changes: Vec::new() },
+            (Some(before), Some(_)) => {
+                changes.push(step);
+                name = step.name_before.clone().unwrap_or(name);
+                sql.clone_from(before);
+            }
+        }
+    }
+    changes.reverse();
+    Origin { was: Some((name, sql)), changes }
+}
+
+/// What became of a table while this node was away.
+enum Mate {
+    /// It has this name in the snapshot.
+    Is(String),
+    Gone,
+    /// The snapshot has no such table, and nobody has told that it was dropped: it may be this node's alone.
+    Unknown,
+}
+
+/// A table that is wanted.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) name: String,
+    pub(super) sql: String,
+    /// What it is here, in lower case.
+    pub(super) from: Option<String>,
+}
+
+/// What is wanted, and what becomes of the snapshot's tables.
+pub(super) struct Plan {
+    pub(super) here: Vec<Object>,
+    pub(super) tables: Vec<Wanted>,
+    /// Indexes, views and triggers.
+    pub(super) others: Vec<Object>,
+    /// Of these, by kind and name in lower case, own pending changes have the last word: they stay as they are.
+    pub(super) as_is: BTreeSet<(String, String)>,
+    /// What the snapshot's tables are called here, by name in lower case; `None` for those that own pending changes have dropped.
+    pub(super) names: HashMap<String, Option<String>>,
+    /// Tables of the snapshot, in lower case, whose columns own pending changes have changed.
+    pub(super) altered: BTreeSet<String>,
+    /// Tables that only this node has.
+    pub(super) alone: Vec<String>,
+    /// The snapshot has told what became of names.
+    pub(super) is_told: bool,
+}
+
+/// Works out what is wanted. `known` and `told` are what became of names as this node knew it and as the snapshot has it.
+pub(super) fn plan(
+    here: Vec<Object>,
+    there: &[Object],
+    pending: &[PendingStep],
+    known: &TableNames,
+    told: &TableNames,
+) -> Result<Plan, ApplyError> {
+    let theirs: HashMap<String, &Object> =
+        there.iter().filter(|object| object.is_table()).map(|object| (object.lower(), object)).collect();
+    let mut mates: HashMap<String, (&Object, Origin<'_>)> = HashMap::new();
+    let (mut plan, mut own) = (Plan::empty(), HashMap::new());
+    for object in here.iter().filter(|object| object.is_table()) {
+        let origin = origin_of(object, pending);
+        let Some((was, _)) = &origin.was else {
+            own.insert(object.lower(), object);
+            continue;
+        };
+        match mate_of(&was.to_ascii_lowercase(), &theirs, known, told) {
+            Mate::Is(name) => {
+                if let Some((other, _)) = mates.insert(name, (object, origin)) {
+                    return Err(differs(object, &other.sql));
+                }
+            }
+            Mate::Gone => {}
+            Mate::Unknown => {
+                let from = Some(object.lower());
+                plan.alone.push(object.name.clone());
+                plan.tables.push(Wanted { name: object.name.clone(), sql: object.sql.clone(), from });
+            }
+        }
+    }
+    for object in there.iter().filter(|object| object.is_table()) {
+        let lower = object.lower();
+        let wanted = match mates.remove(&lower) {
+            Some((ours, origin)) => {
+                if !origin.changes.is_empty() {
+                    plan.altered.insert(lower.clone());
+                }
+                let (name, sql) = with_changes(ours, &origin, object)?;
+                Wanted { name, sql, from: Some(ours.lower()) }
+            }
+            None if is_dropped(pending, &object.name) => {
+                plan.names.insert(lower, None);
+                continue;
+            }
+            None => match own.remove(&lower) {
+                Some(ours) if ours.sql == object.sql => {
+                    Wanted { name: object.name.clone(), sql: object.sql.clone(), from: Some(lower.clone()) }
+                }
+                Some(ours) => return Err(differs(ours, &object.sql)),
+                None => Wanted { name: object.name.clone(), sql: object.sql.clone(), from: None },
+            },
+        };
+        plan.names.insert(lower, Some(wanted.name.clone()));
+        plan.tables.push(wanted);
+    }
+    let made = own.values().map(|object| Wanted {
+        name: object.name.clone(),
+        sql: object.sql.clone(),
+        from: Some(object.lower()),
+    });
+    plan.tables.extend(made);
+    // What nobody wants any more becomes what has its name. (Its rows are compared with the new ones, as whoever captures it does.)
+    let used: BTreeSet<String> = plan.tables.iter().filter_map(|wanted| wanted.from.clone()).collect();
+    for wanted in plan.tables.iter_mut().filter(|wanted| wanted.from.is_none()) {
+        let lower = wanted.name.to_ascii_lowercase();
+        wanted.from =
+            Some(lower).filter(|lower| !used.contains(lower) && here.iter().any(|object| object.is("table", lower)));
+    }
+    plan.take_others(&here, there, pending);
+    plan.here = here;
+    Ok(plan)
+}
+
+/// Whether own pending changes drop the table of this name that others know.
+fn is_dropped(pending: &[PendingStep], name: &str) -> bool {
+    let mut is_own = false;
+    for PendingStep { step, .. } in pending.iter().filter(|other| other.is_about("table", name)) {
+        let is_named = step.name.eq_ignore_ascii_case(name);
+        match (&step.before, &step.after) {
+            (None, Some(_)) => is_own = true,
+            (_, None) if is_named && !is_own => return true,
+            (_, None) => is_own = false,
+            (Some(_), Some(_)) => is_own &= is_named,
+        }
+    }
+    false
+}
+
+fn mate_of(was: &str, theirs: &HashMap<String, &Object>, known: &TableNames, told: &TableNames) -> Mate {
+    let mut name = was.to_owned();
+    // The name may have been given to another one since.
+    if told.is_another(known, was) {
+        match told.former(was) {
+            Some(Some(now)) => name = now,
+            Some(None) | None => return Mate::Gone,
+        }
+    }
+    for _ in 0..RENAMES_MAX {
+        if theirs.contains_key(&name) {
+            return Mate::Is(name);
+        }
+        match told.now(&name) {
+            Some(Some(now)) => name = now,
+            Some(None) => return Mate::Gone,
+            None => return Mate::Unknown,
+        }
+    }
+    Mate::Unknown
+}
+
+fn differs(ours: &Object, theirs: &str) -> ApplyError {
+    let (kind, name) = (ours.kind.clone(), ours.name.clone());
+    Cannot::SchemaDiffers { kind, name, ours: ours.sql.clone(), theirs: theirs.to_owned() }.into()
+}
+
+/// The snapshot's table with own pending changes, as they will come to others: its name and its definition.
+fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(String, String), ApplyError> {
+    let is_untouched =
+        origin.was.as_ref().is_some_and(|(name, sql)| *sql == theirs.sql && name.eq_ignore_ascii_case(&theirs.name));
+    if origin.changes.is_empty() {
+        return Ok((theirs.name.clone(), theirs.sql.clone()));
+    }
+    if is_untouched || (ours.sql == theirs.sql && ours.name == theirs.name) {
+        return Ok((ours.name.clone(), ours.sql.clone()));
+    }
+    let refused = |source| ApplyError::schema("table", &theirs.name, source);
+    let scratch = Connection::open_in_memory().map_err(refused)?;
+    scratch.execute(&theirs.sql, []).map_err(refused)?;
+    let mut name = theirs.name.clone();
+    for step in &origin.changes {
+        let (Some(before), Some(after)) = (&step.before, &step.after) else { continue };
+        let way = alteration(step, before, after).map_err(refused)?;
+        if let Some(old) = &step.name_before {
+            if !old.eq_ignore_ascii_case(&name) {
+                return Err(differs(ours, &theirs.sql));
+            }
+            scratch
+                .execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(&name), quoted(&step.name)), [])
+                .map_err(refused)?;
+            name.clone_from(&step.name);
+        }
+        if !way.is_alter {
+            return Err(differs(ours, &theirs.sql));
+        }
+        for column in &way.columns {
+            let all = columns_of(&scratch, &name).map_err(refused)?;
+            if is_due(column, &all) {
+                scratch.execute(&statement(&name, column), []).map_err(refused)?;
+            }
+        }
+    }
+    let sql = sql_of(&scratch, "table", &name).map_err(refused)?.unwrap_or_default();
+    Ok((name, sql))
+}
+
+/// Whether a table with these columns is not yet what the step makes of it.
+fn is_due(column: &ColumnStep, all: &[String]) -> bool {
+    let has = |name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
+    match column {
+        ColumnStep::Add { name, .. } => !has(name),
+        ColumnStep::Drop { name } => has(name),
+        ColumnStep::Rename { from, to } => has(from) && !has(to),
+    }
+}
+
+impl Plan {
+    fn empty() -> Plan {
+        Plan {
+            here: Vec::new(),
+            tables: Vec::new(),
+            others: Vec::new(),
+            as_is: BTreeSet::new(),
+            names: HashMap::new(),
+            altered: BTreeSet::new(),
+            alone: Vec::new(),
+            is_told: false,
+        }
+    }
+
+    /// Indexes, views and triggers: the snapshot's, where own pending changes do not speak of them.
+    fn take_others(&mut self, here: &[Object], there: &[Object], pending: &[PendingStep]) {
+        let is_ours = |object: &Object| {
+            let is_alone = self.alone.iter().any(|table| table.eq_ignore_ascii_case(&object.table));
+            is_alone || pending.iter().any(|other| other.is_about(&object.kind, &object.name))
+        };
+        for object in here.iter().filter(|object| !object.is_table() && is_ours(object)) {
+            self.as_is.insert((object.kind.clone(), object.lower()));
+        }
+        let wanted = there.iter().filter(|object| !object.is_table() && !is_ours(object));
+        let (mut views, mut rest): (Vec<Object>, Vec<Object>) =
+            wanted.cloned().partition(|object| object.kind == "view");
+        views.append(&mut rest);
+        self.others = views;
+        // What own pending changes have dropped takes with it what stands on it.
+        let is_gone = |table: &str| matches!(self.names.get(&table.to_ascii_lowercase()), Some(None));
+        self.others.retain(|object| object.kind == "view" || !is_gone(&object.table));
+    }
+
+    pub(super) fn is_wanted(&self, object: &Object) -> bool {
+        self.as_is.contains(&(object.kind.clone(), object.lower()))
+            || self.others.iter().any(|other| other.is(&object.kind, &object.name) && other.sql == object.sql)
+    }
+
+    pub(super) fn table_here(&self, lower: &str) -> Option<&Object> {
+        self.here.iter().find(|object| object.is("table", lower))
+    }
+
+    /// Whether everything is as wanted.
+    pub(super) fn is_made(&self) -> bool {
+        let is_there = |wanted: &Wanted| {
+            let from = wanted.from.as_deref().and_then(|from| self.table_here(from));
+            from.is_some_and(|object| object.name == wanted.name && object.sql == wanted.sql)
+        };
+        self.tables.iter().all(is_there)
+            && self.here.iter().filter(|object| object.is_table()).count() == self.tables.len()
+            && self.here.iter().filter(|object| !object.is_table()).all(|object| self.is_wanted(object))
+            && self.others.iter().all(|object| self.here.contains(object))
+    }
+}

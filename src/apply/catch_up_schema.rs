@@ -1,0 +1,283 @@
+//! Makes the schema that is wanted of a node that catches up, all at once: what is as wanted already is left alone.
+//!
+//! Rows need no care: a change of the schema has a part in every shard, so where there was one the snapshot has all rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::Connection;
+
+use super::catch_up::SNAPSHOT_SCHEMA;
+use super::catch_up_plan::{Object, PendingStep, Plan, Wanted, plan, travelling};
+use super::error::{ApplyError, Cannot};
+use super::indexes;
+use super::names::{Birth, FIRST_SHARD};
+use super::names_told::schema_rounds_told;
+use super::schema_steps::{Maker, alteration, catalogue_of, schema_effect, sql_of, statement};
+use super::snapshot::catalogue_in;
+use super::sql::quoted;
+use super::state::{State, origin_bytes};
+use super::undo_redo::Call;
+use crate::log::{SchemaStep, ShardId, Stand};
+use crate::schema::{Catalogue, VirtualTable};
+
+/// What tables are called while their names are given to others.
+const ASIDE: &str = "woodchuck_aside_";
+
+/// What was done to the schema.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// Tables that are not what they were, in lower case.
+    pub(super) tables: BTreeSet<String>,
+    before: Option<Catalogue>,
+    /// What was changed, in words.
+    pub(super) told: Vec<String>,
+}
+
+impl State {
+    /// Own changes of the schema that the fold of a shard has not reached, in order.
+    fn own_steps(&self, shard: ShardId) -> Result<Vec<PendingStep>, ApplyError> {
+        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id";
+        let mut found = self.db.prepare_cached(sql)?;
+        let ids = found.query_map([shard.0], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+        let mut steps = Vec::new();
+        for id in ids {
+            let unit = self.pending_unit(id)?;
+            steps.extend(unit.schema.into_iter().map(|step| PendingStep { tx: unit.tx, step }));
+        }
+        Ok(steps)
+    }
+
+    /// Own changes of the schema are on top of what the snapshot tells of names.
+    fn note_own_steps(&mut self, pending: &[PendingStep]) -> Result<(), ApplyError> {
+        let origin = self.origin();
+        for PendingStep { tx, step } in pending {
+            let columns = match (&step.before, &step.after) {
+                (Some(before), Some(after)) if step.kind == "table" => {
+                    alteration(step, before, after).map(|way| way.columns).unwrap_or_default()
+                }
+                _ => Vec::new(),
+            };
+            self.note_names(step, &columns, &Birth { origin, tx: *tx, seq: None })?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a snapshot that is without a change of the schema which was made here: what it has is not behind that.
+    fn refuse_without_schema(&self, said: &Said<'_>) -> Result<(), ApplyError> {
+        let of_first = said.stand.get(&FIRST_SHARD).map(|stand| stand.folded.as_slice()).unwrap_or_default();
+        let told = schema_rounds_told(said.names)?;
+        for (origin, round_no) in self.schema_rounds()? {
+            let folded = of_first.iter().find(|(other, _)| origin_bytes(*other)[..] == *origin);
+            let is_folded = folded.is_some_and(|(_, folded)| folded.round_no >= round_no);
+            if !is_folded && told.get(&origin).is_none_or(|told| *told < round_no) {
+                return Err(Cannot::SnapshotWithoutSchema.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a snapshot says beside its database.
+pub(super) struct Said<'a> {
+    pub(super) stand: &'a Stand,
+    pub(super) names: &'a [u8],
+}
+
+impl Call<'_, '_> {
+    /// Works out the schema that is wanted, and takes what the snapshot tells of names. `is_newer`: the snapshot is ahead in every shard.
+    pub(super) fn plan_schema(
+        &mut self,
+        conn: &Connection,
+        said: &Said<'_>,
+        is_newer: bool,
+        travels: &dyn Fn(&str) -> bool,
+    ) -> Result<Plan, ApplyError> {
+        let pending = self.state.own_steps(FIRST_SHARD)?;
+        let here = travelling(&catalogue_of(conn)?, travels);
+        let there = travelling(&catalogue_in(conn, SNAPSHOT_SCHEMA)?, travels);
+        let known = self.state.table_names(&pending.iter().map(|pending| pending.tx).collect())?;
+        if !is_newer {
+            return plan(here, &there, &pending, &known, &known);
+        }
+        self.state.refuse_without_schema(said)?;
+        self.state.keep_names()?;
+        if !self.state.take_names(said.names)? {
+            return plan(here, &there, &pending, &known, &known);
+        }
+        let told = self.state.table_names(&BTreeSet::new())?;
+        self.state.note_own_steps(&pending)?;
+        Ok(Plan { is_told: true, ..plan(here, &there, &pending, &known, &told)? })
+    }
+
+    /// Makes what is wanted, but for indexes: rows that are still here may have no place in them.
+    pub(super) fn make_tables(&mut self, conn: &Connection, plan: &Plan) -> Result<Made, ApplyError> {
+        let mut made = Made::default();
+        if plan.is_made() {
+            return Ok(made);
+        }
+        let before = catalogue_of(conn)?;
+        let mut effect = schema_effect(conn)?;
+        indexes::forget(conn)?;
+        for object in plan.here.iter().filter(|object| !object.is_table() && !plan.is_wanted(object)) {
+            conn.execute(&format!("DROP {} IF EXISTS {}", object.kind, quoted(&object.name)), [])
+                .map_err(|source| ApplyError::schema(&object.kind, &object.name, source))?;
+        }
+        let is_from = |lower: &String| plan.tables.iter().any(|wanted| wanted.from.as_ref() == Some(lower));
+        for object in plan.here.iter().filter(|object| object.is_table() && !is_from(&object.lower())) {
+            let refused = |source| ApplyError::schema("table", &object.name, source);
+            conn.execute(&format!("DROP TABLE {}", quoted(&object.name)), []).map_err(refused)?;
+            self.state.clear_base(&object.name)?;
+            made.tables.insert(object.lower());
+            made.told.push(format!("table {} dropped", object.name));
+        }
+        self.rename_tables(conn, plan, &mut made)?;
+        for wanted in &plan.tables {
+            let refused = |source| ApplyError::schema("table", &wanted.name, source);
+            match sql_of(conn, "table", &wanted.name).map_err(refused)? {
+                Some(now) if now == wanted.sql => {}
+                Some(now) => {
+                    self.alter_table(conn, (wanted, plan.is_told), &now)?;
+                    made.told.push(format!("table {} altered", wanted.name));
+                    made.tables.insert(wanted.name.to_ascii_lowercase());
+                }
+                None => {
+                    conn.execute(&wanted.sql, []).map_err(refused)?;
+                    made.told.push(format!("table {} created", wanted.name));
+                    made.tables.insert(wanted.name.to_ascii_lowercase());
+                }
+            }
+        }
+        make_others(conn, plan, &|kind| kind != "index", &mut made)?;
+        effect.merge(&schema_effect(conn)?);
+        self.made_anew(conn, &before, &effect)?;
+        made.before = Some(catalogue_of(conn)?);
+        Ok(made)
+    }
+
+    /// Makes the rest, when the rows are the snapshot's.
+    pub(super) fn make_indexes(&mut self, conn: &Connection, plan: &Plan, made: &mut Made) -> Result<(), ApplyError> {
+        let Some(before) = made.before.take() else { return Ok(()) };
+        let mut effect = schema_effect(conn)?;
+        indexes::forget(conn)?;
+        make_others(conn, plan, &|kind| kind == "index", made)?;
+        effect.merge(&schema_effect(conn)?);
+        self.made_anew(conn, &before, &effect)
+    }
+
+    fn rename_tables(&mut self, conn: &Connection, plan: &Plan, made: &mut Made) -> Result<(), ApplyError> {
+        let mut moves: Vec<(String, &Wanted)> = Vec::new();
+        for wanted in &plan.tables {
+            let from = wanted.from.as_deref().and_then(|from| plan.table_here(from));
+            if let Some(object) = from.filter(|object| !object.name.eq_ignore_ascii_case(&wanted.name)) {
+                made.told.push(format!("table {} renamed to {}", object.name, wanted.name));
+                made.tables.insert(object.lower());
+                made.tables.insert(wanted.name.to_ascii_lowercase());
+                moves.push((object.name.clone(), wanted));
+            }
+        }
+        // A name that is still taken by one that gets another.
+        let is_taken = |wanted: &Wanted| {
+            moves.iter().any(|(from, other)| wanted.name.eq_ignore_ascii_case(from) && wanted.name != other.name)
+        };
+        let taken: BTreeSet<String> = moves
+            .iter()
+            .filter(|(_, wanted)| is_taken(wanted))
+            .map(|(_, wanted)| wanted.name.to_ascii_lowercase())
+            .collect();
+        for (number, (from, _)) in moves.iter_mut().enumerate() {
+            if taken.contains(&from.to_ascii_lowercase()) {
+                let aside = format!("{ASIDE}{number}");
+                rename(conn, from, &aside)?;
+                self.state.move_table(from, &aside)?;
+                *from = aside;
+            }
+        }
+        for (from, wanted) in &moves {
+            rename(conn, from, &wanted.name)?;
+            self.state.move_table(from, &wanted.name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes of a table what is wanted. Rows that it loses by that are the snapshot's to give.
+    fn alter_table(
+        &mut self,
+        conn: &Connection,
+        (wanted, is_told): (&Wanted, bool),
+        now: &str,
+    ) -> Result<(), ApplyError> {
+        let refused = |source| ApplyError::schema("table", &wanted.name, source);
+        let is_virtual = |sql: &str| VirtualTable::parse(&wanted.name, sql).is_some();
+        if is_virtual(now) || is_virtual(&wanted.sql) {
+            conn.execute(&format!("DROP TABLE {}", quoted(&wanted.name)), []).map_err(refused)?;
+            return conn.execute(&wanted.sql, []).map(drop).map_err(refused);
+        }
+        let step = SchemaStep {
+            kind: "table".to_owned(),
+            name: wanted.name.clone(),
+            name_before: None,
+            table: wanted.name.clone(),
+            before: Some(now.to_owned()),
+            after: Some(wanted.sql.clone()),
+        };
+        let way = alteration(&step, now, &wanted.sql).map_err(refused)?;
+        let birth = Birth { origin: self.state.origin(), tx: 0, seq: None };
+        if !is_told {
+            self.state.note_names(&step, &way.columns, &birth)?;
+        }
+        if way.is_alter {
+            // Rows or views can be in the way of what an empty table takes alone.
+            let done =
+                way.columns.iter().try_for_each(|column| conn.execute(&statement(&wanted.name, column), []).map(drop));
+            if done.is_ok() && sql_of(conn, "table", &wanted.name).map_err(refused)?.as_ref() == Some(&wanted.sql) {
+                return Ok(());
+            }
+        }
+        let mirror = Connection::open_in_memory().map_err(refused)?;
+        let (state, folder) = (&mut *self.state, &mut self.folder);
+        let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
+        let pending = &[];
+        let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows: true, aside, begun_anew };
+        maker.rebuild(&step, &[], &wanted.sql)
+    }
+}
+
+fn rename(conn: &Connection, from: &str, to: &str) -> Result<(), ApplyError> {
+    let refused = |source| ApplyError::schema("table", from, source);
+    let sql = format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to));
+    if conn.execute(&sql, []).is_ok() {
+        return Ok(());
+    }
+    // A view that speaks of something that is gone is in the way of the new way of renaming.
+    conn.execute_batch("PRAGMA legacy_alter_table = ON").map_err(refused)?;
+    let renamed = conn.execute(&sql, []).map(drop).map_err(refused);
+    conn.execute_batch("PRAGMA legacy_alter_table = OFF").map_err(refused)?;
+    renamed
+}
+
+fn make_others(
+    conn: &Connection,
+    plan: &Plan,
+    of_kind: &dyn Fn(&str) -> bool,
+    made: &mut Made,
+) -> Result<(), ApplyError> {
+    for object in plan.others.iter().filter(|object| of_kind(&object.kind)) {
+        let refused = |source| ApplyError::schema(&object.kind, &object.name, source);
+        let now = sql_of(conn, &object.kind, &object.name).map_err(refused)?;
+        if now.as_ref() == Some(&object.sql) {
+            continue;
+        }
+        if now.is_some() {
+            conn.execute(&format!("DROP {} {}", object.kind, quoted(&object.name)), []).map_err(refused)?;
+        }
+        conn.execute(&object.sql, []).map_err(refused)?;
+        made.told.push(format!("{} {} made", object.kind, object.name));
+    }
+    let is_wanted = |object: &Object| plan.is_wanted(object);
+    for object in plan.here.iter().filter(|object| !object.is_table() && of_kind(&object.kind) && !is_wanted(object)) {
+        if !plan.others.iter().any(|other| other.is(&object.kind, &object.name)) {
+            made.told.push(format!("{} {} dropped", object.kind, object.name));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! Nodes that are away for longer than the log reaches while the schema changes, and catch up from snapshots with changes of their own.
+//!
+//! With several shards no table is renamed: the rows of one that others write to under its old name meanwhile travel in other shards than
+//! those under the new one, so nothing says which change of a row is the later.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use rusqlite::Connection;
+use woodchuck::fault::Point;
+use woodchuck::log::{Delivery, LogError, ShardId, SnapshotManifest, StreamSeq};
+use woodchuck::node::{NodeError, Restore, SteppedNode, stream_options};
+
+use super::migrations::About;
+use super::migrations::Storm;
+use super::node::open_application;
+
+/// What a storm needs for it.
+#[derive(Default)]
+pub(super) struct Behind {
+    /// The node that mostly does not read.
+    deaf: usize,
+    /// Of each shard, the last message that is gone.
+    gone: BTreeMap<ShardId, StreamSeq>,
+    snapshots: Vec<(PathBuf, SnapshotManifest)>,
+    files: usize,
+    pub(super) catch_ups: u64,
+    pub(super) joins: u64,
+}
+
+/// Where a node dies that applies.
+const POINTS: [Point; 6] =
+    [Point::Folded, Point::IntentWritten, Point::UserCommitted, Point::OwnTaken, Point::IntentSettled, Point::Captured];
+
+impl Storm {
+    /// Lets nodes fall behind.
+    pub(super) fn fall_behind(&mut self) {
+        let last = self.nodes.len() - 1;
+        // With one node that migrates, now and then it is that one.
+        let deaf = if self.random.chance(70) { last } else { 0 };
+        self.behind = Some(Behind { deaf, ..Behind::default() });
+    }
+
+    /// The last message of a shard that is gone.
+    pub(super) fn behind_first(&self, shard: ShardId) -> StreamSeq {
+        self.behind.as_ref().and_then(|behind| behind.gone.get(&shard)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn hear(&mut self, no: usize, count: usize) {
+        let is_deaf = self.behind.as_ref().is_some_and(|behind| behind.deaf == no);
+        if !is_deaf || self.random.chance(10) {
+            self.deliver(no, count);
+        }
+    }
+
+    /// Whether a node cannot read a shard on.
+    pub(super) fn fell_behind(&mut self, no: usize, shard: ShardId) -> bool {
+        let first = StreamSeq(self.behind_first(shard).0 + 1);
+        let node = &mut self.nodes[no];
+        if node.failed.contains(&shard) {
+            return true;
+        }
+        let wanted = node.next[&shard];
+        if wanted >= first {
+            return false;
+        }
+        node.failed.insert(shard);
+        let error = LogError::FellBehind { stream: format!("shard {}", shard.0), wanted, first };
+        node.with(None, |node| node.deliver(Delivery::Failed { shard, error }));
+        true
+    }
+
+    pub(super) fn step_behind(&mut self, no: usize) {
+        let deaf = self.behind.as_ref().map_or(no, |behind| behind.deaf);
+        match self.random.below(14) {
+            0..2 => self.snapshot(no),
+            2..6 => {
+                if no != deaf {
+                    self.snapshot(no);
+                }
+                self.trim();
+            }
+            6..10 => {
+                let no = if self.random.chance(60) { deaf } else { no };
+                self.deliver(no, 1);
+                self.catch_up(no);
+                // It dies while it does so, or has done so.
+                let point = *self.random.pick(&POINTS);
+                if self.random.chance(60) {
+                    for _ in 0..2 {
+                        self.die(no, point, 1);
+                    }
+                }
+            }
+            10..13 => {
+                let (point, passing) = (*self.random.pick(&POINTS), 1 + self.random.below(2) as u32);
+                let no = if self.random.chance(60) { deaf } else { no };
+                self.die(no, point, passing);
+            }
+            _ => self.join(no),
+        }
+    }
+
+    fn die(&mut self, no: usize, point: Point, passing: u32) {
+        self.deaths += u64::from(self.nodes[no].node.is_some());
+        self.nodes[no].with(Some((point, passing)), |node| node.turn().map(drop));
+        self.deaths -= u64::from(self.nodes[no].node.is_some());
+    }
+
+    fn file(&mut self, name: &str) -> PathBuf {
+        let behind = self.behind.as_mut().unwrap();
+        behind.files += 1;
+        self.directory.path().join(format!("{name}-{}.db", behind.files))
+    }
+
+    fn snapshot(&mut self, no: usize) {
+        let path = self.file("snapshot");
+        let mut made = None;
+        self.nodes[no].with(None, |node| {
+            made = node.snapshot(&path)?;
+            Ok(())
+        });
+        if let Some(manifest) = made {
+            self.behind.as_mut().unwrap().snapshots.push((path, manifest));
+        }
+    }
+
+    /// The log forgets what the newest snapshot has.
+    fn trim(&mut self) {
+        let behind = self.behind.as_mut().unwrap();
+        let Some((_, manifest)) = behind.snapshots.last() else { return };
+        for (shard, stand) in &manifest.stand {
+            self.log.trim(*shard, StreamSeq(stand.seq.0 + 1));
+            let gone = behind.gone.entry(*shard).or_default();
+            *gone = stand.seq.max(*gone);
+        }
+    }
+
+    pub(super) fn catch_up(&mut self, no: usize) {
+        if self.nodes[no].wants.is_empty() || self.nodes[no].node.is_none() {
+            return;
+        }
+        let wants = std::mem::take(&mut self.nodes[no].wants);
+        let behind = self.behind.as_mut().unwrap();
+        let does = |(_, manifest): &&(PathBuf, SnapshotManifest)| {
+            wants.iter().all(|(shard, at_least)| manifest.stand[shard].seq >= *at_least)
+        };
+        let (from, manifest) =
+            behind.snapshots.iter().rev().find(does).expect("the log is cut behind a snapshot").clone();
+        behind.catch_ups += 1;
+        let path = self.file("fetched");
+        std::fs::copy(from, &path).unwrap();
+        self.nodes[no].with(None, |node| node.catch_up(&path, manifest));
+    }
+
+    /// A node that is down is made anew from the newest snapshot, if nothing would be lost.
+    fn join(&mut self, no: usize) {
+        let Some((from, manifest)) = self.behind.as_ref().unwrap().snapshots.last().cloned() else { return };
+        let node = &mut self.nodes[no];
+        if node.node.is_some() {
+            return;
+        }
+        let part = node.path.with_file_name("app.db-woodchuck-part");
+        std::fs::copy(from, &part).unwrap();
+        let config = node.config();
+        let restore = Restore {
+            rows: config.row_filters.clone(),
+            db_path: config.db_path.clone(),
+            state_dir: config.state_dir.clone(),
+            nats: config.nats.clone(),
+            streams: stream_options(&config),
+            replace: true,
+            tables: None,
+        };
+        node.app = Connection::open_in_memory().unwrap();
+        let restored = SteppedNode::restore(&restore, &part, manifest);
+        node.app = open_application(&node.path);
+        match restored {
+            Ok(()) => {
+                self.start(no);
+                let node = &mut self.nodes[no];
+                node.origin = node.node.as_mut().unwrap().replica().state().origin();
+                self.behind.as_mut().unwrap().joins += 1;
+            }
+            Err(NodeError::Unpublished { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_was_away_while_the_schema_changed_ends_with_the_rows_and_the_schema_of_the_others() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("WOODCHUCK_MIGRATIONS").unwrap_or(150),
+    };
+    let (mut migrations, mut deaths, mut catch_ups, mut joins) = (0, 0, 0, 0);
+    for seed in seeds {
+        println!("SEED={seed}");
+        let mut storm = Storm::new(seed, About::Behind);
+        let (changed, died) = storm.run();
+        let behind = storm.behind.unwrap();
+        migrations += changed;
+        deaths += died;
+        catch_ups += behind.catch_ups;
+        joins += behind.joins;
+    }
+    println!("{migrations} changes of the schema, {deaths} deaths, {catch_ups} nodes caught up, {joins} joined");
+    assert!(migrations * catch_ups * joins > 0 || number("SEED").is_some());
+}
