@@ -264,10 +264,7 @@ fn put_in_place(
     }
     file.sync_all().map_err(fail("cannot sync what was fetched"))?;
     let metadata = file.metadata().map_err(fail("cannot look at what was fetched"))?;
-    let identity = {
-        use std::os::unix::fs::MetadataExt;
-        FileIdentity { device: metadata.dev(), inode: metadata.ino() }
-    };
+    let identity = FileIdentity::of(&metadata);
     // From here on nobody else can open the database that is replaced.
     let replaced = lock_out(&what.db_path, what.replace, stamp)?;
     let directory = match directory {
