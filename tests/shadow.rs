@@ -413,6 +413,27 @@ fn a_restored_backup_is_taken_only_if_told_so_when_it_deletes_much() {
     }
 }
 
+/// A file system gives a file that is made the inode of one that was just removed, and a few rows less are no sign by themselves.
+#[test]
+fn another_database_with_the_inode_of_the_first_is_known_as_another() {
+    let scene = Scene::new(TABLE);
+    let mut node = Node::of(&scene.path);
+    scene.other_process("DELETE FROM t WHERE id > 300");
+    scene.catch_up(&mut node);
+    let other = scene.path.with_file_name("other.db");
+    std::fs::rename(&scene.path, &other).unwrap();
+    let connection = Connection::open(&other).unwrap();
+    // Its counters are further than those of the first, so only the file itself tells.
+    connection.execute_batch("DELETE FROM t; CREATE TABLE later(a); DROP TABLE later; VACUUM").unwrap();
+    drop(connection);
+    let bytes = std::fs::read(&other).unwrap();
+    std::fs::remove_file(&other).unwrap();
+    std::fs::write(&scene.path, bytes).unwrap();
+    let mut follower = scene.attach(&mut node).unwrap();
+    let error = follower.poll(&mut node).unwrap_err();
+    assert!(is_restored(&error), "{error}");
+}
+
 #[test]
 fn a_log_that_lost_its_tail_is_refused() {
     let scene = Scene::new(TABLE);

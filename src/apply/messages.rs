@@ -200,11 +200,7 @@ fn is_own_sealed(call: &Call<'_, '_>, shard: ShardId, header: &Header, own: Orig
 
 /// Whether the first of the messages that are left belongs to a change of the schema that was not made yet. Our own was made before it was
 /// sent; but what comes before it in any shard is folded before it, as on all nodes.
-fn is_at_barrier<A: Arrivals + ?Sized>(
-    call: &Call<'_, '_>,
-    arrived: &A,
-    rest: &[usize],
-) -> Result<bool, ApplyError> {
+fn is_at_barrier<A: Arrivals + ?Sized>(call: &Call<'_, '_>, arrived: &A, rest: &[usize]) -> Result<bool, ApplyError> {
     let Some((shard, _, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(false) };
     if !header.barrier {
         return Ok(false);

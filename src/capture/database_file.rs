@@ -23,6 +23,26 @@ pub struct FileIdentity {
     pub device: u64,
     /// The inode.
     pub inode: u64,
+    /// When the file was made, in nanoseconds; 0 where the file system does not say. A file system gives a new file the inode of one that was
+    /// removed, so a backup in the place of a database can have its number.
+    pub born_ns: u64,
+}
+
+impl FileIdentity {
+    /// The identity of a file that was looked at.
+    #[must_use]
+    pub fn of(metadata: &std::fs::Metadata) -> FileIdentity {
+        let born = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let born_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok()).unwrap_or_default();
+        FileIdentity { device: metadata.dev(), inode: metadata.ino(), born_ns }
+    }
+
+    /// Whether both are one file, as far as it is known of both.
+    #[must_use]
+    pub fn is(&self, other: &FileIdentity) -> bool {
+        let is_born_alike = self.born_ns == other.born_ns || self.born_ns == 0 || other.born_ns == 0;
+        self.device == other.device && self.inode == other.inode && is_born_alike
+    }
 }
 
 /// The first byte of the range in which SQLite's readers hold their shared locks, and its length (`SHARED_FIRST`, `SHARED_SIZE`).
@@ -62,20 +82,16 @@ fn kept_files() -> &'static Mutex<HashMap<FileIdentity, Arc<File>>> {
     KEPT.get_or_init(Mutex::default)
 }
 
-fn identity_of(metadata: &std::fs::Metadata) -> FileIdentity {
-    FileIdentity { device: metadata.dev(), inode: metadata.ino() }
-}
-
 /// Opens a file for good, or gives the descriptor that is already there.
 fn keep(path: &Path) -> std::io::Result<(FileIdentity, Arc<File>)> {
     let mut kept = kept_files().lock().unwrap_or_else(PoisonError::into_inner);
-    let identity = identity_of(&std::fs::metadata(path)?);
+    let identity = FileIdentity::of(&std::fs::metadata(path)?);
     if let Some(file) = kept.get(&identity) {
         return Ok((identity, Arc::clone(file)));
     }
     let file = Arc::new(File::open(path)?);
     // The name may have changed hands since the look; what was opened counts.
-    let identity = identity_of(&file.metadata()?);
+    let identity = FileIdentity::of(&file.metadata()?);
     Ok((identity, Arc::clone(kept.entry(identity).or_insert(file))))
 }
 
@@ -226,12 +242,13 @@ impl DatabaseFile {
     /// Whether the name still leads to this file.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|metadata| identity_of(&metadata) == self.identity)
+        std::fs::metadata(&self.path).is_ok_and(|metadata| FileIdentity::of(&metadata) == self.identity)
     }
 
     /// What the names of `-wal` and `-shm` lead to. SQLite removes neither while somebody has the database open.
     pub(super) fn companions(&self) -> Companions {
-        let identity = |suffix| std::fs::metadata(self.companion(suffix)).ok().map(|metadata| identity_of(&metadata));
+        let identity =
+            |suffix| std::fs::metadata(self.companion(suffix)).ok().map(|metadata| FileIdentity::of(&metadata));
         Companions { wal: identity("-wal"), shm: identity("-shm") }
     }
 

@@ -63,7 +63,7 @@ impl Follower {
             Err(error) => return Err(error),
         };
         let durable = self.durability.rebooted;
-        let Some(shadow) = self.shadow.as_ref().filter(|shadow| shadow.database() == self.file.identity()) else {
+        let Some(shadow) = self.shadow.as_ref().filter(|shadow| shadow.database().is(&self.file.identity())) else {
             return Ok(None);
         };
         if went_back.is_none() && durable.is_none_or(|durable| durable == self.position) {

@@ -232,7 +232,7 @@ impl Follower {
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         let position = self.position;
         // Another file has another history, whatever stands beside it.
-        if !self.trusts_log || self.shadow.as_ref().is_some_and(|shadow| shadow.database() != self.file.identity()) {
+        if !self.trusts_log || self.shadow.as_ref().is_some_and(|shadow| !shadow.database().is(&self.file.identity())) {
             return Ok(Sought::Gone);
         }
         let header = self.frames.read_header()?.filter(|header| header.salts == position.salts);
@@ -328,7 +328,7 @@ impl Follower {
         };
         if !self.durability.accept_restored {
             let looks_restored = !self.durability.went_back
-                && (shadow.database() != self.file.identity() || goes_back(self.differ.header(), &now)?);
+                && (!shadow.database().is(&self.file.identity()) || goes_back(self.differ.header(), &now)?);
             let mut deletes = Deletes(0);
             // A look alone: what follows compares once more, from the same version.
             self.differ.preview(shadow, &now, &changed, &span, &mut deletes).map_err(|error| never(error.into()))?;

@@ -89,17 +89,23 @@ pub async fn ask_server(nats: &NatsConfig, monitoring_port: u16) -> Result<Serve
 }
 
 /// Waits longer and longer, and says each new trouble once.
-struct Patience {
+pub(super) struct Patience {
     wait: Duration,
     told: String,
+    /// What is done meanwhile.
+    meanwhile: &'static str,
 }
 
 impl Patience {
-    async fn after(&mut self, trouble: &(dyn std::error::Error + Sync)) {
+    pub(super) fn new(meanwhile: &'static str) -> Patience {
+        Patience { wait: RETRY_FIRST, told: String::new(), meanwhile }
+    }
+
+    pub(super) async fn after(&mut self, trouble: &(dyn std::error::Error + Sync)) {
         let text = trouble.to_string();
         if text != self.told {
             let cause = trouble.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::warn!("{text}{cause}; trying again, changes wait in the outbox");
+            tracing::warn!("{text}{cause}; {}", self.meanwhile);
             self.told = text;
         }
         tokio::time::sleep(self.wait).await;
@@ -109,7 +115,7 @@ impl Patience {
 
 /// Reaches the log, however long it takes. Settings that can never work end it.
 async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogReady), NodeError> {
-    let mut patience = Patience { wait: RETRY_FIRST, told: String::new() };
+    let mut patience = Patience::new("trying again, changes wait in the outbox");
     let log = loop {
         match connect_log(&config.nats, stream_options(config), known.origin.node_id).await {
             Ok(log) => break log,
@@ -138,7 +144,7 @@ async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogRe
     }
 }
 
-fn is_transient(error: &ConnectError) -> bool {
+pub(super) fn is_transient(error: &ConnectError) -> bool {
     matches!(error, ConnectError::Unreachable { .. })
 }
 

@@ -1,9 +1,10 @@
 //! What is done about each kind of error that ends a node: how it is judged, and what the operator is told.
 
 use super::error::NodeError;
+use super::network::is_transient;
 use crate::apply::ApplyError;
 use crate::capture::{CaptureError, ShadowError};
-use crate::log::LogError;
+use crate::log::{LogError, SnapshotError};
 
 /// How a node that ended is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,16 @@ fn is_of_disk(error: &rusqlite::Error) -> bool {
 }
 
 impl NodeError {
+    /// Whether it is the servers that do not answer now.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            NodeError::Connect(error) => is_transient(error),
+            NodeError::Log(error) | NodeError::Snapshot(SnapshotError::Log(error)) => error.is_transient(),
+            NodeError::Snapshot(SnapshotError::Store(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Judges the error.
     #[must_use]
     pub fn verdict(&self) -> Verdict {

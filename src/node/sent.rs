@@ -106,6 +106,11 @@ impl Sent {
         Ok(Sent { directory: directory.to_owned(), file, bytes: whole })
     }
 
+    /// Whether a node has worked on this state directory: the files are made at its first start, behind its first position.
+    pub(super) fn is_there(directory: &Path) -> bool {
+        NAMES.iter().any(|name| directory.join(name).exists())
+    }
+
     /// A message is about to be sent.
     pub(super) fn message(&mut self, shard: ShardId, batch_no: u64, payload: &[u8]) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).map_err(std::io::Error::other)?.to_be_bytes();

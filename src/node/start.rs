@@ -124,6 +124,10 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     let known = Known { origin: state.origin(), applied, joined };
 
     let stored = stored_position(&state)?;
+    if stored.is_none() && Sent::is_there(&config.state_dir) {
+        // The end of the state's write-ahead log is gone, and the position with it: a new one would pass over what changed since.
+        return Err(NodeError::StateLost { path: directory.file("state.db") });
+    }
     let from = stored.map(|(position, _)| position).filter(|_| !config.new_shadow);
     let is_new = is_open_to_filters(&state)?;
     let mut attached = patiently(&links.stop, || Attached::open(&config, from, &links.wake, &links.stop))?;

@@ -87,6 +87,13 @@ fn files_of_the_state_directory_that_are_lost_or_damaged_have_a_remedy() {
     first.spawn();
     assert_eq!(first.wait_for_end().code(), Some(3), "{}", first.log());
     assert!(first.log().contains("the node's state is gone"), "{}", first.log());
+    // Nor is one of which the log has only its beginning, from before the first position was stored.
+    std::fs::copy(&kept, &path).unwrap();
+    Connection::open(&path).unwrap().execute("DELETE FROM meta WHERE name = 'capture_position'", []).unwrap();
+    let _ = std::fs::remove_file(state.join("state.db-wal"));
+    first.spawn();
+    assert_eq!(first.wait_for_end().code(), Some(3), "{}", first.log());
+    assert!(first.log().contains("the node's state is gone"), "{}", first.log());
     std::fs::rename(&kept, &path).unwrap();
     first.start();
     second.sql("INSERT INTO t VALUES(1003, 'of the other')");

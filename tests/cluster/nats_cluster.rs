@@ -6,7 +6,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::support::cluster::{Node, Seed, settle, wait_for};
+use crate::support::cluster::{Node, Seed, settle, wait_for, woodchuck};
 use crate::support::nats::NatsCluster;
 use crate::torture::ledger::{Manner, SCHEMA, Writer};
 
@@ -132,6 +132,11 @@ fn the_server_that_leads_dies_and_nobody_else_is_started_again() {
         field.tell(&format!("n{leader} leads shard {shard} and dies"));
         field.servers.servers[leader].kill();
         field.flows("while a server is dead", &[0, 1, 2]);
+        // What it needs with three copies was made while all servers were there.
+        let (urls, shards) = (field.servers.urls().join(","), SHARDS.to_string());
+        let made = woodchuck(&["snapshot", "save", "--shards", &shards, "--nats-url", &urls]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        field.tell("a snapshot was made without it");
         field.servers.servers[leader].restart();
         field.heals(leader);
     }

@@ -69,6 +69,22 @@ fn a_node_without_a_file_begins_with_a_snapshot_that_it_asks_for() {
     cluster.stop();
 }
 
+#[test]
+fn a_node_without_a_file_waits_for_the_server() {
+    let mut cluster = Cluster::start(1, SCHEMA);
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1, 'before', 1)");
+    cluster.settle();
+    cluster.server.end();
+    let mut second = another(&cluster, 2, &[]);
+    second.spawn();
+    second.wait_until_it_says("there is no database yet, trying again");
+    cluster.server.restart();
+    second.wait_until_ready();
+    cluster.nodes.push(second);
+    assert_eq!(cluster.settle()["t"].len(), 1);
+    cluster.stop();
+}
+
 /// Rows of a table that had UNIQUE beyond its key once travel by the table's name. A node that began with a snapshot after the index was
 /// dropped did not know, and sent changes of one row in another order than everybody.
 #[test]

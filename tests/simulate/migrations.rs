@@ -335,8 +335,9 @@ impl Storm {
             7 => format!(
                 "DROP INDEX IF EXISTS {name}_{column}; CREATE VIEW IF NOT EXISTS v_{name} AS SELECT * FROM {name}; DROP VIEW v_{name}"
             ),
-            // As Django does it.
-            _ if is_there => {
+            // As Django does it. (A table that is rebuilt has lost its indexes, and one that is unique no more is another matter: see
+            // docs/operations.md.)
+            _ if is_there && !self.unique => {
                 let kept = columns(&self.nodes[no].app, &name);
                 let kept: Vec<&String> = kept.iter().filter(|name| name.as_str() != column).collect();
                 let mut defined: Vec<String> = kept.iter().map(|name| definition(name, self.is_again)).collect();

@@ -17,7 +17,7 @@ use crate::capture::{FileIdentity, Position};
 use crate::change::{PageError, PageSource};
 use crate::format::{Checksum, FrameNo, PageNo, Salts};
 
-const DATABASE: FileIdentity = FileIdentity { device: 1, inode: 2 };
+const DATABASE: FileIdentity = FileIdentity { device: 1, inode: 2, born_ns: 3 };
 const SECTOR_BYTES: usize = 512;
 
 /// A version of the database. `None` is a page that came with growth and was never written: nobody may ask for it.

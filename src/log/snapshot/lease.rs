@@ -23,26 +23,33 @@ pub struct Lease {
 }
 
 impl Lease {
+    async fn store(log: &JetStreamLog) -> Result<kv::Store, SnapshotError> {
+        let bucket = format!("{}-snapshot-lease", log.stream_prefix());
+        if let Ok(store) = log.context().get_key_value(&bucket).await {
+            return Ok(store);
+        }
+        let config = kv::Config {
+            bucket,
+            description: "which node of woodchuck makes a snapshot".to_owned(),
+            history: 1,
+            max_age: LEASE,
+            num_replicas: log.replica_count(),
+            ..kv::Config::default()
+        };
+        log.context().create_key_value(config).await.map_err(store_error)
+    }
+
+    /// Makes the place for the lease if it is not there yet.
+    pub(super) async fn prepare(log: &JetStreamLog) -> Result<(), SnapshotError> {
+        Lease::store(log).await.map(drop)
+    }
+
     /// Takes the lease for a node. `None` while another node holds it.
     ///
     /// # Errors
     /// [`SnapshotError::Store`].
     pub async fn take(log: &JetStreamLog, node_id: u64) -> Result<Option<Lease>, SnapshotError> {
-        let bucket = format!("{}-snapshot-lease", log.stream_prefix());
-        let store = match log.context().get_key_value(&bucket).await {
-            Ok(store) => store,
-            Err(_) => {
-                let config = kv::Config {
-                    bucket,
-                    description: "which node of woodchuck makes a snapshot".to_owned(),
-                    history: 1,
-                    max_age: LEASE,
-                    num_replicas: log.replica_count(),
-                    ..kv::Config::default()
-                };
-                log.context().create_key_value(config).await.map_err(store_error)?
-            }
-        };
+        let store = Lease::store(log).await?;
         let holder = format!("node {node_id}");
         match store.create(KEY, holder.clone().into()).await {
             Ok(revision) => Ok(Some(Lease { store, revision, holder })),

@@ -17,6 +17,7 @@ use super::super::contract::Log;
 use super::super::jetstream::JetStreamLog;
 use super::super::message::{ShardId, StreamSeq};
 use super::error::SnapshotError;
+use super::lease::Lease;
 use super::manifest::SnapshotManifest;
 use super::pack::{Blocking, PIPE_BYTES, Unpacked, pack, unpack};
 
@@ -133,6 +134,15 @@ impl SnapshotStore {
             ..Config::default()
         };
         self.log.context().create_object_store(config).await.map_err(store_error)
+    }
+
+    /// Makes what snapshots need on the servers if it is not there yet. A server that is down keeps what has copies on all of them from being made.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Store`].
+    pub async fn prepare(&self) -> Result<(), SnapshotError> {
+        self.store_or_make().await?;
+        Lease::prepare(&self.log).await
     }
 
     /// The snapshots that belong to the streams as they are, newest first.

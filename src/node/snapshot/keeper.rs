@@ -22,6 +22,8 @@ pub(in crate::node) const QUESTION: &str = "snapshot";
 
 /// How long a snapshot that was asked for waits for another node to finish its own.
 const LEASE_WITHIN: Duration = Duration::from_secs(60);
+/// How long it goes on while the servers do not answer: they elect others when one of them has died.
+const TROUBLE_WITHIN: Duration = Duration::from_secs(20);
 const LEASE_TRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the database thread is asked for a moment: it has none inside of something that travels in pieces.
 const MOMENT_WITHIN: Duration = Duration::from_secs(10);
@@ -74,6 +76,10 @@ impl Keeper {
 
     /// Works until the database thread is gone.
     pub(in crate::node) async fn run(mut self) {
+        if let Err(error) = self.store.prepare().await {
+            // The first snapshot tries again.
+            tracing::debug!("{error}");
+        }
         let mut questions = None;
         let mut newest: Option<SnapshotInfo> = None;
         let mut is_known = false;
@@ -174,8 +180,11 @@ impl Keeper {
     async fn make_when_free(&mut self) -> Result<SnapshotInfo, NodeError> {
         let began = Instant::now();
         loop {
-            if let Some(info) = self.make_if(|_, _| true).await? {
-                return Ok(info);
+            match self.make_if(|_, _| true).await {
+                Ok(Some(info)) => return Ok(info),
+                Ok(None) => {}
+                Err(error) if error.may_pass() && began.elapsed() < TROUBLE_WITHIN => tracing::debug!("{error}"),
+                Err(error) => return Err(error),
             }
             if began.elapsed() >= LEASE_WITHIN {
                 return Err(SnapshotError::Store("another node has been making one for a minute".to_owned()).into());

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -20,7 +20,7 @@ use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowE
 use crate::log::{JetStreamLog, SnapshotInfo, StreamOptions};
 use crate::node::config::{NatsConfig, RunConfig};
 use crate::node::error::NodeError;
-use crate::node::network::{connect_log, stream_options};
+use crate::node::network::{Patience, connect_log, stream_options};
 use crate::node::policy::Verdict;
 use crate::node::start::{WHERE, WHERE_OPEN, position_bytes, position_of};
 use crate::node::state_dir::{StateDirectory, is_running};
@@ -29,6 +29,8 @@ use crate::node::state_dir::{StateDirectory, is_running};
 const MARK: &str = "restoring";
 /// What the file is called beside the database until it is complete.
 const PART_SUFFIX: &str = "-woodchuck-part";
+/// How long nodes may take to come back to a server that did not answer: they try at least every few seconds.
+const OTHERS_BACK_WITHIN: Duration = Duration::from_secs(20);
 /// What a former state consists of.
 const STATE_FILES: [&str; 11] = [
     "state.db",
@@ -88,7 +90,24 @@ pub(in crate::node) async fn join(config: &RunConfig) -> Result<(), NodeError> {
         tables: Some(tables_text(config)),
         rows: config.row_filters.clone(),
     };
-    match restore(restore_to, &tell_log()).await {
+    let mut patience = Patience::new("there is no database yet, trying again");
+    let mut waited_at: Option<Instant> = None;
+    let restored = loop {
+        match restore(restore_to.clone(), &tell_log()).await {
+            // As a node that has a database waits for its log.
+            Err(error) if error.may_pass() => {
+                patience.after(&error).await;
+                waited_at = Some(Instant::now());
+            }
+            Err(error @ NodeError::NoSnapshot { .. })
+                if waited_at.is_some_and(|waited_at| waited_at.elapsed() < OTHERS_BACK_WITHIN) =>
+            {
+                patience.after(&error).await;
+            }
+            restored => break restored,
+        }
+    };
+    match restored {
         Ok(info) => {
             tracing::info!("{} did not exist: made from snapshot {}", config.db_path.display(), info.no);
             Ok(())
@@ -264,10 +283,7 @@ fn put_in_place(
     }
     file.sync_all().map_err(fail("cannot sync what was fetched"))?;
     let metadata = file.metadata().map_err(fail("cannot look at what was fetched"))?;
-    let identity = {
-        use std::os::unix::fs::MetadataExt;
-        FileIdentity { device: metadata.dev(), inode: metadata.ino() }
-    };
+    let identity = FileIdentity::of(&metadata);
     // From here on nobody else can open the database that is replaced.
     let replaced = lock_out(&what.db_path, what.replace, stamp)?;
     let directory = match directory {

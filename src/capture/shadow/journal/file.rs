@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::entry::{Appended, Body, ENTRY_HEAD_BYTES, Entries, RECORD_HEAD_BYTES, write_head, write_record};
 use super::header::{
-    ENTRIES_OFFSET, HEADER_BYTES, Header, MARK_BYTES, MARK_OFFSET, SLOT_OFFSETS, Standing, VERSION, checksum_bytes, sum,
+    ENTRIES_OFFSET, Header, MARK_BYTES, MARK_OFFSET, SLOT_BYTES, SLOT_OFFSETS, Standing, VERSION, checksum_bytes, sum,
 };
 use super::index::{Base, Index, Place};
 use super::ranges;
@@ -135,7 +135,7 @@ impl Journal {
         };
         let mut newest: Option<(Header, Checksum)> = None;
         for offset in SLOT_OFFSETS {
-            let mut bytes = [0; HEADER_BYTES];
+            let mut bytes = [0; SLOT_BYTES];
             if read(&mut bytes, offset)?
                 && let Some(found) = Header::parse(&bytes, path)?
                 && newest.is_none_or(|(header, _)| header.sequence < found.0.sequence)

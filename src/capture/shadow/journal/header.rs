@@ -1,6 +1,6 @@
 //! The head of the journal.
 //!
-//! Two header slots of 96 bytes, at offsets 0 and 512, are written in turn; the one with the higher sequence number counts.
+//! Two header slots of 112 bytes, at offsets 0 and 512, are written in turn; the one with the higher sequence number counts.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -12,6 +12,8 @@
 //! | 48 | 24 | the last position at or before it that the sink was given |
 //! | 72 | 16 | device and inode of the database file |
 //! | 88 | 8 | checksum of bytes 0–87 |
+//! | 96 | 8 | when the database file was made, in nanoseconds; 0 when nobody knows |
+//! | 104 | 8 | checksum of bytes 0–103; earlier versions write nothing from byte 96 on, and it is another's then |
 //!
 //! At offset 768 stands the mark of a merge that began:
 //!
@@ -38,7 +40,9 @@ const MARK_MAGIC: &[u8; 8] = b"WDMERGE1";
 pub(super) const VERSION: u32 = 2;
 /// Entries of whole pages alone.
 pub(super) const VERSION_WHOLE_PAGES: u32 = 1;
+/// A header up to the checksum that entries continue, and with what came to it later.
 pub(super) const HEADER_BYTES: usize = 96;
+pub(super) const SLOT_BYTES: usize = 112;
 pub(super) const SLOT_OFFSETS: [u64; 2] = [0, 512];
 pub(super) const MARK_OFFSET: u64 = 768;
 pub(super) const MARK_BYTES: usize = 32;
@@ -80,8 +84,8 @@ pub(super) struct Header {
 
 impl Header {
     /// The header as it is written, and its checksum.
-    pub(super) fn to_bytes(self) -> ([u8; HEADER_BYTES], Checksum) {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    pub(super) fn to_bytes(self) -> ([u8; SLOT_BYTES], Checksum) {
+        let mut bytes = Vec::with_capacity(SLOT_BYTES);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&self.version.to_be_bytes());
         bytes.extend_from_slice(&self.page_size.get().to_be_bytes());
@@ -92,7 +96,9 @@ impl Header {
         bytes.extend_from_slice(&self.database.inode.to_be_bytes());
         let checksum = sum(Checksum::default(), &bytes);
         bytes.extend_from_slice(&checksum_bytes(checksum));
-        let mut out = [0; HEADER_BYTES];
+        bytes.extend_from_slice(&self.database.born_ns.to_be_bytes());
+        bytes.extend_from_slice(&checksum_bytes(sum(Checksum::default(), &bytes)));
+        let mut out = [0; SLOT_BYTES];
         out.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
         (out, checksum)
     }
@@ -109,7 +115,8 @@ impl Header {
         }
         let parsed = || {
             let standing = Standing { position: position_at(24)?, given: position_at(48)? };
-            let database = FileIdentity { device: u64_at(body, 72)?, inode: u64_at(body, 80)? };
+            let born_ns = checked(bytes, SLOT_BYTES).and_then(|(body, _)| u64_at(body, 96)).unwrap_or_default();
+            let database = FileIdentity { device: u64_at(body, 72)?, inode: u64_at(body, 80)?, born_ns };
             let page_size = PageSize::new(u32_at(body, 12)?)?;
             Some(Header { version, page_size, sequence: u64_at(body, 16)?, standing, database })
         };
