@@ -66,7 +66,9 @@ impl State {
     fn refuse_without_schema(&self, said: &Said<'_>) -> Result<(), ApplyError> {
         let of_first = said.stand.get(&FIRST_SHARD).map(|stand| stand.folded.as_slice()).unwrap_or_default();
         let told = schema_rounds_told(said.names)?;
-        for (origin, round_no) in self.schema_rounds()? {
+        let own = origin_bytes(self.origin());
+        // What was made here and is not in the snapshot is pending.
+        for (origin, round_no) in self.schema_rounds()?.into_iter().filter(|(origin, _)| origin[..] != own[..]) {
             let folded = of_first.iter().find(|(other, _)| origin_bytes(*other)[..] == *origin);
             let is_folded = folded.is_some_and(|(_, folded)| folded.round_no >= round_no);
             if !is_folded && told.get(&origin).is_none_or(|told| *told < round_no) {

@@ -345,7 +345,12 @@ impl Call<'_, '_> {
 
     /// Whether changes of a table in a shard come from who had not seen that its rows travel in another one: they are sent again.
     pub(super) fn has_moved(&self, table: &LocalTable, shard: ShardId) -> bool {
-        let is_moved = self.state.table_state(table).is_some_and(|state| state.moved_in.contains(&shard));
+        // Rows that have always traveled by name are in no other shard, whoever took them for others.
+        let is_moved = self.state.table_state(table).is_some_and(|state| match state.travels {
+            Travels::ByKey => false,
+            Travels::ByName => state.moved_in.is_empty() || state.moved_in.contains(&shard),
+            Travels::MovedHere => state.moved_in.contains(&shard),
+        });
         is_moved && (self.taking.route)(&table.routed, None).is_some_and(|home| home != shard)
     }
 

@@ -151,12 +151,13 @@ impl Verifier {
         };
         let own = TableFilter::new(&self.tables, &self.exclude_tables);
         let rows = self.rows.and(&rows);
+        let globs = (self.tables.clone(), self.exclude_tables.clone());
         let (details, questions) = std::sync::mpsc::channel();
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, details));
         let (answer, digests) = oneshot::channel();
         let work = move || match digest(&taken, &filter, &own, &rows) {
             Ok((digests, tables)) => {
-                let _ = answer.send(Body::Digests(digests));
+                let _ = answer.send(Body::Digests(Digests { globs, ..digests }));
                 answer_details(&taken.reader, &tables, &questions, Instant::now() + within);
             }
             Err(error) => drop(answer.send(Body::Cannot { why: error.to_string() })),

@@ -12,7 +12,7 @@ use super::answer::{ARRIVE_MAX, HASHES_MAX, QUESTION, Verifier, VerifyAsk};
 use super::report::{DifferingRow, TableReport, TableVerdict, VerifyReport};
 use super::wire::{Answer, Body, Digests, Question, Summary, unhex};
 use super::{HOLD_MAX, VerifyOptions};
-use crate::apply::FOLD_BUCKETS;
+use crate::apply::{FOLD_BUCKETS, TableFilter};
 use crate::log::{Log, ShardId};
 
 /// How long nodes have to say that they are there, however busy they are.
@@ -205,7 +205,9 @@ impl Verifier {
                     here.insert(*node, table);
                 } else if let Some((_, why)) = found.unread.iter().find(|(other, _)| is_it(other)) {
                     unread.push(format!("node {node}: {why}"));
-                } else if !found.excluded.iter().any(|other| is_it(other)) {
+                } else if !found.excluded.iter().any(|other| is_it(other))
+                    && TableFilter::new(&found.globs.0, &found.globs.1).matches(&name)
+                {
                     absent.push(format!("node {node}"));
                 }
             }

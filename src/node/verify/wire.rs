@@ -74,6 +74,9 @@ pub(super) struct Digests {
     pub(super) unread: Vec<(String, String)>,
     /// Tables that this node leaves out.
     pub(super) excluded: Vec<String>,
+    /// The globs of those that it replicates, and of those that it does not.
+    #[serde(default)]
+    pub(super) globs: (Vec<String>, Vec<String>),
     /// How long reading took.
     pub(super) read_ms: u64,
 }
