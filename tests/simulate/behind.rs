@@ -113,7 +113,7 @@ impl Storm {
         self.directory.path().join(format!("{name}-{}.db", behind.files))
     }
 
-    fn snapshot(&mut self, no: usize) {
+    pub(super) fn snapshot(&mut self, no: usize) {
         let path = self.file("snapshot");
         let mut made = None;
         self.nodes[no].with(None, |node| {

@@ -146,6 +146,9 @@ impl Storm {
     }
 
     pub(super) fn start(&mut self, no: usize) {
+        if std::mem::take(&mut self.nodes[no].wants_newer) {
+            (0..self.nodes.len()).filter(|other| *other != no).for_each(|other| self.snapshot(other));
+        }
         let last: BTreeMap<ShardId, StreamSeq> = self.shards().map(|shard| (shard, self.last(shard))).collect();
         self.nodes[no].start(None, last);
     }
@@ -420,7 +423,7 @@ impl Storm {
     fn is_busy(&mut self, no: usize) -> bool {
         let ends: Vec<u64> = self.shards().map(|shard| self.last(shard).0).collect();
         let shards: Vec<ShardId> = self.shards().collect();
-        let node = self.nodes[no].node.as_mut().unwrap();
+        let Some(node) = self.nodes[no].node.as_mut() else { return true };
         let state = node.replica().state();
         let applied: Vec<u64> = shards.iter().map(|shard| state.position(*shard).unwrap().0).collect();
         state.backlog().unwrap().units > 0 || applied != ends

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::Connection;
 use tokio::runtime::Handle;
-use woodchuck::apply::{RowFilters, State};
+use woodchuck::apply::{ApplyError, Cannot, RowFilters, State};
 use woodchuck::capture::POSITION_BYTES;
 use woodchuck::fault::{self, Died, Point};
 use woodchuck::log::{Origin, Outgoing, Published, SealedMessage, ShardId, StreamSeq};
@@ -96,6 +96,8 @@ pub struct SimNode {
     /// Of these some came while nobody followed: together they may be one, or nothing.
     pub uncaptured: usize,
     pub may_merge: bool,
+    /// It ended because a snapshot was too old for it: another node is to make one before it is started again.
+    pub wants_newer: bool,
     setup: Setup,
     handle: Handle,
 }
@@ -131,6 +133,7 @@ impl SimNode {
             ahead_until: Vec::new(),
             uncaptured: 0,
             may_merge: false,
+            wants_newer: false,
             setup,
             handle,
         }
@@ -274,6 +277,11 @@ impl SimNode {
                     }
                 }
                 Some(value)
+            }
+            Ok(Err(NodeError::Apply(ApplyError::Cannot(Cannot::SnapshotWithoutSchema)))) => {
+                self.wants_newer = true;
+                drop(self.kill());
+                None
             }
             Ok(Err(error)) => panic!("node {} ended: {error:?}", self.no),
             Err(Died(_)) => {
