@@ -44,7 +44,12 @@ pub(super) fn is_duplicate(source: &rusqlite::Error) -> bool {
 impl Trial {
     /// Makes the table by `create`, on disk where it does not fit into SQLite's cache. `insert` puts a row in: behind what is `bound` its
     /// columns in order, and then its rowid.
-    pub(super) fn new(conn: &Connection, create: &[&str], insert: String, bound: Row) -> rusqlite::Result<Trial> {
+    pub(super) fn new(
+        conn: &Connection,
+        create: &[impl AsRef<str>],
+        insert: String,
+        bound: Row,
+    ) -> rusqlite::Result<Trial> {
         let db = Connection::open("")?;
         // Text is compared as it is there.
         let encoding: String = conn.query_row("PRAGMA encoding", [], |row| row.get(0))?;
@@ -52,13 +57,17 @@ impl Trial {
             "PRAGMA encoding = '{encoding}'; PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;
              CREATE TABLE woodchuck_rows(canonical BLOB PRIMARY KEY, key BLOB NOT NULL, row BLOB NOT NULL) WITHOUT ROWID"
         ))?;
-        create.iter().try_for_each(|sql| db.execute(sql, []).map(drop))?;
+        create.iter().try_for_each(|sql| db.execute(sql.as_ref(), []).map(drop))?;
         db.execute_batch("BEGIN")?;
         Ok(Trial { db, insert, bound })
     }
 
     /// As [`Trial::new`], of rows that are put in as they are.
-    pub(super) fn of_table(conn: &Connection, create: &[&str], table: &LocalTable) -> rusqlite::Result<Trial> {
+    pub(super) fn of_table(
+        conn: &Connection,
+        create: &[impl AsRef<str>],
+        table: &LocalTable,
+    ) -> rusqlite::Result<Trial> {
         let columns = table.sql.columns.join(", ");
         let values = (1..=table.sql.columns.len()).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
         let insert = format!("INSERT INTO {}({columns}) VALUES({values})", quoted(&table.table.name));

@@ -37,12 +37,9 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
     locked: bool,
 ) -> Result<(NetEffect, FoldCounts), Stop> {
     let own = state.origin();
-    // Own messages alone change nothing that can be seen, so there will be no intent to take back; but where they make values unique, rows
-    // of others may have to go. (While units are suspect, own messages that this state never sealed fold like anybody's.)
-    let is_foreign =
-        |index: &usize| arrived.place(*index).is_some_and(|(_, _, header)| header.origin != own || header.barrier);
-    let revertible = state.suspecting || open.iter().any(is_foreign);
-    state.begin_fold(revertible).map_err(Stop::Failed)?;
+    // Without the lock nothing changes that can be seen, so there will be no intent to take back. Own messages alone rarely need it: where
+    // they make values unique rows of others have to go, and a table that takes another type by now holds them otherwise than they say.
+    state.begin_fold(locked).map_err(Stop::Failed)?;
     let folder = Folder::new(conn).map_err(Stop::Failed)?;
     let mut call = Call::new(state, folder, (tables, taking), merge, locked);
     if open.iter().any(|index| arrived.place(*index).is_some_and(|(_, _, header)| header.barrier)) {

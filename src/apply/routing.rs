@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::base::BaseRow;
 use super::duplicates::Trial;
@@ -70,6 +70,13 @@ pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError>
         }
         _ => None,
     })
+}
+
+/// The statements that made a table's UNIQUE indexes, but for those of its own statement.
+fn unique_indexes(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let sql = "SELECT sql FROM main.sqlite_schema
+        WHERE type = 'index' AND tbl_name = ?1 COLLATE NOCASE AND sql LIKE 'CREATE UNIQUE INDEX %' ORDER BY rowid";
+    conn.prepare(sql)?.query_map([table], |row| row.get(0))?.collect()
 }
 
 impl State {
@@ -308,18 +315,23 @@ impl Call<'_, '_> {
     /// The fold comes to the change of the schema that gave a table UNIQUE values here: rows in the way of others go, as on all nodes, and
     /// the table shows the fold.
     fn settle_alone(&mut self, table: &Arc<LocalTable>, step: &SchemaStep) -> Result<(), ApplyError> {
+        if self.locked {
+            // What is held comes before the change.
+            self.let_go()?;
+            self.redo_rows()?;
+        }
         if self.state.base_rows(table) == 0 {
             return Ok(());
         }
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
-        self.let_go()?;
-        self.redo_rows()?;
-        let after = step.after.as_deref().unwrap_or_default();
-        let create: &[&str] = if step.kind == "index" { &[&table.table.sql, after] } else { &[after] };
         let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
-        let trial = Trial::of_table(self.folder.rows.conn(), create, table).map_err(refused)?;
+        let conn = self.folder.rows.conn();
+        // As it is by now: own changes that came later have no part in what is unique, or the table could not show what it has to.
+        let mut create = vec![table.table.sql.clone()];
+        create.extend(unique_indexes(conn, &table.table.name).map_err(refused)?);
+        let trial = Trial::of_table(conn, &create, table).map_err(refused)?;
         self.folder.rows.each_row(table, |key, row| {
             let canonical = canonical_key(&table.table, &key);
             match self.state.base_has(table, &canonical)? {

@@ -340,7 +340,7 @@ impl Storm {
             ),
             // As Django does it. (A table that is rebuilt has lost its indexes, and one that is unique no more is another matter: see
             // docs/operations.md.)
-            _ if is_there && !self.unique => {
+            _ if is_there && !(self.unique && is_unique(&self.nodes[no].app, &name)) => {
                 let kept = columns(&self.nodes[no].app, &name);
                 let kept: Vec<&String> = kept.iter().filter(|name| name.as_str() != column).collect();
                 let mut defined: Vec<String> = kept.iter().map(|name| definition(name, self.is_again)).collect();
@@ -353,6 +353,15 @@ impl Storm {
                     names.push(other.to_owned());
                     values.push(format!("'{}'", self.random.below(3)));
                 }
+                let or_ignore = if self.unique { "OR IGNORE " } else { "" };
+                if let Some(x) = defined.iter_mut().find(|defined| self.unique && *defined == "x TEXT") {
+                    // It has no type where it was, and what is unique is not a question of types here.
+                    x.truncate(1);
+                }
+                if self.unique && !defined.is_empty() {
+                    let index = self.random.below(defined.len() as u64) as usize;
+                    defined[index].push_str(" UNIQUE");
+                }
                 let is_text: bool = self.nodes[no]
                     .app
                     .query_row("SELECT type = 'TEXT' FROM pragma_table_info(?1) WHERE name = 'id'", [&name], |row| {
@@ -364,7 +373,7 @@ impl Storm {
                 let list = |first: &str, all: &[String]| [&[first.to_owned()], all].concat().join(", ");
                 let (defined, names, values) = (list(key, &defined), list("id", &names), list("id", &values));
                 format!(
-                    "CREATE TABLE new_{name}({defined}){form}; INSERT INTO new_{name}({names}) SELECT {values} FROM {name};
+                    "CREATE TABLE new_{name}({defined}){form}; INSERT {or_ignore}INTO new_{name}({names}) SELECT {values} FROM {name};
                      DROP TABLE {name}; ALTER TABLE new_{name} RENAME TO {name}"
                 )
             }
@@ -465,6 +474,12 @@ impl Storm {
 
 fn pick<'a>(random: &mut Random, all: &'a [String]) -> Option<&'a String> {
     if all.is_empty() { None } else { Some(random.pick(all)) }
+}
+
+/// Whether a table has UNIQUE values beyond its key.
+fn is_unique(app: &Connection, table: &str) -> bool {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE \"unique\" AND origin <> 'pk')";
+    app.query_row(sql, [table], |row| row.get(0)).unwrap()
 }
 
 /// The tables, and the columns under whatever table.
