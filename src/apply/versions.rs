@@ -180,7 +180,9 @@ mod tests {
         let old = [2, short(&hash(1)), short(&hash(2)), short(&hash(3))];
         let bytes: Vec<u8> = old.iter().flat_map(|number: &i64| number.to_be_bytes()).collect();
         state.db.execute("INSERT INTO meta(name, value) VALUES('intent_versions', ?1)", [bytes]).unwrap();
-        state.db.execute_batch("DROP TABLE intent_versions; PRAGMA user_version = 2").unwrap();
+        let newer = ["intent_versions", "beginnings", "intent_schema", "moved_in"];
+        newer.iter().for_each(|table| state.db.execute_batch(&format!("DROP TABLE {table}")).unwrap());
+        state.db.execute_batch("PRAGMA user_version = 2").unwrap();
         drop(state);
         let state = open();
         let became: Vec<i64> = (0..5).map(|number| state.became_of(short(&hash(number))).unwrap()).collect();
