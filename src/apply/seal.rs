@@ -152,7 +152,9 @@ impl State {
             let unit_bytes: usize = usize::try_from(row.get::<_, i64>(3)?).map_err(|_| DAMAGED)?;
             // (All units of a transaction that changes the schema say so.)
             let is_barrier = row.get(4)?;
-            if tx_last != Some(tx) && (bytes >= bytes_max || (tx_last.is_some() && (barrier || is_barrier))) {
+            // What is sent again of such a transaction comes behind it, in a round of its own.
+            let is_other = tx_last != Some(tx) || is_barrier != barrier;
+            if is_other && (bytes >= bytes_max || (tx_last.is_some() && (barrier || is_barrier))) {
                 break;
             }
             barrier = is_barrier;
