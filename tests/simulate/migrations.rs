@@ -509,8 +509,8 @@ fn contents(app: &Connection) -> BTreeMap<String, Vec<String>> {
     tables(app).into_iter().map(of_table).collect()
 }
 
-#[test]
-fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
+/// Runs the storms of one kind, of `SEED` alone or of as many seeds as `WOODCHUCK_MIGRATIONS` says.
+fn run_storms(about: About) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,
@@ -519,7 +519,7 @@ fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
     let (mut migrations, mut deaths) = (0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let (changed, died) = Storm::new(seed, About::Schema).run();
+        let (changed, died) = Storm::new(seed, about).run();
         migrations += changed;
         deaths += died;
     }
@@ -527,24 +527,16 @@ fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
     assert!(migrations > 0 || number("SEED").is_some());
 }
 
+#[test]
+fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
+    run_storms(About::Schema);
+}
+
 /// Rows that traveled in many shards must travel in one from the moment on at which values of theirs are unique, and rows that nodes had
 /// written side by side until then are in each other's way.
 #[test]
 fn tables_that_become_unique_under_everybody_are_the_same_in_the_end() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("WOODCHUCK_MIGRATIONS").unwrap_or(150),
-    };
-    let (mut migrations, mut deaths) = (0, 0);
-    for seed in seeds {
-        println!("SEED={seed}");
-        let (changed, died) = Storm::new(seed, About::Unique).run();
-        migrations += changed;
-        deaths += died;
-    }
-    println!("{migrations} changes of the schema, {deaths} deaths");
-    assert!(migrations > 0 || number("SEED").is_some());
+    run_storms(About::Unique);
 }
 
 /// Schedules that once ended with nodes that differ: own rows that were forgotten while a column was begun anew, and rows of a table that
