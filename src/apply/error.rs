@@ -219,9 +219,6 @@ pub enum ApplyError {
     /// What was to be folded without the write lock of the user's database cannot be.
     #[error("these messages need the write lock of the database")]
     NotLocked,
-    /// The fold of own messages alone would change what the application sees. It must not be able to.
-    #[error("own messages changed visible rows: state.db does not match the database")]
-    OwnChangedRows,
 }
 
 impl From<RowFilterError> for ApplyError {

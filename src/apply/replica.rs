@@ -510,9 +510,6 @@ impl Replica {
             self.state.set_others_wait(false);
             return Ok(Outcome::Unchanged);
         }
-        if !self.state.revertible {
-            return Err(ApplyError::OwnChangedRows);
-        }
         fault::pass(Point::Folded);
         self.prepare_commit()?;
         fault::pass(Point::IntentWritten);

@@ -71,8 +71,7 @@ impl NodeError {
                 ApplyError::StateVersion { .. }
                 | ApplyError::OtherDatabase { .. }
                 | ApplyError::NotState { .. }
-                | ApplyError::TransactionTooLarge { .. }
-                | ApplyError::OwnChangedRows => Verdict::Refused,
+                | ApplyError::TransactionTooLarge { .. } => Verdict::Refused,
                 ApplyError::State(_)
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
@@ -118,8 +117,7 @@ impl NodeError {
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
                 | ApplyError::NotLocked
-                | ApplyError::NotRead
-                | ApplyError::OwnChangedRows => {
+                | ApplyError::NotRead => {
                     "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
                 }
             },
