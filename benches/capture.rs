@@ -47,7 +47,7 @@ fn main() {
 /// Follows until its standard input ends, then says how many changes it saw.
 fn follow(path: &Path) {
     let mut follower = Follower::attach(path).unwrap();
-    let mut wake_ups = WakeUps::new(follower.file()).unwrap();
+    let mut wake_ups = WakeUps::new(&follower).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     std::thread::spawn(move || {

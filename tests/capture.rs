@@ -21,7 +21,7 @@ fn writer(database: &Path, mode: &str, count: u64, seed: u64) -> Child {
 
 /// Calls the follower as its owner would, until `done` says so and nothing is left to read.
 fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut done: impl FnMut(&Follower) -> bool) {
-    let mut wake_ups = WakeUps::new(follower.file()).unwrap();
+    let mut wake_ups = WakeUps::new(follower).unwrap();
     loop {
         let finished = done(follower);
         let polled = match follower.poll(sink) {
@@ -196,7 +196,7 @@ fn notifications_end_while_frames_pour_in_and_come_again_when_they_do_not() {
         )
         .unwrap();
     let mut follower = Follower::attach(&path).unwrap();
-    let mut wake_ups = WakeUps::new(follower.file()).unwrap();
+    let mut wake_ups = WakeUps::new(&follower).unwrap();
     let mut sink = Ids::default();
     let mut look = |follower: &mut Follower| while follower.poll(&mut sink).is_ok_and(|polled| polled.more) {};
 

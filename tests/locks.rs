@@ -162,7 +162,7 @@ fn the_pin_is_held_after_everything_that_a_follower_does() {
     assert!(Follower::attach(&dir.path().join("missing")).is_err() && Follower::attach(dir.path()).is_err());
     assert_pinned(&path, "an attach that failed");
 
-    let wake_ups = WakeUps::new(follower.file()).unwrap();
+    let wake_ups = WakeUps::new(&follower).unwrap();
     application.run("INSERT INTO t(v) VALUES(1)");
     wake_ups.wait(HANDOVER_INTERVAL);
     drop(wake_ups);

@@ -20,6 +20,7 @@ mod locks;
 mod log;
 mod oracle;
 mod output;
+mod parting;
 mod raw;
 mod shadow;
 mod side_by_side;

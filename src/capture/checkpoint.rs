@@ -239,10 +239,11 @@ impl Follower {
     }
 
     pub(super) fn refuse_replaced(&self) -> Result<(), CaptureError> {
-        if self.file().is_in_place() && self.file().companions() == self.companions {
-            Ok(())
-        } else {
-            Err(CaptureError::Replaced { path: self.file().path().to_owned() })
+        let path = || self.file().path().to_owned();
+        match self.file().is_in_place() {
+            true if self.file().companions() == self.companions => Ok(()),
+            true if self.parting.has_parted() => Err(CaptureError::Overwritten { path: path() }),
+            _ => Err(CaptureError::Replaced { path: path() }),
         }
     }
 
@@ -255,7 +256,10 @@ impl Follower {
         if std::mem::take(&mut self.policy.written_by_others) && self.bound.checkpointed < self.bound.committed {
             // The last application has gone, and whoever replaces the file does it now: it must be whole. This keeps nobody waiting; emptying
             // the log could, so that comes later.
-            self.checkpoint_passively(sink)?;
+            let (_, reached) = self.checkpoint_passively(sink)?;
+            if complete(reached) {
+                self.prepare_restart(sink)?;
+            }
         }
         let since = *self.policy.unattached.get_or_insert_with(Instant::now);
         let after = self.pace.unattached_after;
@@ -280,10 +284,13 @@ impl Follower {
     /// it; otherwise nothing is checkpointed. The caller has read everything and holds no connection of its own any more.
     ///
     /// # Errors
-    /// [`CaptureError`] when the name leads to another file by now (nothing was written then) or SQLite refuses.
+    /// [`CaptureError`] when the name leads to another file by now (that one was not touched) or SQLite refuses.
     pub fn detach(mut self) -> Result<(), CaptureError> {
         self.make_durable()?;
-        self.refuse_replaced()?;
+        if let Err(replaced) = self.refuse_replaced() {
+            self.abandon();
+            return Err(replaced);
+        }
         let alone = self.file().other_user().is_none();
         let last = self.into_last_link();
         if alone {

@@ -69,7 +69,7 @@ pub(super) struct Companions {
 }
 
 /// The open database file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DatabaseFile {
     path: PathBuf,
     file: Arc<File>,

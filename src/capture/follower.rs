@@ -10,6 +10,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Policy, UNATTACHED_AFTER};
@@ -17,10 +18,11 @@ use super::connections::{Bound, Link};
 use super::database_file::Companions;
 use super::durable::Durability;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
+use super::parting::Parting;
 use super::resume::Start;
 use super::shadow::{Appended, Journaled, Shadow};
 use super::stand::{look_at_bound, refuse_foreign_locks, stand_at};
-use super::{CaptureError, DatabaseFile, FileStamp, FollowError, Position, ShadowError};
+use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
 use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
 use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
 use crate::schema::Catalogue;
@@ -85,11 +87,11 @@ impl Pace {
 
 /// Stands for the tables as they were at some time.
 #[derive(Debug, Clone)]
-pub struct SchemaMark(std::sync::Arc<Catalogue>);
+pub struct SchemaMark(Arc<Catalogue>);
 
 impl PartialEq for SchemaMark {
     fn eq(&self, other: &SchemaMark) -> bool {
-        std::sync::Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -123,8 +125,8 @@ pub struct Follower {
     pub(super) bound: Bound,
     /// The pin holds read-lock 0: everything was in the database file when it began.
     pub(super) resting: bool,
-    /// The file when that was found: as long as it holds, nothing may write to it.
-    rested: Option<FileStamp>,
+    /// What tells the log's file from one that takes its place.
+    pub(super) parting: Arc<Parting>,
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
@@ -189,7 +191,7 @@ impl Follower {
             frames_read: 0,
             bound,
             resting: false,
-            rested: None,
+            parting: Arc::new(Parting::new(file.clone(), file.companions())),
             trusts_log: true,
             policy: Policy::default(),
             pace: Pace::default(),
@@ -303,11 +305,23 @@ impl Follower {
             self.pin(1 - next)?.end_read()?;
             // Complete before the pin began, so the pin could take read-lock 0.
             self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
-            if self.resting && self.rested.is_none() {
-                self.rested = Some(self.file.stamp()?);
+            if self.resting && self.parting.rested().is_none() {
+                self.come_to_rest()?;
             }
             self.frames.rest();
         }
+        Ok(())
+    }
+
+    /// Notes the file as it is when everything is in it.
+    fn come_to_rest(&mut self) -> Result<(), CaptureError> {
+        let stamp = self.file.stamp()?;
+        // A backup can have been copied into the file since the application's last close, before there was a stamp to tell by.
+        if self.file.other_user().is_none() && !self.frames.are_in(&self.file, self.position.page_count)? {
+            self.parting.note_overwritten();
+            return Err(CaptureError::Overwritten { path: self.file.path().to_owned() });
+        }
+        self.parting.rest(Some(stamp));
         Ok(())
     }
 
@@ -379,7 +393,7 @@ impl Follower {
     /// and nobody could checkpoint, SQLite has not written to it.
     fn refuse_other_content(&self) -> Result<(), CaptureError> {
         self.refuse_replaced()?;
-        match self.rested {
+        match self.parting.rested() {
             Some(stamp) if self.resting && self.file.stamp()? != stamp => {
                 Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
             }
@@ -573,7 +587,7 @@ impl Follower {
         self.read_since_renewal =
             self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
         self.resting = false;
-        self.rested = None;
+        self.parting.rest(None);
         self.moved_at = Instant::now();
         self.frames.take(tx);
         self.position = position;
@@ -605,19 +619,29 @@ impl Follower {
         self.next_tx
     }
 
+    /// Notes that what is in the file did not come from the log, so that [`Follower::abandon`] does not leave them together.
+    pub fn note_overwritten(&self) {
+        self.parting.note_overwritten();
+    }
+
     /// Closes everything. The file that has the name now is not touched.
     ///
     /// What is in the log belongs to the old file and would be combined with the new one by whoever opens that next. So, when nobody else
-    /// uses the log and we have read all of it, it goes where it belongs: the old file, which has lost its name at most.
+    /// uses the log, it goes where it belongs: the old file, which has lost its name at most.
     pub fn abandon(self) {
-        let is_ours = look_at_bound(&self.frames, &self.bounds, &self.file)
+        let is_read = look_at_bound(&self.frames, &self.bounds, &self.file)
             .is_ok_and(|(salts, bound)| salts == Some(self.position.salts) && bound.committed == self.position.frame.0);
-        let Follower { file, pins, bounds, checkpoints, frames, companions, .. } = self;
+        let Follower { file, pins, bounds, checkpoints, frames, companions, parting, .. } = self;
         drop((pins, bounds, frames));
-        if is_ours && !file.is_in_place() && file.companions() == companions && file.shm_user().is_none() {
+        let aside = parting.end();
+        let is_ours = aside.is_some() || (is_read && file.companions() == companions && file.shm_user().is_none());
+        if is_ours && !file.is_in_place() {
             let _ = checkpoints.truncate();
         }
         drop(checkpoints);
+        if let Some(aside) = aside {
+            let _ = std::fs::remove_file(aside);
+        }
         file.release();
     }
 
@@ -635,12 +659,12 @@ impl Follower {
     /// Equal as long as the tables are the same.
     #[must_use]
     pub fn schema_mark(&self) -> SchemaMark {
-        SchemaMark(std::sync::Arc::clone(self.differ.catalogue()))
+        SchemaMark(Arc::clone(self.differ.catalogue()))
     }
 
     /// The tables at the position.
     #[must_use]
-    pub fn catalogue(&self) -> &std::sync::Arc<Catalogue> {
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
         self.differ.catalogue()
     }
 

@@ -12,6 +12,7 @@ mod follower;
 mod frames;
 mod lost;
 mod map;
+mod parting;
 mod peek;
 mod position;
 mod resume;

@@ -4,12 +4,13 @@
 //! timer alone makes it look: see [`Waker::timeout`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::{CaptureError, DatabaseFile, Follower};
+use super::{CaptureError, Follower};
 
 /// While the pin may hold back the application it is renewed this often.
 pub const HANDOVER_INTERVAL: Duration = Duration::from_millis(10);
@@ -64,17 +65,24 @@ pub struct Waker {
 
 impl Waker {
     /// Calls `wake` from another thread whenever the database's `-wal` or the database file is written. The directory is watched, not the
-    /// files, and nothing is opened.
+    /// files, and nothing is opened. If another file has taken the database's name, its log loses its own before `wake` is called.
     ///
     /// # Errors
     /// [`CaptureError::Watch`].
-    pub fn new(file: &DatabaseFile, wake: impl Fn() + Send + 'static) -> Result<Waker, CaptureError> {
+    pub fn new(follower: &Follower, wake: impl Fn() + Send + 'static) -> Result<Waker, CaptureError> {
+        let (file, parting) = (follower.file(), Arc::downgrade(&follower.parting));
         let directory = file.path().parent().unwrap_or(Path::new("/")).to_owned();
         let (database, wal) = (file.path().to_owned(), file.companion("-wal"));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // An overflow of the queue is an error without paths: it wakes too.
-            let concerns = event.map_or(true, |event| event.paths.iter().any(|path| *path == wal || *path == database));
-            if concerns {
+            let names =
+                |path: &Path| event.as_ref().map_or(true, |event| event.paths.iter().any(|named| named == path));
+            let is_database = names(&database);
+            if is_database && let Some(parting) = parting.upgrade() {
+                // Here, not on the thread that is woken: that one may be at work, and the successor is opened any moment.
+                parting.look();
+            }
+            if is_database || names(&wal) {
                 wake();
             }
         })
@@ -131,10 +139,10 @@ impl WakeUps {
     ///
     /// # Errors
     /// [`CaptureError::Watch`].
-    pub fn new(file: &DatabaseFile) -> Result<WakeUps, CaptureError> {
+    pub fn new(follower: &Follower) -> Result<WakeUps, CaptureError> {
         // One signal is enough: looking takes everything that is there.
         let (sender, signals): (SyncSender<()>, _) = sync_channel(1);
-        let waker = Waker::new(file, move || {
+        let waker = Waker::new(follower, move || {
             let _ = sender.try_send(());
         })?;
         Ok(WakeUps { waker, signals })

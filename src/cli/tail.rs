@@ -44,7 +44,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
         return follow(&what, &mut io::stdout().lock(), Style::of_stdout(), &stop);
     }
     let mut follower = attach(&args.database, &stop)?;
-    let mut wake_ups = WakeUps::new(follower.file())?;
+    let mut wake_ups = WakeUps::new(&follower)?;
     for damage in follower.damage() {
         note(format_args!("a tree of the database cannot be read: {}", Failure::of(damage).message));
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Notify, watch};
 
 use super::boot::DurableNote;
@@ -97,7 +97,7 @@ impl Attached {
         }
         let not_kept = BTreeSet::new();
         let wake = Arc::clone(wake);
-        let waker = Waker::new(follower.file(), move || {
+        let waker = Waker::new(&follower, move || {
             wake.notify_one();
             std::thread::sleep(WAKE_REST);
         })?;
@@ -117,8 +117,17 @@ impl Attached {
 
     /// Whether `error` came because the file is not the one that was attached, or its content not what SQLite wrote.
     pub(super) fn has_lost_file(&self, error: &NodeError) -> bool {
-        let told =
-            matches!(error, NodeError::Capture(CaptureError::Replaced { .. } | CaptureError::Overwritten { .. }));
+        let told = match error {
+            NodeError::Capture(CaptureError::Replaced { .. } | CaptureError::Overwritten { .. }) => true,
+            // It was one when it was attached.
+            NodeError::Capture(CaptureError::Sqlite { source, .. })
+                if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
+            {
+                self.follower.note_overwritten();
+                true
+            }
+            _ => false,
+        };
         told || !self.follower.file().is_in_place()
     }
 

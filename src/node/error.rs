@@ -119,6 +119,12 @@ pub enum NodeError {
         /// Why.
         source: Box<NodeError>,
     },
+    /// A database cannot be made there.
+    #[error("{}: there is no such folder", path.display())]
+    NoFolder {
+        /// Where the database was to be.
+        path: PathBuf,
+    },
     /// There is no snapshot to begin with.
     #[error("{}: there is no such database, and no snapshot to make it from", path.display())]
     NoSnapshot {

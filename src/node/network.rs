@@ -199,14 +199,14 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
     if !known.joined {
         refuse_other_content(&log, &config, &asks).await?;
     }
-    if ready_sender.send(ready).await.is_err() {
-        return Ok(());
-    }
     // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
     let mut tasks = JoinSet::new();
     // Who leaves changes out has no fold to make a snapshot of.
     if config.publish && config.apply_changes {
-        tasks.spawn(Keeper::new(&log, &config, known.origin.node_id, asks.clone(), applied).run());
+        tasks.spawn(Keeper::listening(&log, &config, known.origin.node_id, asks.clone(), applied).await.run());
+    }
+    if ready_sender.send(ready).await.is_err() {
+        return Ok(());
     }
     let (behind, behind_end) = mpsc::channel(usize::from(config.log.shards).max(1));
     let waits = Arc::new(Waits::new(&log, known.origin, asks.clone()));

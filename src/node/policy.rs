@@ -88,6 +88,7 @@ impl NodeError {
             | NodeError::StateDirectory { .. }
             | NodeError::Snapshot(_)
             | NodeError::NoSnapshot { .. }
+            | NodeError::NoFolder { .. }
             | NodeError::NotAnswering { .. }
             | NodeError::BadSnapshot { .. }
             | NodeError::NoServer { .. }
@@ -142,6 +143,7 @@ impl NodeError {
             NodeError::Exists { .. } => "give --replace to replace it; what only this file has is lost with it".to_owned(),
             NodeError::InUse { .. } => "stop what uses it, and try again".to_owned(),
             NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); woodchuck cleanup gives them up".to_owned(),
+            NodeError::NoFolder { .. } => "check the path; a node without a database makes one from a snapshot, but not its folder".to_owned(),
             NodeError::LogWithoutDatabase { .. } => "put its database back, or move the log away".to_owned(),
             NodeError::RestoreInterrupted { .. } => "run it again: woodchuck restore --replace --db-path …".to_owned(),
             NodeError::OutboxFull { .. } => "bring the server back, or raise log.outbox_bytes_max; nothing is lost: changes stay in the database and its log".to_owned(),

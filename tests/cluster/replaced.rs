@@ -206,6 +206,9 @@ fn a_backup_moved_over_the_name_right_after_the_last_commit_is_not_mixed_with_it
         assert!(!rows.iter().any(|row| row.contains("of the old file")), "turn {turn}: {rows:?}");
         assert_eq!(rows.iter().filter(|row| row.ends_with("'new file'|integer:7")).count(), turn + 1);
         wait_until_one_file(&db);
+        let beside = db.parent().unwrap().read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = beside.filter(|name| name.to_string_lossy().contains("-wal-of-")).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
     cluster.stop();
 }

@@ -45,12 +45,15 @@ fn what_cannot_be_followed_is_refused_and_nothing_is_made() {
     std::fs::write(dir.path().join("empty.db"), "").unwrap();
     std::fs::create_dir(dir.path().join("directory.db")).unwrap();
     let before = files_in(dir.path());
-    for name in ["rollback.db", "text.db", "empty.db", "directory.db"] {
+    for name in ["rollback.db", "text.db", "empty.db", "directory.db", "nowhere/app.db"] {
         let output = run(&dir.path().join(name), &["--nats-url", "nats://127.0.0.1:1"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(text.lines().count(), 2, "{name}: {text}");
         let (error, _) = refused(&output, output.status.code().unwrap());
-        assert!(matches!(output.status.code(), Some(1..=3)) && error.contains(name), "{name}: {text}");
+        assert!(
+            matches!(output.status.code(), Some(1..=3)) && error.contains(name.trim_end_matches("/app.db")),
+            "{name}: {text}"
+        );
         assert_eq!(files_in(dir.path()), before, "{name}");
     }
 }

@@ -9,6 +9,9 @@ use futures_util::StreamExt;
 use super::super::error::LogError;
 use super::JetStreamLog;
 
+/// How long the server may take to bring back what was said to ourselves.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+
 /// Questions to this node.
 #[derive(Debug)]
 pub struct Questions {
@@ -63,7 +66,19 @@ impl JetStreamLog {
         let client = self.context.client();
         let subscriber = client.queue_subscribe(self.question_subject(what), "woodchuck".to_owned()).await;
         let subscriber = subscriber.map_err(|error| LogError::Unreachable(error.to_string()))?;
+        self.heard().await?;
         Ok(Questions { client: client.clone(), subscriber })
+    }
+
+    /// Waits until the server has taken in what this connection said before: it does so in order, and brings this back.
+    async fn heard(&self) -> Result<(), LogError> {
+        let client = self.context.client();
+        let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
+        let inbox = client.new_inbox();
+        let mut echo = client.subscribe(inbox.clone()).await.map_err(|error| unreachable(&error))?;
+        client.publish(inbox, Bytes::new()).await.map_err(|error| unreachable(&error))?;
+        let came = tokio::time::timeout(HEARD_WITHIN, echo.next()).await;
+        came.map_err(|error| unreachable(&error)).map(drop)
     }
 
     /// Asks any node, and hands what it says to `hear` until that takes it for the answer. `None` when no node takes such questions.

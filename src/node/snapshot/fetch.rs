@@ -19,6 +19,10 @@ use crate::node::error::NodeError;
 
 /// How long a node that makes a snapshot may say nothing: it waits for others that make one, copies its database and hashes it.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How often nodes are asked for one when the server says that none is there, and the pause between: the servers of a cluster tell each other
+/// who listens.
+const ASKS_MAX: u32 = 3;
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
 /// The first wait after a failure, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(10);
@@ -137,7 +141,14 @@ pub(super) async fn ask_for_one(log: &JetStreamLog, tell: &TellSnapshot) -> Resu
         }
         None => Some(said.clone()),
     };
-    match log.ask_patiently(QUESTION, SILENCE_MAX, hear).await? {
+    let mut answer = log.ask_patiently(QUESTION, SILENCE_MAX, hear).await?;
+    for _ in 1..ASKS_MAX {
+        if answer.is_none() {
+            tokio::time::sleep(ASK_INTERVAL).await;
+            answer = log.ask_patiently(QUESTION, SILENCE_MAX, hear).await?;
+        }
+    }
+    match answer {
         None => Ok(false),
         Some(answer) => match answer.strip_prefix(b"ok ") {
             Some(_) => Ok(true),

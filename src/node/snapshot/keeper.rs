@@ -47,12 +47,15 @@ pub(in crate::node) struct Keeper {
     interval: Option<Duration>,
     asks: mpsc::Sender<Ask>,
     applied: watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
+    /// What others ask; `None` while the server does not bring it.
+    questions: Option<Questions>,
     /// Bytes that are stored of the one that is being made, and of all of it.
     at: watch::Sender<(u64, u64)>,
 }
 
 impl Keeper {
-    pub(in crate::node) fn new(
+    /// Listens already: a node that says that it is ready answers.
+    pub(in crate::node) async fn listening(
         log: &JetStreamLog,
         config: &RunConfig,
         node_id: u64,
@@ -70,6 +73,7 @@ impl Keeper {
             interval: config.log.snapshot_interval,
             asks,
             applied,
+            questions: log.take_questions(QUESTION).await.ok(),
             at: watch::Sender::new((0, 0)),
         }
     }
@@ -80,7 +84,7 @@ impl Keeper {
             // The first snapshot tries again.
             tracing::debug!("{error}");
         }
-        let mut questions = None;
+        let mut questions = self.questions.take();
         let mut newest: Option<SnapshotInfo> = None;
         let mut is_known = false;
         let mut rest_until = Instant::now();

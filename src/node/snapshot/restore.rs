@@ -65,6 +65,10 @@ pub struct Restore {
     pub rows: RowFilters,
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.to_owned().into_os_string();
     name.push(suffix);
@@ -113,7 +117,10 @@ pub(in crate::node) async fn join(config: &RunConfig) -> Result<(), NodeError> {
             Ok(())
         }
         // Refusals and what names the database speak for themselves.
-        Err(error) if error.verdict() == Verdict::Refused || matches!(error, NodeError::NoSnapshot { .. }) => {
+        Err(error)
+            if error.verdict() == Verdict::Refused
+                || matches!(error, NodeError::NoSnapshot { .. } | NodeError::NoFolder { .. }) =>
+        {
             Err(error)
         }
         Err(error) => Err(NodeError::CannotBegin { path: config.db_path.clone(), source: Box::new(error) }),
@@ -208,6 +215,10 @@ fn check_before(what: &Restore) -> Result<(), NodeError> {
     }
     let is_interrupted = refuse_interrupted(&what.state_dir).is_err();
     if !what.db_path.exists() {
+        let folder = folder_of(&what.db_path);
+        if !folder.is_dir() {
+            return Err(NodeError::NoFolder { path: folder.to_owned() });
+        }
         let log = beside(&what.db_path, "-wal");
         if log.exists() {
             return Err(NodeError::LogWithoutDatabase { path: log });
@@ -327,8 +338,7 @@ fn put_in_place(
         None => renameat_with(CWD, part, CWD, &what.db_path, RenameFlags::NOREPLACE).map_err(Into::into),
     }
     .map_err(fail("cannot name the database"))?;
-    let parent = what.db_path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_directory(parent).map_err(fail("cannot sync the directory"))?;
+    sync_directory(folder_of(&what.db_path)).map_err(fail("cannot sync the directory"))?;
     drop(replaced);
     fs::remove_file(directory.file(MARK)).map_err(fail_state("cannot remove the mark"))?;
     Ok(())
