@@ -40,6 +40,7 @@ pub fn prepare_applying_connection(conn: &Connection) -> Result<(), ApplyError> 
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+        keep_plans(conn)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         conn.pragma_update(None, "foreign_keys", false)?;
         conn.pragma_update(None, "ignore_check_constraints", true)?;
@@ -48,6 +49,12 @@ pub fn prepare_applying_connection(conn: &Connection) -> Result<(), ApplyError> 
         conn.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
     };
     settings().map_err(opening)
+}
+
+/// Keeps SQLite from preparing a statement again for each new value that is bound, which it does where a partial index or the statistics could
+/// make another plan the better one: our statements look rows up by their keys.
+pub(super) fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn opening(source: rusqlite::Error) -> ApplyError {

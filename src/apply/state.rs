@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::beginnings::columns_kept;
+use super::connection::keep_plans;
 use super::error::ApplyError;
 use super::known::Known;
 use super::routing::Travels;
@@ -75,6 +76,9 @@ pub struct State {
     pub(super) known: Known,
 }
 
+/// The page size of a new state. Each captured transaction changes a place in nine trees and writes that many pages: smaller ones are less to
+/// write, and still smaller ones make a bulk slow, whose rows then need pages of their own.
+const PAGE_BYTES: i64 = 2048;
 /// At a kilobyte each these are ten megabytes.
 const CONFLICTS_MAX: i64 = 10_000;
 
@@ -87,6 +91,8 @@ impl State {
     pub fn open(path: &Path, database: &str, origin: Origin) -> Result<State, ApplyError> {
         let db = Connection::open(path)?;
         db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        keep_plans(&db)?;
+        db.pragma_update(None, "page_size", PAGE_BYTES)?;
         db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         // 8 MiB: the interior pages of base and pending during a bulk, and little beside the memory bound.
