@@ -167,9 +167,7 @@ impl DatabaseFile {
     /// The path with a suffix, as SQLite names its companions.
     #[must_use]
     pub fn companion(&self, suffix: &str) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(suffix);
-        name.into()
+        companion_of(&self.path, suffix)
     }
 
     /// What the descriptor points to.
@@ -280,6 +278,19 @@ impl DatabaseFile {
         let Ok((_, shm)) = keep(&self.companion("-shm")) else { return false };
         lock_holder(&shm, SHM_CHECKPOINT, 1).is_some() && lock_holder(&shm, SHM_WRITE, 1).is_some()
     }
+}
+
+/// A process other than this one that uses the log of a database that has lost its name.
+#[must_use]
+pub fn user_of_log(database: &Path) -> Option<i32> {
+    let (_, shm) = keep(&companion_of(database, "-shm")).ok()?;
+    lock_holder(&shm, SHM_IN_USE, 1)
+}
+
+fn companion_of(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.to_owned().into_os_string();
+    name.push(suffix);
+    name.into()
 }
 
 /// A process other than this one with a lock on some of these bytes.

@@ -21,7 +21,7 @@ mod stand;
 mod wake;
 
 pub use checkpoint::CheckpointOptions;
-pub use database_file::{DatabaseFile, FileIdentity, FileStamp};
+pub use database_file::{DatabaseFile, FileIdentity, FileStamp, user_of_log};
 pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};
 pub use follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled, SchemaMark};

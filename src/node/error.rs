@@ -167,12 +167,6 @@ pub enum NodeError {
         /// The database.
         path: PathBuf,
     },
-    /// A log without its database would be taken for that of the new one.
-    #[error("{}: the write-ahead log of a database that is not there", path.display())]
-    LogWithoutDatabase {
-        /// The log.
-        path: PathBuf,
-    },
     /// A restore was begun and did not end.
     #[error("{}: a restore of this database was interrupted", path.display())]
     RestoreInterrupted {

@@ -52,7 +52,6 @@ impl NodeError {
             | NodeError::Exists { .. }
             | NodeError::InUse { .. }
             | NodeError::Unpublished { .. }
-            | NodeError::LogWithoutDatabase { .. }
             | NodeError::RestoreInterrupted { .. }
             | NodeError::OutboxFull { .. } => Verdict::Refused,
             NodeError::Log(error) => match error {
@@ -144,7 +143,6 @@ impl NodeError {
             NodeError::InUse { .. } => "stop what uses it, and try again".to_owned(),
             NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); woodchuck cleanup gives them up".to_owned(),
             NodeError::NoFolder { .. } => "check the path; a node without a database makes one from a snapshot, but not its folder".to_owned(),
-            NodeError::LogWithoutDatabase { .. } => "put its database back, or move the log away".to_owned(),
             NodeError::RestoreInterrupted { .. } => "run it again: woodchuck restore --replace --db-path …".to_owned(),
             NodeError::OutboxFull { .. } => "bring the server back, or raise log.outbox_bytes_max; nothing is lost: changes stay in the database and its log".to_owned(),
             NodeError::NoServer { .. } => "give --nats-url, or put nats-server on the PATH".to_owned(),

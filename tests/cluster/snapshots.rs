@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::support::cluster::{Cluster, Node, application, tables, wait_for, woodchuck};
@@ -82,6 +83,35 @@ fn a_node_without_a_file_waits_for_the_server() {
     second.wait_until_ready();
     cluster.nodes.push(second);
     assert_eq!(cluster.settle()["t"].len(), 1);
+    cluster.stop();
+}
+
+/// `rm app.db` and nothing else: SQLite would throw the log away, and nobody knows what was in it alone.
+#[test]
+fn a_node_whose_file_was_removed_begins_anew_and_keeps_the_log_that_was_left() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    cluster.nodes[0].sql("INSERT INTO t VALUES(1, 'before', 1)");
+    cluster.settle();
+    save(&cluster);
+    let db = cluster.nodes[1].db.clone();
+    let log = db.with_file_name("app.db-wal");
+    cluster.nodes[1].kill();
+    let left = {
+        let application = Connection::open(&db).unwrap();
+        application.execute_batch("INSERT INTO t VALUES(2, 'in the log alone', 1)").unwrap();
+        std::fs::read(&log).unwrap()
+    };
+    for name in ["app.db", "app.db-shm"] {
+        let _ = std::fs::remove_file(db.with_file_name(name));
+    }
+    std::fs::write(&log, &left).unwrap();
+    cluster.nodes[1].start();
+    cluster.nodes[1].sql("INSERT INTO t VALUES(3, 'from the new one', 1)");
+    assert_eq!(cluster.settle()["t"].len(), 2);
+    let beside = db.parent().unwrap().read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<_> = beside.filter(|path| path.to_string_lossy().contains("app.db-wal-of-")).collect();
+    let [kept] = kept.as_slice() else { panic!("{kept:?}") };
+    assert!(std::fs::read(kept).unwrap() == left, "as it was");
     cluster.stop();
 }
 

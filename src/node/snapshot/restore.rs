@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +17,7 @@ use super::fetch::{Fetched, Wanted, ask_for_one, fetch};
 use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, tell_log};
 use super::{set_wal, tables_text};
 use crate::apply::{ApplyError, RowFilters, State, leave_out_rows, prepare_applying_connection};
-use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, write_shadow};
+use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, user_of_log, write_shadow};
 use crate::log::{JetStreamLog, SnapshotInfo, StreamOptions};
 use crate::node::config::{NatsConfig, RunConfig};
 use crate::node::error::NodeError;
@@ -219,9 +220,8 @@ fn check_before(what: &Restore) -> Result<(), NodeError> {
         if !folder.is_dir() {
             return Err(NodeError::NoFolder { path: folder.to_owned() });
         }
-        let log = beside(&what.db_path, "-wal");
-        if log.exists() {
-            return Err(NodeError::LogWithoutDatabase { path: log });
+        if let Some(pid) = user_of_log(&what.db_path) {
+            return Err(NodeError::InUse { path: what.db_path.clone(), pid: Some(pid) });
         }
         return if is_interrupted { Ok(()) } else { refuse_unpublished(what) };
     }
@@ -332,6 +332,9 @@ fn put_in_place(
     state.sync()?;
     drop(state);
     sync_directory(&what.state_dir).map_err(fail_state("cannot sync the directory"))?;
+    if replaced.is_none() {
+        set_log_aside(&what.db_path).map_err(fail("cannot move away the log of a database that is gone"))?;
+    }
     match &replaced {
         Some(_) => fs::rename(part, &what.db_path),
         // An application may make a database of its own at any moment.
@@ -342,6 +345,26 @@ fn put_in_place(
     drop(replaced);
     fs::remove_file(directory.file(MARK)).map_err(fail_state("cannot remove the mark"))?;
     Ok(())
+}
+
+/// Takes the name away from a log whose database is gone: it would be taken for that of the new one. SQLite throws it away in such a case; here
+/// it is kept, for nobody else has what is in it.
+fn set_log_aside(database: &Path) -> std::io::Result<()> {
+    let (log, index) = (beside(database, "-wal"), beside(database, "-shm"));
+    match fs::metadata(&log) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if found.len() == 0 => fs::remove_file(&log)?,
+        Ok(found) => {
+            let kept = beside(database, &format!("-wal-of-{}", found.ino()));
+            fs::rename(&log, &kept)?;
+            tracing::warn!("{}: the log of a database that is gone is now {}", log.display(), kept.display());
+        }
+    }
+    match fs::remove_file(&index) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn sync_directory(path: &Path) -> std::io::Result<()> {
