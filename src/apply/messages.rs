@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, params};
 
+use super::apart::RoundUnits;
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::names::{Birth, FIRST_SHARD};
@@ -180,14 +181,83 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let (origin, round_no) = (header.origin, header.round_no);
         let is_sealed = is_own_sealed(call, shard, header, own).map_err(Stop::Failed)?;
         let made = if is_sealed {
-            call.state.steps_pending_first(shard).and_then(|steps| call.settle_moves(&steps))
+            call.state.steps_pending_first(shard).and_then(|steps| call.settle_moves(shard, &steps))
         } else {
             let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
-            call.make_steps(conn, shard, &steps, Birth { origin, tx, seq: None })
+            let units = ArrivedUnits::of_round(call.state, arrived, &shards, &at, (origin, round_no));
+            let units = units.map_err(|error| stop_at(shard, seq, error))?;
+            call.make_steps(conn, shard, &steps, Birth { origin, tx, seq: None }, &units)
         };
         let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
         made.map_err(|error| stop_at(shard, seq, error))?;
         call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
+    }
+}
+
+/// The units of a round that has arrived, over all shards.
+struct ArrivedUnits<'a, A: ?Sized> {
+    arrived: &'a A,
+    /// Each a list of units: the pieces that were kept of it, and the messages with the rest.
+    lists: Vec<(ShardId, Vec<u8>, Vec<usize>)>,
+}
+
+impl<'a, A: Arrivals + ?Sized> ArrivedUnits<'a, A> {
+    /// Of what is left of each shard.
+    fn of_round(
+        state: &State,
+        arrived: &'a A,
+        shards: &BTreeMap<ShardId, Vec<usize>>,
+        at: &BTreeMap<ShardId, usize>,
+        (origin, round_no): (Origin, u64),
+    ) -> Result<ArrivedUnits<'a, A>, ApplyError> {
+        let mut lists = Vec::new();
+        for (shard, indexes) in shards {
+            let mut kept = kept_pieces(state, *shard, origin)?;
+            let mut pieces = Vec::new();
+            for index in indexes.iter().skip(at.get(shard).copied().unwrap_or_default()) {
+                let is_of_round = arrived
+                    .place(*index)
+                    .is_some_and(|(_, _, header)| header.origin == origin && header.round_no == round_no);
+                if !is_of_round {
+                    continue;
+                }
+                pieces.push(*index);
+                let is_last = match &arrived.batch(*index)?.body {
+                    Body::Units(_) => true,
+                    Body::Piece { index, count, .. } => index + 1 == *count,
+                };
+                if is_last {
+                    lists.push((*shard, std::mem::take(&mut kept), std::mem::take(&mut pieces)));
+                }
+            }
+        }
+        Ok(ArrivedUnits { arrived, lists })
+    }
+}
+
+impl<A: Arrivals + ?Sized> RoundUnits for ArrivedUnits<'_, A> {
+    fn count(&self) -> usize {
+        self.lists.len()
+    }
+
+    fn load(&self, _: &State, index: usize) -> Result<Vec<Unit>, ApplyError> {
+        let Some((shard, kept, messages)) = self.lists.get(index) else { return Ok(Vec::new()) };
+        let mut joined = kept.clone();
+        for message in messages {
+            match self.arrived.batch(*message)?.into_owned().body {
+                Body::Units(units) => return Ok(units),
+                Body::Piece { index, count, bytes } => {
+                    joined.extend_from_slice(&bytes);
+                    if index + 1 == count {
+                        let origin = self.arrived.place(*message).map(|(_, _, header)| header.origin);
+                        let origin = origin.ok_or(ApplyError::NotRead)?;
+                        let bad = |_| Cannot::BadPiece { shard: *shard, origin, index, count };
+                        return Ok(decode_units(&joined).map_err(bad)?);
+                    }
+                }
+            }
+        }
+        Ok(Vec::new())
     }
 }
 

@@ -7,6 +7,7 @@
 //! begin (write lock) ──▶ drain capture ──▶ fold ──▶ commit (intent, then the user's database) ──▶ finish (intent becomes state)
 //! ```
 
+mod apart;
 mod base;
 mod beforehand;
 mod beginnings;

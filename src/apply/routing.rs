@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
+use super::apart::{Apart, RoundUnits};
 use super::base::BaseRow;
 use super::duplicates::Trial;
 use super::error::ApplyError;
@@ -230,17 +231,19 @@ impl State {
 
 impl Call<'_, '_> {
     /// All shards are folded up to a change of the schema that was made here.
-    pub(super) fn settle_moves(&mut self, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+    pub(super) fn settle_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        let units = self.state.own_units_of_step(shard)?;
+        let mut apart = Apart::default();
         for step in steps {
             let Some(name) = made_unique(step)? else { continue };
             if let Named::Table(table) = self.named(name)? {
                 let local = self.state.local_table(&table)?;
                 if self.state.is_alone(&local) {
-                    self.settle_alone(&local, step)?;
+                    self.settle_alone(&local, step, &units, &mut apart)?;
                 }
             }
         }
-        Ok(())
+        self.put_back(&apart, &units, self.state.origin(), false)
     }
 
     /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
@@ -255,18 +258,31 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// A step that is about to be made gives UNIQUE values to a table: it shows the fold, so that all nodes find the same rows in its way.
-    pub(super) fn prepare_move(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+    /// A step that is about to be made gives UNIQUE values to a table: it shows the fold, so that all nodes find the same rows in its way. Rows
+    /// that the same transaction changes are not among them.
+    pub(super) fn prepare_move(
+        &mut self,
+        step: &SchemaStep,
+        steps: &[SchemaStep],
+        units: &dyn RoundUnits,
+        apart: &mut Apart,
+    ) -> Result<(), ApplyError> {
         let Some(name) = made_unique(step)? else { return Ok(()) };
-        let before = step.name_before.as_deref().unwrap_or(name);
+        // An index knows its table by the name that this gets in the same transaction.
+        let of_table = |other: &&SchemaStep| other.kind == "table" && other.name.eq_ignore_ascii_case(name);
+        let table_step = steps.iter().filter(|other| other.after.is_some()).find(of_table);
+        let before = table_step.and_then(|step| step.name_before.as_deref()).unwrap_or(name);
         let Named::Table(table) = self.named(before)? else { return Ok(()) };
         if (self.taking.route)(&table, None).is_none() {
             return Ok(());
         }
         let local = self.state.local_table(&table)?;
         match self.state.is_alone(&local) {
-            true => self.settle_alone(&local, step),
-            false => self.undo_locked(&local),
+            true => self.settle_alone(&local, step, units, apart),
+            false => {
+                self.undo_locked(&local)?;
+                self.set_apart(apart, (&local, name), units)
+            }
         }
     }
 
@@ -314,7 +330,13 @@ impl Call<'_, '_> {
 
     /// The fold comes to the change of the schema that gave a table UNIQUE values here: rows in the way of others go, as on all nodes, and
     /// the table shows the fold.
-    fn settle_alone(&mut self, table: &Arc<LocalTable>, step: &SchemaStep) -> Result<(), ApplyError> {
+    fn settle_alone(
+        &mut self,
+        table: &Arc<LocalTable>,
+        step: &SchemaStep,
+        units: &dyn RoundUnits,
+        apart: &mut Apart,
+    ) -> Result<(), ApplyError> {
         if self.locked {
             // What is held comes before the change.
             self.let_go()?;
@@ -326,6 +348,7 @@ impl Call<'_, '_> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
+        self.set_apart(apart, (table, made_unique(step)?.unwrap_or(&table.table.name)), units)?;
         let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
         let conn = self.folder.rows.conn();
         // As it is by now: own changes that came later have no part in what is unique, or the table could not show what it has to.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use super::apart::{Apart, RoundUnits};
 use super::conflicts::{ConflictKind, Met};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
@@ -72,7 +73,7 @@ pub(super) struct Call<'a, 'c> {
     pub(super) folder: Folder<'c>,
     tables: &'a dyn Tables,
     pub(super) taking: Taking<'a>,
-    merge: Merge,
+    pub(super) merge: Merge,
     /// The write lock of the user's database is held, so its rows may be read and written.
     pub(super) locked: bool,
     pub(super) undone: BTreeMap<i64, Arc<LocalTable>>,
@@ -156,13 +157,15 @@ impl<'a, 'c> Call<'a, 'c> {
         }
     }
 
-    /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls.
+    /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls. `units` are those of the
+    /// transaction.
     pub(super) fn make_steps(
         &mut self,
         conn: &Connection,
         shard: ShardId,
         steps: &[SchemaStep],
         birth: Birth,
+        units: &dyn RoundUnits,
     ) -> Result<(), ApplyError> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
@@ -178,9 +181,11 @@ impl<'a, 'c> Call<'a, 'c> {
         indexes::forget(conn)?;
         self.state.keep_names()?;
         let may_leave_rows = false;
+        let mut apart = Apart::default();
         for step in steps {
-            self.prepare_move(step)?;
+            self.prepare_move(step, steps, units, &mut apart)?;
         }
+        let origin = birth.origin;
         let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
         let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
         let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows, aside, begun_anew };
@@ -190,6 +195,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.note_schema(conn, steps)?;
         begun_anew.iter().try_for_each(|begun| self.begin_anew(begun))?;
         steps.iter().try_for_each(|step| self.move_rows(step))?;
+        self.put_back(&apart, units, origin, true)?;
         // Own messages move base alone, and there is none while a table shows the fold.
         if begun_anew.is_empty() { Ok(()) } else { self.redo() }
     }

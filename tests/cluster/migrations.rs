@@ -1,7 +1,10 @@
 //! What migrations of object-relational mappers do that plain changes of a schema do not, each as the SQL that comes of it.
 
+use rusqlite::Connection;
+use rusqlite::types::Value;
+
 use super::schema::settle;
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, woodchuck};
 
 const SCHEMA: &str = "CREATE TABLE \"author\"(id INTEGER PRIMARY KEY, name TEXT NOT NULL);
     CREATE TABLE \"book\"(id INTEGER PRIMARY KEY, title TEXT NOT NULL, isbn TEXT, author_id INT NOT NULL REFERENCES \"author\"(id));
@@ -120,4 +123,101 @@ fn rows_that_come_without_a_time_that_cannot_be_null_have_one() {
     settle(&cluster);
     let found = cluster.nodes[1].value("SELECT group_concat(since) FROM author");
     assert_eq!(found, "'2001-02-03,2001-02-03,1970-01-01 00:00:00'");
+}
+
+fn rows(connection: &Connection) -> Vec<Vec<Value>> {
+    let mut found = connection.prepare("SELECT * FROM t ORDER BY id").unwrap();
+    let columns = found.column_count();
+    let row = |row: &rusqlite::Row<'_>| (0..columns).map(|column| row.get(column)).collect();
+    found.query_map([], row).unwrap().map(Result::unwrap).collect()
+}
+
+/// What a transaction did to rows before it changed the schema is in the rows that come with the change.
+#[test]
+fn a_migration_in_one_transaction_leaves_everywhere_what_it_left_where_it_was_made() {
+    const REBUILD: &str = "INSERT INTO n SELECT * FROM t; DROP TABLE t; ALTER TABLE n RENAME TO t";
+    let unique = "CREATE UNIQUE INDEX t_u ON t(u)";
+    let cases: [(&str, String); 12] = [
+        (
+            "id INTEGER PRIMARY KEY, a TEXT",
+            format!("ALTER TABLE t ADD COLUMN u TEXT NOT NULL DEFAULT ''; UPDATE t SET u = 'u' || id; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE",
+            format!("ALTER TABLE t ADD COLUMN u TEXT NOT NULL DEFAULT ''; UPDATE t SET u = 'u' || id; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT",
+            format!("ALTER TABLE t ADD COLUMN u TEXT DEFAULT 'x'; UPDATE t SET u = 'u' || id WHERE id > 1; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT, u TEXT DEFAULT 'same'",
+            format!("UPDATE t SET u = 'u' || id WHERE id <> 7; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE, u TEXT DEFAULT 'same'",
+            format!("DELETE FROM t WHERE id < 20; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT, u TEXT DEFAULT 'same'",
+            format!("DELETE FROM t WHERE id > 1; INSERT INTO t VALUES(30, 'new', 'other'); {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE, u INT DEFAULT 0",
+            format!("UPDATE t SET u = id; CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT, u INT UNIQUE); {REBUILD}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE, u INT DEFAULT 0",
+            format!(
+                "CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT, u INT UNIQUE); {}",
+                REBUILD.replace("SELECT *", "SELECT id, a, id")
+            ),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT NOT NULL, g INT DEFAULT 1, CONSTRAINT q UNIQUE(g, a)",
+            format!(
+                "CREATE TABLE n(id INTEGER PRIMARY KEY, g INT DEFAULT 1, b TEXT NOT NULL, CONSTRAINT q UNIQUE(g, b)); {}",
+                REBUILD.replace("SELECT *", "SELECT id, g, a")
+            ),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT",
+            format!(
+                "UPDATE t SET a = CASE WHEN id % 2 THEN 'X' || id ELSE 'x' || (id + 100) END; CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT COLLATE NOCASE UNIQUE); {REBUILD}"
+            ),
+        ),
+        (
+            "k TEXT, j INT DEFAULT 1, a TEXT, id INT, u INT DEFAULT 0, PRIMARY KEY(j, id)",
+            format!("UPDATE t SET u = id; {unique}"),
+        ),
+        (
+            "a TEXT, id INT PRIMARY KEY, u INT DEFAULT 0) WITHOUT ROWID; CREATE TABLE other(x INT",
+            format!("UPDATE t SET u = id; {unique}"),
+        ),
+    ];
+    let mut cluster = Cluster::start(3, "CREATE TABLE counter(id INTEGER PRIMARY KEY, n INT)");
+    for (no, (columns, migration)) in cases.iter().enumerate() {
+        let all = "WITH RECURSIVE s(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM s WHERE i < 20)";
+        cluster.nodes[0].sql(&format!(
+            "DROP TABLE IF EXISTS t; DROP TABLE IF EXISTS other; CREATE TABLE t({columns});
+             {all} INSERT INTO t(id, a) SELECT i, 'a' || i FROM s"
+        ));
+        settle(&cluster);
+        let maker = &cluster.nodes[no % 3];
+        let connection = Connection::open(&maker.db).unwrap();
+        connection.busy_timeout(std::time::Duration::from_secs(30)).unwrap();
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {migration}")).unwrap();
+        let left = rows(&connection);
+        connection.execute_batch("COMMIT").unwrap();
+        drop(connection);
+        settle(&cluster);
+        let found = rows(&Connection::open(&maker.db).unwrap());
+        assert_eq!(found, left, "case {no}: {columns}: {migration}");
+    }
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT count(*) FROM counter"), "0");
+        let conflicts = woodchuck(&["conflicts", "--format", "json", "--db-path"]).arg(&node.db).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&conflicts.stdout), "", "nothing was in anybody's way");
+    }
+    cluster.stop();
 }
