@@ -3,7 +3,7 @@
 //! A foreign unit that touches none of them cannot meet those rows, and is folded straight in. Claims may say too much, never too little:
 //! hash collisions and values that are gone only cost a slower way. They are dropped when a table's base is empty.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::error::ApplyError;
 use super::shape::LocalTable;
@@ -12,6 +12,12 @@ use crate::format::{Row, Value};
 
 /// The claim of everything: an index whose values cannot be computed here (an expression, a WHERE clause, an application's collation).
 const EVERYTHING: i64 = 0;
+
+/// Whatever a foreign unit brings may meet rows of base.
+pub(super) fn claim_everything(db: &Connection, table: i64) -> rusqlite::Result<()> {
+    let sql = "INSERT OR IGNORE INTO claims(table_id, hash) VALUES(?1, ?2)";
+    db.prepare_cached(sql)?.execute(params![table, EVERYTHING]).map(drop)
+}
 
 impl State {
     pub(super) fn claim(&mut self, table: &LocalTable, row: &[Value]) -> Result<(), ApplyError> {
@@ -25,12 +31,8 @@ impl State {
 
     pub(super) fn is_claimed(&self, table: &LocalTable, row: &[Value]) -> Result<bool, ApplyError> {
         for hash in hashes(table, row) {
-            if hash == EVERYTHING
-                || self
-                    .db
-                    .prepare_cached("SELECT 1 FROM claims WHERE table_id = ?1 AND hash = ?2")?
-                    .exists(params![table.id, hash])?
-            {
+            let sql = "SELECT 1 FROM claims WHERE table_id = ?1 AND hash IN (?2, ?3)";
+            if hash == EVERYTHING || self.db.prepare_cached(sql)?.exists(params![table.id, hash, EVERYTHING])? {
                 return Ok(true);
             }
         }

@@ -291,7 +291,8 @@ impl LocalTable {
         Change { op, canonical: canonical_key(&self.table, &key), key, image, mask, if_there }
     }
 
-    fn without_null<'a>(&self, mut image: Cow<'a, [Value]>) -> Cow<'a, [Value]> {
+    /// A row with the default where NULL cannot be any more.
+    pub(super) fn without_null<'a>(&self, mut image: Cow<'a, [Value]>) -> Cow<'a, [Value]> {
         for (index, _) in self.never_null.iter().enumerate().filter(|(_, never)| **never) {
             if image.get(index).is_some_and(Value::is_null)
                 && let (Some(value), Some(default)) = (image.to_mut().get_mut(index), self.defaults.get(index))

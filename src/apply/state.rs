@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::beginnings::columns_kept;
+use super::claims::claim_everything;
 use super::connection::keep_plans;
 use super::error::ApplyError;
 use super::known::Known;
@@ -336,7 +337,7 @@ impl State {
         Ok(())
     }
 
-    /// The table's entry, made at its first use. A change of its UNIQUE indexes while rows are in base makes it dirty: what was claimed
+    /// The table's entry, made at its first use. A change of its UNIQUE indexes while rows are in base claims everything: what was claimed
     /// under the old ones says nothing about the new.
     pub(super) fn table(&mut self, name: &str, uniques: &str) -> Result<&mut TableState, ApplyError> {
         let lower = name.to_ascii_lowercase();
@@ -350,13 +351,13 @@ impl State {
         }
         let table = self.tables.get_mut(&lower).ok_or(ApplyError::Damaged { what: "the list of tables" })?;
         if table.uniques != uniques {
-            table.dirty |= table.base_rows > 0;
             uniques.clone_into(&mut table.uniques);
-            self.db.prepare_cached("UPDATE tables SET dirty = ?2, uniques = ?3 WHERE id = ?1")?.execute(params![
-                table.id,
-                table.dirty,
-                uniques
-            ])?;
+            self.db
+                .prepare_cached("UPDATE tables SET uniques = ?2 WHERE id = ?1")?
+                .execute(params![table.id, uniques])?;
+            if table.base_rows > 0 {
+                claim_everything(&self.db, table.id)?;
+            }
         }
         Ok(table)
     }

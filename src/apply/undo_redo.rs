@@ -7,6 +7,7 @@
 //! | foreign | plain, a row in base | its base row is folded; at the end the row is pending replayed on that |
 //! | any | UNIQUE, otherwise | the table is undone at its first such unit, units fold into it, it is redone at the end |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -550,8 +551,10 @@ impl<'a, 'c> Call<'a, 'c> {
             }
             Ok(())
         })?;
-        for (key, canonical, row) in &missing {
-            folder.put(state, table, key, canonical, row, false)?;
+        for (key, canonical, row) in missing {
+            // An own change of the schema that the fold has not reached can forbid NULL.
+            let row = table.without_null(Cow::Owned(row)).into_owned();
+            folder.put(state, table, &key, &canonical, &row, false)?;
         }
         state.clear_base(&table.name_lower)?;
         self.undone.insert(table.id, Arc::clone(table));

@@ -17,8 +17,8 @@ use crate::log::{JetStreamLog, Log, Origin, ShardId};
 const QUESTION: &str = "folded";
 /// How long answers are collected before it is asked again.
 const ROUND: Duration = Duration::from_millis(100);
-/// How long nodes have to say that they are there.
-const PRESENT_WITHIN: Duration = Duration::from_millis(300);
+/// How long nodes have to say that they are there. Their databases may be busy meanwhile: the network side says it.
+const PRESENT_WITHIN: Duration = Duration::from_millis(500);
 
 /// The kind of question by which nodes ask whether others live.
 const ALIVE: &str = "alive";
@@ -120,49 +120,61 @@ impl Waits {
             Ok(Err(_)) => return ControlAnswer::Failed { what: "the node is stopping".to_owned() },
             Err(_) => return late("the log to have it"),
         };
-        let mut waiting: BTreeSet<u64> = node.into_iter().filter(|node| *node != self.origin.node_id).collect();
+        let waiting: BTreeSet<u64> = match node {
+            Some(node) if node == self.origin.node_id => {
+                return ControlAnswer::Applied { nodes: vec![node] };
+            }
+            Some(node) => BTreeSet::from([node]),
+            None => match self.present(deadline).await {
+                Some(present) => present,
+                None => return late("the other nodes to answer"),
+            },
+        };
         let mut reached = BTreeSet::new();
-        let mut round = if node.is_some() { ROUND } else { PRESENT_WITHIN };
-        if node.is_some() && waiting.is_empty() {
-            return ControlAnswer::Applied { nodes: node.into_iter().collect() };
-        }
-        loop {
-            let is_first_of_all = node.is_none() && round == PRESENT_WITHIN;
-            let until = round.min(deadline.saturating_duration_since(Instant::now()));
-            let mut present = BTreeSet::new();
+        while !waiting.is_subset(&reached) {
+            let until = ROUND.min(deadline.saturating_duration_since(Instant::now()));
             let mut hear = |bytes: &Bytes| {
                 let Ok(answer) = serde_json::from_slice::<Answer>(bytes) else { return false };
-                if answer.node_id == self.origin.node_id {
-                    return false;
-                }
-                present.insert(answer.node_id);
                 let has =
                     |(shard, wanted): (&ShardId, &u64)| answer.batch_no.get(&shard.0).is_some_and(|no| no >= wanted);
                 if wanted.iter().all(has) {
                     reached.insert(answer.node_id);
                 }
-                !is_first_of_all && waiting.is_subset(&reached)
+                waiting.is_subset(&reached)
             };
             let question = Question { node_id: self.origin.node_id, epoch: self.origin.epoch };
             let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
             if let Err(error) = self.log.ask_all(QUESTION, question, until, &mut hear).await {
                 tracing::debug!("{error}");
                 tokio::time::sleep(ROUND).await;
-            } else if is_first_of_all {
-                waiting = present;
-                round = ROUND;
             }
-            if round == ROUND && waiting.is_subset(&reached) {
-                return ControlAnswer::Applied { nodes: waiting.into_iter().collect() };
+            let missing: Vec<String> = waiting.difference(&reached).map(|node| format!("node {node}")).collect();
+            if !missing.is_empty() && Instant::now() >= deadline {
+                return late(&missing.join(", "));
+            }
+        }
+        ControlAnswer::Applied { nodes: waiting.into_iter().collect() }
+    }
+
+    /// The other nodes that are connected, however busy their databases are. `None` when that cannot be asked until `deadline`.
+    async fn present(&self, deadline: Instant) -> Option<BTreeSet<u64>> {
+        loop {
+            let mut present = BTreeSet::new();
+            let mut hear = |bytes: &Bytes| {
+                present.extend(std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u64>().ok()));
+                false
+            };
+            match self.log.ask_all(ALIVE, Bytes::new(), PRESENT_WITHIN, &mut hear).await {
+                Ok(()) => {
+                    present.remove(&self.origin.node_id);
+                    return Some(present);
+                }
+                Err(error) => tracing::debug!("{error}"),
             }
             if Instant::now() >= deadline {
-                let missing: Vec<String> = waiting.difference(&reached).map(|node| format!("node {node}")).collect();
-                return late(&if missing.is_empty() {
-                    "the other nodes to answer".to_owned()
-                } else {
-                    missing.join(", ")
-                });
+                return None;
             }
+            tokio::time::sleep(ROUND).await;
         }
     }
 }

@@ -137,7 +137,7 @@ fn rows(connection: &Connection) -> Vec<Vec<Value>> {
 fn a_migration_in_one_transaction_leaves_everywhere_what_it_left_where_it_was_made() {
     const REBUILD: &str = "INSERT INTO n SELECT * FROM t; DROP TABLE t; ALTER TABLE n RENAME TO t";
     let unique = "CREATE UNIQUE INDEX t_u ON t(u)";
-    let cases: [(&str, String); 12] = [
+    let cases = [
         (
             "id INTEGER PRIMARY KEY, a TEXT",
             format!("ALTER TABLE t ADD COLUMN u TEXT NOT NULL DEFAULT ''; UPDATE t SET u = 'u' || id; {unique}"),
@@ -193,6 +193,20 @@ fn a_migration_in_one_transaction_leaves_everywhere_what_it_left_where_it_was_ma
         (
             "a TEXT, id INT PRIMARY KEY, u INT DEFAULT 0) WITHOUT ROWID; CREATE TABLE other(x INT",
             format!("UPDATE t SET u = id; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE, u TEXT DEFAULT 'same'",
+            format!("UPDATE t SET u = 'u' || id; COMMIT; BEGIN IMMEDIATE; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT UNIQUE, u TEXT DEFAULT 'same'",
+            format!("DELETE FROM t WHERE id > 1; COMMIT; BEGIN IMMEDIATE; {unique}"),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT, u INT",
+            format!(
+                "UPDATE t SET u = id; CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT, u INT NOT NULL UNIQUE); {REBUILD}"
+            ),
         ),
     ];
     let mut cluster = Cluster::start(3, "CREATE TABLE counter(id INTEGER PRIMARY KEY, n INT)");
