@@ -179,14 +179,13 @@ impl<'a, 'c> Call<'a, 'c> {
         let mirror = Connection::open_in_memory()
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
-        indexes::forget(conn)?;
         self.state.keep_names()?;
-        let may_leave_rows = false;
         let mut apart = Apart::default();
         for step in steps {
-            self.prepare_move(step, steps, units, &mut apart)?;
+            self.prepare_step(step, steps, units, &mut apart)?;
         }
-        let origin = birth.origin;
+        indexes::forget(conn)?;
+        let (may_leave_rows, origin) = (false, birth.origin);
         let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
         let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
         let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows, aside, begun_anew };
