@@ -114,17 +114,6 @@ fn reshaped(old: &LocalTable, new: &LocalTable, row: Row) -> Row {
 }
 
 impl Call<'_, '_> {
-    /// Whether any of the units says anything of rows of a table.
-    pub(super) fn has_rows_of(&self, name: &str, units: &dyn RoundUnits) -> Result<bool, ApplyError> {
-        for index in 0..units.count() {
-            let units = units.load(self.state, index)?;
-            if units.iter().flat_map(|unit| &unit.tables).any(|shape| shape.name.eq_ignore_ascii_case(name)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Lets rows of a table stand apart that a transaction changes together with the schema. `name` is the name that the table gets. The fold is
     /// without them then, and the table where it shows the fold.
     pub(super) fn set_apart(

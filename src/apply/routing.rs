@@ -258,18 +258,16 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// A step is about to be made. A table that gets UNIQUE values shows the fold, so that all nodes find the same rows in its way. Rows that
-    /// the same transaction changes are not among them, and need not fit a table as it will be before they are what they will be.
-    pub(super) fn prepare_step(
+    /// A step that is about to be made gives UNIQUE values to a table: it shows the fold, so that all nodes find the same rows in its way. Rows
+    /// that the same transaction changes are not among them.
+    pub(super) fn prepare_move(
         &mut self,
         step: &SchemaStep,
         steps: &[SchemaStep],
         units: &dyn RoundUnits,
         apart: &mut Apart,
     ) -> Result<(), ApplyError> {
-        let unique = made_unique(step)?;
-        let altered = (step.kind == "table" && step.before.is_some() && step.after.is_some()).then_some(&*step.name);
-        let Some(name) = unique.or(altered) else { return Ok(()) };
+        let Some(name) = made_unique(step)? else { return Ok(()) };
         // An index knows its table by the name that this gets in the same transaction.
         let of_table = |other: &&SchemaStep| other.kind == "table" && other.name.eq_ignore_ascii_case(name);
         let table_step = steps.iter().filter(|other| other.after.is_some()).find(of_table);
@@ -279,11 +277,9 @@ impl Call<'_, '_> {
             return Ok(());
         }
         let local = self.state.local_table(&table)?;
-        match (self.state.is_alone(&local), unique) {
-            (true, Some(_)) => self.settle_alone(&local, step, units, apart),
-            (true, None) => Ok(()),
-            (false, None) if !self.has_rows_of(name, units)? => Ok(()),
-            (false, _) => {
+        match self.state.is_alone(&local) {
+            true => self.settle_alone(&local, step, units, apart),
+            false => {
                 self.undo_locked(&local)?;
                 self.set_apart(apart, (&local, name), units)
             }

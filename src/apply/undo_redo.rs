@@ -182,7 +182,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.state.keep_names()?;
         let mut apart = Apart::default();
         for step in steps {
-            self.prepare_step(step, steps, units, &mut apart)?;
+            self.prepare_move(step, steps, units, &mut apart)?;
         }
         indexes::forget(conn)?;
         let (may_leave_rows, origin) = (false, birth.origin);
