@@ -72,13 +72,21 @@ fn reading_ends_at_its_bounds() {
     let rows = "CREATE TABLE t(id INTEGER PRIMARY KEY, v);
         WITH c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 50000) INSERT INTO t SELECT i, 'value' || i FROM c";
     let peer = Peer::new(1, rows);
-    for bounds in [
-        FoldBounds { until: Instant::now(), wal_bytes_max: None },
-        FoldBounds { until: Instant::now() + Duration::from_secs(60), wal_bytes_max: Some(4096) },
-    ] {
+    let read = |bounds, meanwhile: &dyn Fn()| {
         let reader = FoldReader::open(&peer.path, &peer.path.with_file_name("state.db"), bounds).unwrap();
+        meanwhile();
         // What is read of the schema may be too much already.
-        let read = reader.tables(&RowFilters::default()).and_then(|tables| reader.digest(&tables[0]));
-        assert!(is_out_of_bounds(&read.unwrap_err()));
-    }
+        reader.tables(&RowFilters::default()).and_then(|tables| reader.digest(&tables[0]))
+    };
+    let now = FoldBounds { until: Instant::now(), wal_bytes_max: None };
+    assert!(is_out_of_bounds(&read(now, &|| {}).unwrap_err()));
+
+    // The log is longer than that already, and nobody writes.
+    let small = FoldBounds { until: Instant::now() + Duration::from_secs(60), wal_bytes_max: Some(4096) };
+    assert_eq!(read(small, &|| {}).unwrap().rows, 50_000);
+    let write = || {
+        let application = rusqlite::Connection::open(&peer.path).unwrap();
+        application.execute_batch("PRAGMA wal_autocheckpoint = 0; INSERT INTO t(v) VALUES(zeroblob(20000))").unwrap();
+    };
+    assert!(is_out_of_bounds(&read(small, &write).unwrap_err()), "it has grown by as much");
 }

@@ -32,7 +32,8 @@ const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 20_000;
 pub struct FoldBounds {
     /// Reading ends here.
     pub until: Instant,
-    /// Reading ends when the log has grown beyond this many bytes; `None`: whatever it has.
+    /// Reading ends when the log has grown beyond this many bytes, or by as many where it was longer already: a file keeps its length when a log
+    /// begins anew. `None`: whatever it has.
     pub wal_bytes_max: Option<u64>,
 }
 
@@ -107,10 +108,14 @@ impl FoldReader {
         wal.push("-wal");
         let bounds = Arc::new(Mutex::new(bounds));
         let of_handler = Arc::clone(&bounds);
+        let began_with = std::fs::metadata(&wal).map_or(0, |found| found.len());
         let is_over = move || {
             let bounds = *of_handler.lock().unwrap_or_else(PoisonError::into_inner);
             // A look at the name opens nothing.
-            let is_long = |max| std::fs::metadata(&wal).is_ok_and(|found| found.len() > max);
+            let is_long = |max: u64| {
+                let max = if began_with < max { max } else { began_with.saturating_add(max) };
+                std::fs::metadata(&wal).is_ok_and(|found| found.len() > max)
+            };
             Instant::now() >= bounds.until || bounds.wal_bytes_max.is_some_and(is_long)
         };
         conn.progress_handler(STEPS_BETWEEN_LOOKS, Some(is_over)).map_err(doing)?;

@@ -122,25 +122,32 @@ fn what_is_written_on_the_log_is_shown_once_and_decodable() {
     a.sql("BEGIN; INSERT INTO t VALUES(10,'é\"',9007199254740993); UPDATE t SET n=1.0 WHERE id=1; COMMIT; DELETE FROM t WHERE id=2");
     b.sql("INSERT INTO u VALUES('k', 'e', x'00ff')");
     cluster.settle();
+    b.sql("CREATE INDEX t_v ON t(v)");
     let rows = wait_for("the changes", || {
         let text = std::fs::read_to_string(&out).unwrap();
         let Some((whole, _)) = text.rsplit_once('\n') else { return Err(text) };
         let lines: Vec<serde_json::Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let is_row = |line: &&serde_json::Value| !["begin", "commit"].contains(&line["op"].as_str().unwrap());
         let rows: Vec<_> = lines.iter().filter(is_row).cloned().collect();
-        if rows.len() >= 4 { Ok(rows) } else { Err(text) }
+        // The change of the schema is in all eight shards.
+        if rows.len() >= 4 + 8 { Ok(rows) } else { Err(text) }
     });
     subscriber.kill().unwrap();
     subscriber.wait().unwrap();
-    let mut seen: Vec<String> =
-        rows.iter().map(|row| format!("{} {} {} {}", row["op"], row["table"], row["key"], row["after"])).collect();
+    let shown = |row: &serde_json::Value| match row["op"].as_str() {
+        Some("schema") => format!("{} {} {} {} {}", row["op"], row["type"], row["name"], row["before"], row["after"]),
+        _ => format!("{} {} {} {}", row["op"], row["table"], row["key"], row["after"]),
+    };
+    let mut seen: Vec<String> = rows.iter().map(shown).collect();
     seen.sort_unstable();
+    seen.dedup();
     assert_eq!(
         seen,
         [
             r#""delete" "t" {"id":2} null"#,
             r#""insert" "t" {"id":10} {"id":10,"n":9007199254740993,"v":"é\""}"#,
             r#""insert" "u" {"k":"k"} {"e":"e","k":"k","v":{"blob":"AP8="}}"#,
+            r#""schema" "index" "t_v" null "CREATE INDEX t_v ON t(v)""#,
             r#""update" "t" {"id":1} {"id":1,"n":1.0,"v":"one"}"#,
         ]
     );

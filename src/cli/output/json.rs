@@ -23,6 +23,28 @@ use crate::schema::{Identity, Table};
 /// Lines are handed on in pieces of about this size: system calls are dear, memory is bounded.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// Appends the line of a change of the schema but for its end.
+pub(super) fn schema_members(
+    out: &mut Vec<u8>,
+    tx: u64,
+    (kind, name): (&str, &str),
+    (before, after): (&Option<String>, &Option<String>),
+) {
+    out.extend_from_slice(b"{\"op\":\"schema\",\"tx\":");
+    integer(out, tx);
+    out.extend_from_slice(b",\"type\":");
+    string(out, kind);
+    out.extend_from_slice(b",\"name\":");
+    string(out, name);
+    for (key, sql) in [(&b",\"before\":"[..], before), (b",\"after\":", after)] {
+        out.extend_from_slice(key);
+        match sql {
+            Some(sql) => string(out, sql),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+}
+
 /// Writes changes as JSON lines.
 #[derive(Debug)]
 pub struct JsonLines<W: Write> {
@@ -109,20 +131,7 @@ impl<W: Write> ChangeSink<io::Error> for JsonLines<W> {
     }
 
     fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
-        let out = &mut self.buffer;
-        out.extend_from_slice(b"{\"op\":\"schema\",\"tx\":");
-        integer(out, self.tx);
-        out.extend_from_slice(b",\"type\":");
-        string(out, &change.kind);
-        out.extend_from_slice(b",\"name\":");
-        string(out, &change.name);
-        for (key, sql) in [(&b",\"before\":"[..], &change.before), (b",\"after\":", &change.after)] {
-            out.extend_from_slice(key);
-            match sql {
-                Some(sql) => string(out, sql),
-                None => out.extend_from_slice(b"null"),
-            }
-        }
+        schema_members(&mut self.buffer, self.tx, (&change.kind, &change.name), (&change.before, &change.after));
         self.end_line()
     }
 

@@ -128,14 +128,7 @@ impl<W: Write> ChangeSink<io::Error> for Pretty<W> {
     }
 
     fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
-        let text =
-            |sql: &Option<String>| shortened(&printable(sql.as_deref().unwrap_or_default()), SHOWN_CHARS_MAX * 2);
-        let what = format!("{} {}", change.kind, printable(&change.name));
-        let line = match (&change.before, &change.after) {
-            (_, None) => self.style.red(&format!("- {what}")),
-            (None, after) => format!("{}  {}", self.style.green(&format!("+ {what}")), self.style.faint(&text(after))),
-            (_, after) => format!("{}  {}", self.style.yellow(&format!("~ {what}")), self.style.faint(&text(after))),
-        };
+        let line = schema_line(self.style, (&change.kind, &change.name), (&change.before, &change.after));
         writeln!(self.lines.statement()?, "  {line}")
     }
 
@@ -283,6 +276,21 @@ pub fn bytes_text(bytes: u64) -> String {
         unit = larger;
     }
     if unit == "bytes" { format!("{bytes} bytes") } else { format!("{scaled:.1} {unit}") }
+}
+
+/// A change of the schema for people.
+pub(super) fn schema_line(
+    style: Style,
+    (kind, name): (&str, &str),
+    (before, after): (&Option<String>, &Option<String>),
+) -> String {
+    let text = |sql: &str| style.faint(&shortened(&printable(sql), SHOWN_CHARS_MAX * 2));
+    let what = format!("{kind} {}", printable(name));
+    match (before, after) {
+        (_, None) => style.red(&format!("- {what}")),
+        (None, Some(after)) => format!("{}  {}", style.green(&format!("+ {what}")), text(after)),
+        (Some(_), Some(after)) => format!("{}  {}", style.yellow(&format!("~ {what}")), text(after)),
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 //! {"op":"commit","tx":17,"node":1,"shard":3,"seq":9,"changes":1}
 //! ```
 //!
-//! `begin` and `commit` enclose what travels of a transaction in one shard; other parts of it may be in other shards.
+//! A change of the schema is in every shard, each as `tail` has it. `begin` and `commit` enclose what travels of a transaction in one shard; other parts of it may be in other shards.
 
-use super::json::{members, put, string};
-use super::pretty::{Style, value_text};
+use super::json::{members, put, schema_members, string};
+use super::pretty::{Style, schema_line, value_text};
 use crate::change::Op;
 use crate::log::{TableShape, Unit, UnitChange, UnitKey};
 
@@ -31,6 +31,10 @@ pub fn unit_json(out: &mut Vec<u8>, place: &UnitPlace, unit: &Unit) {
     let head = format!("\"tx\":{},\"node\":{node_id},\"shard\":{shard},\"seq\":{seq}", unit.tx);
     let repaired = if unit.repaired { ",\"repaired\":true" } else { "" };
     put(out, format_args!("{{\"op\":\"begin\",{head},\"salt\":\"{salt}\",\"frame\":{}{repaired}}}\n", unit.frame));
+    for step in &unit.schema {
+        schema_members(out, unit.tx, (&step.kind, &step.name), (&step.before, &step.after));
+        out.extend_from_slice(b"}\n");
+    }
     for change in &unit.changes {
         let Some(shape) = unit.tables.get(usize::from(change.table)) else { continue };
         change_json(out, unit.tx, shape, change);
@@ -74,6 +78,10 @@ pub fn unit_pretty(out: &mut Vec<u8>, place: &UnitPlace, unit: &Unit, style: Sty
     let count = unit.changes.len();
     let head = format!("node {node_id} tx {} · shard {shard} message {seq} · {count} changes", unit.tx);
     put(out, format_args!("{}\n", style.faint(&head)));
+    for step in &unit.schema {
+        let line = schema_line(style, (&step.kind, &step.name), (&step.before, &step.after));
+        put(out, format_args!("  {line}\n"));
+    }
     for change in &unit.changes {
         let Some(shape) = unit.tables.get(usize::from(change.table)) else { continue };
         let key = match &change.key {
