@@ -152,6 +152,9 @@ pub enum PublishError {
     /// There is no connection, or it broke while the acknowledgement was awaited.
     #[error("not connected to the NATS server")]
     Disconnected,
+    /// There is a connection to read over, but none to append over can be made.
+    #[error("no connection to append to the log over: {0}")]
+    NoConnection(ConnectError),
     /// The acknowledgement did not come in time.
     #[error("the NATS server did not acknowledge in time")]
     TimedOut,

@@ -278,11 +278,11 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
                 Some(Need::Read { shard, from }) => {
                     tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
                 }
-                Some(Need::Rest { nodes, within, answer }) => {
+                Some(Need::Rest { origins, within, answer }) => {
                     let waits = Arc::clone(&waits);
                     tasks.spawn(async move {
                         // Whoever asked may have got what it waited for.
-                        let _ = answer.send(waits.silent(nodes, within).await);
+                        let _ = answer.send(waits.silent(origins, within).await);
                     });
                 }
                 None => break,

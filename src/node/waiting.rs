@@ -13,7 +13,7 @@ use super::control::ControlAnswer;
 use super::snapshot::Ask;
 use crate::log::{JetStreamLog, Log, Origin, ShardId};
 
-/// The kind of question by which nodes ask each other how far they are.
+/// The kind of question by which nodes ask each other how far they are with the messages of an origin.
 const QUESTION: &str = "folded";
 /// How long answers are collected before it is asked again.
 const ROUND: Duration = Duration::from_millis(100);
@@ -28,11 +28,22 @@ const ALIVE_ROUND: Duration = Duration::from_secs(1);
 /// The last message of an origin that a node has folded, by shard.
 pub(super) type FoldedOf = BTreeMap<ShardId, u64>;
 
-/// How far are you with the messages of this origin?
+/// An origin, in questions and answers.
 #[derive(Debug, Serialize, Deserialize)]
-struct Question {
+struct OriginText {
     node_id: u64,
     epoch: u64,
+}
+
+impl OriginText {
+    fn write(Origin { node_id, epoch }: Origin) -> Bytes {
+        Bytes::from(serde_json::to_vec(&OriginText { node_id, epoch }).unwrap_or_default())
+    }
+
+    fn read(bytes: &Bytes) -> Option<Origin> {
+        let OriginText { node_id, epoch } = serde_json::from_slice(bytes).ok()?;
+        Some(Origin { node_id, epoch })
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,9 +69,9 @@ impl Waits {
     pub(super) async fn answer_nodes(&self) {
         let Ok(mut questions) = self.log.take_broadcasts(QUESTION).await else { return };
         while let Some(question) = questions.next().await {
-            let Ok(Question { node_id, epoch }) = serde_json::from_slice(&question.payload) else { continue };
+            let Some(origin) = OriginText::read(&question.payload) else { continue };
             let (answer, folded) = oneshot::channel();
-            if self.asks.send(Ask::Folded(Origin { node_id, epoch }, answer)).await.is_err() {
+            if self.asks.send(Ask::Folded(origin, answer)).await.is_err() {
                 return;
             }
             let Ok(folded) = folded.await else { return };
@@ -74,13 +85,13 @@ impl Waits {
     pub(super) async fn answer_that_it_lives(&self) {
         let Ok(mut questions) = self.log.take_broadcasts(ALIVE).await else { return };
         while let Some(question) = questions.next().await {
-            question.answer(Bytes::from(self.origin.node_id.to_string())).await;
+            question.answer(OriginText::write(self.origin)).await;
         }
     }
 
-    /// Which of these nodes say nothing within a time. None when something may still come from all of them as far as is known here: they
-    /// answer, or the log does not.
-    pub(super) async fn silent(&self, mut nodes: BTreeSet<u64>, within: Duration) -> BTreeSet<u64> {
+    /// Which of these origins say nothing within a time: nodes that are away, and those that live with another state directory. None when
+    /// something may still come from all of them as far as is known here: they answer, or the log does not.
+    pub(super) async fn silent(&self, mut origins: BTreeSet<Origin>, within: Duration) -> BTreeSet<Origin> {
         let until = Instant::now() + within;
         loop {
             let looks = (1..=self.log.shard_count()).map(|shard| self.log.bounds(ShardId(shard)));
@@ -89,18 +100,18 @@ impl Waits {
                 return BTreeSet::new();
             }
             let mut hear = |bytes: &Bytes| {
-                if let Some(node) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
-                    nodes.remove(&node);
+                if let Some(origin) = OriginText::read(bytes) {
+                    origins.remove(&origin);
                 }
-                nodes.is_empty()
+                origins.is_empty()
             };
             let next = Instant::now() + ALIVE_ROUND;
             let asked = self.log.ask_all(ALIVE, Bytes::new(), ALIVE_ROUND, &mut hear).await;
-            if nodes.is_empty() || asked.is_err() {
+            if origins.is_empty() || asked.is_err() {
                 return BTreeSet::new();
             }
             if Instant::now() >= until {
-                return nodes;
+                return origins;
             }
             // The server says at once when nobody is there.
             tokio::time::sleep_until(next.into()).await;
@@ -142,9 +153,7 @@ impl Waits {
                 }
                 waiting.is_subset(&reached)
             };
-            let question = Question { node_id: self.origin.node_id, epoch: self.origin.epoch };
-            let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
-            if let Err(error) = self.log.ask_all(QUESTION, question, until, &mut hear).await {
+            if let Err(error) = self.log.ask_all(QUESTION, OriginText::write(self.origin), until, &mut hear).await {
                 tracing::debug!("{error}");
                 tokio::time::sleep(ROUND).await;
             }
@@ -161,7 +170,7 @@ impl Waits {
         loop {
             let mut present = BTreeSet::new();
             let mut hear = |bytes: &Bytes| {
-                present.extend(std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u64>().ok()));
+                present.extend(OriginText::read(bytes).map(|origin| origin.node_id));
                 false
             };
             match self.log.ask_all(ALIVE, Bytes::new(), PRESENT_WITHIN, &mut hear).await {

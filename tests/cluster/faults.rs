@@ -1,7 +1,10 @@
 //! Servers and daemons that die: nothing is lost, nothing doubled, and nobody has to help.
 
+use std::os::unix::process::ExitStatusExt;
+
 use rusqlite::Connection;
 use rustix::process::Signal;
+use woodchuck::fault::{Point, VARIABLE};
 
 use crate::support::cluster::{Cluster, Seed, application, wait_for};
 
@@ -130,6 +133,30 @@ fn a_daemon_killed_after_a_write_delivers_it_once_when_it_is_back() {
     let tables = cluster.settle();
     assert_eq!(tables["counter"], [format!("integer:1|integer:{ROUNDS}")]);
     assert_eq!(tables["t"].len(), ROUNDS as usize);
+    cluster.stop();
+}
+
+/// What a lost state directory had sent half of, nobody can complete: the node's new one says so by its own number.
+#[test]
+fn a_node_that_lost_all_it_had_in_the_middle_of_a_transaction_holds_nobody_up() {
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &["--shards", "1"]);
+    cluster.nodes[1].start();
+    cluster.nodes[0].spawn_with(&[(VARIABLE, &format!("{}:1", Point::Published.name()))]);
+    cluster.nodes[0].wait_until_ready();
+    // Several messages, one behind another.
+    cluster.nodes[0].sql("INSERT INTO t WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 6) SELECT x, hex(randomblob(400000)), 0 FROM c");
+    let died = cluster.nodes[0].wait_for_end();
+    assert_eq!(died.signal(), Some(9), "{}", cluster.nodes[0].log());
+    wait_for("a part of the transaction", || match cluster.nodes[1].status()? {
+        status if status.inbox_messages > 0 => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+    std::fs::remove_dir_all(cluster.nodes[0].db.parent().unwrap()).unwrap();
+    std::fs::create_dir(cluster.nodes[0].db.parent().unwrap()).unwrap();
+    cluster.nodes[0].start();
+    cluster.nodes[1].sql("UPDATE counter SET n = 1");
+    assert_eq!(cluster.settle()["counter"], ["integer:1|integer:1"]);
+    assert!(cluster.nodes[1].log().contains("node 1 gave no answer"), "{}", cluster.nodes[1].log());
     cluster.stop();
 }
 

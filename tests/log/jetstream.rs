@@ -197,6 +197,45 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     assert_eq!(log.publish(ShardId(1), "next", payload).await, Ok(StreamSeq(5)));
 }
 
+/// A client that connects again sends what it had queued before anybody can look at what the server has.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_connection_goes_to_no_server_that_lost_its_tail() {
+    let mut server = NatsServer::start();
+    let log = open(&server, streams(1)).await;
+    let backup = tempfile::tempdir().unwrap();
+    let small = bytes::Bytes::from_static(b"small");
+    for seq in 1..=4 {
+        assert_eq!(log.publish(ShardId(1), &format!("small {seq}"), small.clone()).await, Ok(StreamSeq(seq)));
+        if seq == 2 {
+            server.kill();
+            server.copy_store(backup.path(), false);
+            tokio::task::block_in_place(|| server.restart());
+        }
+    }
+    // More than the sockets hold, so that most of it waits in the client.
+    server.pause();
+    let large = bytes::Bytes::from(vec![7; log.message_bytes_max()]);
+    let sent = (0..64).map(|index| {
+        let (log, large) = (log.clone(), large.clone());
+        async move { log.publish(ShardId(1), &format!("large {index}"), large).await }
+    });
+    let sent = futures_util::future::join_all(sent).await;
+    assert!(sent.iter().all(|result| *result == Err(PublishError::TimedOut)), "{sent:?}");
+    let mut link = log.link();
+    let change_count = link.borrow().change_count;
+    server.kill();
+    server.delete_store();
+    server.copy_store(backup.path(), true);
+    tokio::task::block_in_place(|| server.restart());
+    link.wait_for(|link| link.connected && link.change_count > change_count).await.unwrap();
+    assert_eq!(log.bounds(ShardId(1)).await.unwrap().last, StreamSeq(2));
+    let refused = log.publish(ShardId(1), "small 5", small.clone()).await.unwrap_err();
+    assert!(matches!(refused, PublishError::LostTail { last: StreamSeq(2), known: StreamSeq(4), .. }), "{refused}");
+    for seq in 3..=5 {
+        assert_eq!(log.publish_at(ShardId(1), StreamSeq(seq), small.clone()).await, Ok(StreamSeq(seq)));
+    }
+}
+
 /// A server that lost its tail and took new messages before the reader was back has as many messages as the reader knows of. Those that
 /// took the numbers of the lost ones would never have been read.
 #[tokio::test(flavor = "multi_thread")]

@@ -273,7 +273,7 @@ impl SimNode {
                         }
                         Need::PutBack { shard, .. } => panic!("the log has lost nothing of shard {}", shard.0),
                         // Who is impatient has been told that nobody will bring it.
-                        Need::Rest { nodes, answer, .. } => drop(answer.send(nodes)),
+                        Need::Rest { origins, answer, .. } => drop(answer.send(origins)),
                     }
                 }
                 Some(value)

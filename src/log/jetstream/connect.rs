@@ -1,9 +1,9 @@
-//! Makes the connection.
+//! Makes connections.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
 use super::super::error::ConnectError;
@@ -20,16 +20,15 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one address may take.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Makes the connection that everything but appending goes over. It is made again by itself, for ever.
 pub(super) async fn connect(
     options: &NatsOptions,
     service: &Arc<Service>,
 ) -> Result<(Client, watch::Receiver<Link>), ConnectError> {
-    let urls = options.urls.join(",");
     let (changed, link) = watch::channel(Link::default());
-    let mut connect = ConnectOptions::new()
-        .name(&options.name)
-        .connection_timeout(CONNECTION_TIMEOUT)
-        .ping_interval(PING_INTERVAL)
+    let service = Arc::clone(service);
+    let connect = prepared(options)
+        .await?
         .reconnect_delay_callback(|attempts| {
             let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
             if attempts <= 1 { Duration::ZERO } else { Duration::from_millis(25 << doublings).min(RECONNECT_CAP) }
@@ -40,12 +39,53 @@ pub(super) async fn connect(
                 note(&changed, &event);
                 async {}
             }
+        })
+        .reconnect_to_server_callback(move |servers, _| {
+            let chosen = service.choose(&servers);
+            async { chosen }
         });
-    let service = Arc::clone(service);
-    connect = connect.reconnect_to_server_callback(move |servers, _| {
-        let chosen = service.choose(&servers);
-        async { chosen }
-    });
+    let client =
+        connect.connect(options.urls.as_slice()).await.map_err(|error| refused(&error, options.urls.join(",")))?;
+    // The event that says so may come later than we need to know it.
+    note(&changed, &Event::Connected);
+    Ok((client, link))
+}
+
+/// Makes a connection to one server that is never made again, and tells when it is lost.
+pub(super) async fn connect_once(
+    options: &NatsOptions,
+    server: ServerAddr,
+) -> Result<(Client, watch::Receiver<bool>), ConnectError> {
+    /// An address that nobody can listen at. The client knows no way to leave a lost connection alone, but it gives up when all that it may go to
+    /// fails.
+    const NOWHERE: &str = "nats://127.0.0.1:0";
+    let (changed, lost) = watch::channel(false);
+    let connect = prepared(options)
+        .await?
+        .max_reconnects(1)
+        .ignore_discovered_servers()
+        .reconnect_delay_callback(|_| Duration::ZERO)
+        .event_callback(move |event| {
+            if matches!(event, Event::Disconnected | Event::Closed) {
+                changed.send_replace(true);
+            }
+            async {}
+        });
+    let url = server.as_url_str().to_owned();
+    let client = connect.connect(server).await.map_err(|error| refused(&error, url.clone()))?;
+    // Commands are carried out in order: what is sent after this one goes to this connection, or nowhere.
+    match client.set_server_pool(NOWHERE).await {
+        Ok(()) => Ok((client, lost)),
+        Err(error) => Err(ConnectError::Unreachable { urls: url, what: error.to_string() }),
+    }
+}
+
+/// What all connections have in common.
+async fn prepared(options: &NatsOptions) -> Result<ConnectOptions, ConnectError> {
+    let mut connect = ConnectOptions::new()
+        .name(&options.name)
+        .connection_timeout(CONNECTION_TIMEOUT)
+        .ping_interval(PING_INTERVAL);
     if let Some(ca) = &options.tls_ca {
         connect = connect.add_root_certificates(ca.clone()).require_tls(true);
     }
@@ -67,26 +107,23 @@ pub(super) async fn connect(
             what: format!("{}: {error}", file.display()),
         })?;
     }
-    let client = connect.connect(options.urls.as_slice()).await.map_err(|error| {
-        let what = causes(&error);
-        match error.kind() {
-            ConnectErrorKind::ServerParse => {
-                ConnectError::Option { option: "nats-url", what: format!("{urls}: {what}") }
-            }
-            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                ConnectError::Unauthorized { urls: urls.clone(), what }
-            }
-            ConnectErrorKind::Io if is_handshake(&error) => ConnectError::Tls { urls: urls.clone(), what },
-            ConnectErrorKind::Tls => ConnectError::Tls { urls: urls.clone(), what },
-            ConnectErrorKind::Dns
-            | ConnectErrorKind::TimedOut
-            | ConnectErrorKind::Io
-            | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls: urls.clone(), what },
+    Ok(connect)
+}
+
+fn refused(error: &async_nats::ConnectError, urls: String) -> ConnectError {
+    let what = causes(error);
+    match error.kind() {
+        ConnectErrorKind::ServerParse => ConnectError::Option { option: "nats-url", what: format!("{urls}: {what}") },
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+            ConnectError::Unauthorized { urls, what }
         }
-    })?;
-    // The event that says so may come later than we need to know it.
-    note(&changed, &Event::Connected);
-    Ok((client, link))
+        ConnectErrorKind::Io if is_handshake(error) => ConnectError::Tls { urls, what },
+        ConnectErrorKind::Tls => ConnectError::Tls { urls, what },
+        ConnectErrorKind::Dns
+        | ConnectErrorKind::TimedOut
+        | ConnectErrorKind::Io
+        | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls, what },
+    }
 }
 
 /// A failed TLS handshake comes as an I/O error about invalid data; a broken or refused connection has other kinds.

@@ -10,7 +10,7 @@ use super::super::message::{ShardId, StreamSeq};
 struct Floor {
     /// The last message that was acknowledged or read.
     seq: AtomicU64,
-    /// One more than the count of changes of the connection at which the stream was found to hold it.
+    /// The number of the connection over which the stream was found to hold it.
     checked: AtomicU64,
 }
 
@@ -37,14 +37,14 @@ impl Floors {
         StreamSeq(self.of(shard).map_or(0, |floor| floor.seq.load(Ordering::Relaxed)))
     }
 
-    /// Whether the stream was looked at since the connection changed last.
-    pub(super) fn is_checked(&self, shard: ShardId, change_count: u64) -> bool {
-        self.of(shard).is_none_or(|floor| floor.checked.load(Ordering::Relaxed) == change_count + 1)
+    /// Whether the stream was looked at over a connection.
+    pub(super) fn is_checked(&self, shard: ShardId, connection: u64) -> bool {
+        self.of(shard).is_none_or(|floor| floor.checked.load(Ordering::Relaxed) == connection)
     }
 
-    pub(super) fn set_checked(&self, shard: ShardId, change_count: u64) {
+    pub(super) fn set_checked(&self, shard: ShardId, connection: u64) {
         if let Some(floor) = self.of(shard) {
-            floor.checked.store(change_count + 1, Ordering::Relaxed);
+            floor.checked.store(connection, Ordering::Relaxed);
         }
     }
 }

@@ -6,6 +6,7 @@ mod ensure;
 mod examine;
 mod floor;
 mod options;
+mod publishing;
 mod read;
 mod service;
 
@@ -27,6 +28,7 @@ pub use self::examine::ServerFacts;
 pub use self::options::{NatsOptions, StreamOptions};
 
 use self::floor::Floors;
+use self::publishing::{Publishing, Publishings};
 use self::service::{Asked, Service};
 use super::contract::{Bounds, Entry, Log};
 use super::error::{ConnectError, LogError, PublishError};
@@ -58,7 +60,7 @@ pub struct Link {
     pub error_last: Option<String>,
 }
 
-/// The streams of one log on a NATS server or cluster. Clones share the connection.
+/// The streams of one log on a NATS server or cluster. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
     context: Context,
@@ -68,6 +70,7 @@ pub struct JetStreamLog {
     link: watch::Receiver<Link>,
     service: Arc<Service>,
     floors: Arc<Floors>,
+    publishings: Arc<Publishings>,
 }
 
 impl JetStreamLog {
@@ -85,7 +88,8 @@ impl JetStreamLog {
         let mut requests = async_nats::jetstream::new(client);
         requests.set_timeout(REQUEST_TIMEOUT);
         let floors = Arc::new(Floors::new(streams.shard_count));
-        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service, floors })
+        let publishings = Arc::new(Publishings::new(nats.clone()));
+        Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service, floors, publishings })
     }
 
     /// The connection's JetStream, for what else is kept there.
@@ -119,9 +123,14 @@ impl JetStreamLog {
     }
 
     async fn info(&self, shard: ShardId) -> Result<Info, LogError> {
+        self.info_over(&self.requests, shard).await
+    }
+
+    /// What the server at the other end of one connection says.
+    async fn info_over(&self, requests: &Context, shard: ShardId) -> Result<Info, LogError> {
         let stream = self.stream_name(shard);
         let asked_at = Instant::now();
-        let found = self.requests.get_stream(&stream).await;
+        let found = requests.get_stream(&stream).await;
         let found = found.map(|found| found.cached_info().clone()).map_err(|error| stream_error(stream, &error));
         match &found {
             Err(error) if error.is_transient() => self.service.unanswered(Asked::Look, asked_at),
@@ -144,13 +153,12 @@ impl JetStreamLog {
     }
 
     /// Looks once per connection whether the stream still has what it had.
-    async fn refuse_lost_tail(&self, shard: ShardId) -> Result<(), PublishError> {
-        let change_count = self.link.borrow().change_count;
-        if self.floors.is_checked(shard, change_count) {
+    async fn refuse_lost_tail(&self, publishing: &Publishing, shard: ShardId) -> Result<(), PublishError> {
+        if self.floors.is_checked(shard, publishing.number) {
             return Ok(());
         }
         let known = self.floors.get(shard);
-        let last = match self.info(shard).await {
+        let last = match self.info_over(&publishing.requests, shard).await {
             Ok(info) => bounds_of(&info).last,
             Err(LogError::Unreachable(_)) => return Err(PublishError::TimedOut),
             Err(LogError::StreamMissing { .. }) => return Err(PublishError::NoStream { subject: self.subject(shard) }),
@@ -159,32 +167,43 @@ impl JetStreamLog {
         if last < known {
             return Err(PublishError::LostTail { stream: self.stream_name(shard), last, known });
         }
-        self.floors.set_checked(shard, change_count);
+        self.floors.set_checked(shard, publishing.number);
         Ok(())
     }
 
     async fn publish_message(&self, shard: ShardId, id: &str, payload: Bytes) -> Result<StreamSeq, PublishError> {
-        self.connected().await?;
-        self.refuse_lost_tail(shard).await?;
+        let publishing = self.publishing().await?;
+        self.refuse_lost_tail(&publishing, shard).await?;
         let bytes = payload.len();
-        self.append(shard, PublishMessage::build().payload(payload).message_id(id), bytes).await
+        self.append(&publishing, shard, PublishMessage::build().payload(payload).message_id(id), bytes).await
     }
 
-    async fn append(&self, shard: ShardId, message: PublishMessage, bytes: usize) -> Result<StreamSeq, PublishError> {
+    async fn publishing(&self) -> Result<Arc<Publishing>, PublishError> {
+        self.connected().await?;
+        let change_count = self.link.borrow().change_count;
+        self.publishings.get(&self.context.client(), change_count).await
+    }
+
+    async fn append(
+        &self,
+        publishing: &Publishing,
+        shard: ShardId,
+        message: PublishMessage,
+        bytes: usize,
+    ) -> Result<StreamSeq, PublishError> {
         let subject = self.subject(shard);
         // The stream's name is expected too: another stream that takes the same subject must not swallow our messages.
         let message = message.expected_stream(self.stream_name(shard));
-        let mut link = self.link.clone();
-        let change_count = link.borrow().change_count;
+        let mut lost = publishing.lost.clone();
         let asked_at = Instant::now();
         let acknowledged = async {
-            let ack = self.context.send_publish(subject.clone(), message).await?;
+            let ack = publishing.context.send_publish(subject.clone(), message).await?;
             ack.await
         };
         let result = tokio::select! {
             result = acknowledged => result,
             // An acknowledgement does not come over another connection than its message went.
-            _ = link.wait_for(|link| !link.connected && link.change_count > change_count) => return Err(PublishError::Disconnected),
+            _ = lost.wait_for(|lost| *lost) => return Err(PublishError::Disconnected),
         };
         match result.as_ref().map_err(|error| error.kind()) {
             Err(PublishErrorKind::TimedOut | PublishErrorKind::StreamNotFound) => {
@@ -243,10 +262,10 @@ impl Log for JetStreamLog {
         payload: Bytes,
     ) -> BoxFuture<'a, Result<StreamSeq, PublishError>> {
         Box::pin(async move {
-            self.connected().await?;
+            let publishing = self.publishing().await?;
             let bytes = payload.len();
             let message = PublishMessage::build().payload(payload).expected_last_sequence(seq.0.saturating_sub(1));
-            self.append(shard, message, bytes).await
+            self.append(&publishing, shard, message, bytes).await
         })
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Database;
+use crate::log::Origin;
 use crate::node::NodeError;
 use crate::node::snapshot::Need;
 
@@ -23,7 +24,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Incomplete {
     since: Option<Instant>,
-    asked: Option<oneshot::Receiver<BTreeSet<u64>>>,
+    asked: Option<oneshot::Receiver<BTreeSet<Origin>>>,
 }
 
 impl Database {
@@ -42,7 +43,7 @@ impl Database {
         if waited >= wait / 2 && self.incomplete.asked.is_none() {
             let (answer, asked) = oneshot::channel();
             let within = wait.saturating_sub(waited);
-            self.need(Need::Rest { nodes: self.origins_waited_for(), within, answer })?;
+            self.need(Need::Rest { origins: self.origins_waited_for(), within, answer })?;
             self.incomplete.asked = Some(asked);
         }
         let Some(asked) = &mut self.incomplete.asked else { return Ok(false) };
@@ -54,7 +55,7 @@ impl Database {
             }
             Ok(silent) if silent.is_empty() => "the rest of it does not come".to_owned(),
             Ok(silent) => {
-                let silent: Vec<String> = silent.iter().map(|node| format!("node {node}")).collect();
+                let silent: Vec<String> = silent.iter().map(|origin| format!("node {}", origin.node_id)).collect();
                 format!("{} gave no answer", silent.join(", "))
             }
             Err(oneshot::error::TryRecvError::Empty) if waited < wait + ANSWER_MAX => return Ok(false),
@@ -65,10 +66,10 @@ impl Database {
         Ok(true)
     }
 
-    /// The nodes whose messages come first. Our own are ours to complete.
-    fn origins_waited_for(&self) -> BTreeSet<u64> {
-        let own = self.replica.state().origin().node_id;
+    /// The origins whose messages come first. Our own are ours to complete; those of a state directory that this node has lost are nobody's.
+    fn origins_waited_for(&self) -> BTreeSet<Origin> {
+        let own = self.replica.state().origin();
         let first = self.shards.iter().filter_map(|shard| self.inbox.headers(*shard, 1).first());
-        first.map(|header| header.origin.node_id).filter(|node| *node != own).collect()
+        first.map(|header| header.origin).filter(|origin| *origin != own).collect()
     }
 }

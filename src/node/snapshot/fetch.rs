@@ -12,7 +12,7 @@ use super::keeper::QUESTION;
 use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, progress_of, tell_log};
 use super::{Ask, set_wal, tables_text, work_directory};
 use crate::log::{
-    JetStreamLog, LogError, ShardId, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore, StreamSeq,
+    JetStreamLog, LogError, Origin, ShardId, SnapshotError, SnapshotInfo, SnapshotManifest, SnapshotStore, StreamSeq,
 };
 use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
@@ -70,14 +70,14 @@ pub enum Need {
         /// The next message.
         from: StreamSeq,
     },
-    /// A round stays incomplete: which of the nodes that may still bring the rest say nothing.
+    /// A round stays incomplete: which of the origins that may still bring the rest say nothing.
     Rest {
-        /// Their ids.
-        nodes: BTreeSet<u64>,
+        /// The nodes and their state directories.
+        origins: BTreeSet<Origin>,
         /// How long they have.
         within: Duration,
         /// Where to say it.
-        answer: oneshot::Sender<BTreeSet<u64>>,
+        answer: oneshot::Sender<BTreeSet<Origin>>,
     },
 }
 

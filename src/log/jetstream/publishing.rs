@@ -1,0 +1,94 @@
+//! The connection that messages are appended over. It is of its own because it must not be made again under the messages that wait in it.
+//!
+//! A client that reconnects sends what it has queued on the new connection, before anybody can look at what the server behind it has. Where
+//! that server lost the end of its streams, the queued message would take the place of one that was acknowledged, on all nodes and for good.
+
+use std::sync::Arc;
+
+use async_nats::connection::State;
+use async_nats::jetstream::Context;
+use async_nats::{Client, ServerAddr};
+use tokio::sync::{Mutex, watch};
+
+use super::super::error::PublishError;
+use super::options::NatsOptions;
+use super::{ACK_TIMEOUT, REQUEST_TIMEOUT, connect};
+
+/// One such connection.
+#[derive(Debug)]
+pub(super) struct Publishing {
+    pub(super) context: Context,
+    /// The same connection with [`REQUEST_TIMEOUT`].
+    pub(super) requests: Context,
+    /// Turns true when it is lost.
+    pub(super) lost: watch::Receiver<bool>,
+    /// Its number, from 1.
+    pub(super) number: u64,
+    /// The count of changes of the other connection at which it was made.
+    change_count: u64,
+}
+
+impl Publishing {
+    fn is_sound(&self, change_count: u64) -> bool {
+        let is_connected = self.context.client().connection_state() == State::Connected;
+        self.change_count == change_count && is_connected && !*self.lost.borrow()
+    }
+}
+
+/// Makes one after another. Each stays with the other connection: when that one changes, this one is made anew, at the same server.
+#[derive(Debug)]
+pub(super) struct Publishings {
+    nats: NatsOptions,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    count: u64,
+    last: Option<Arc<Publishing>>,
+}
+
+impl Publishings {
+    pub(super) fn new(nats: NatsOptions) -> Publishings {
+        Publishings { nats, made: Mutex::default() }
+    }
+
+    /// The connection to append over. `client` is the other one, and `change_count` how often it has changed.
+    pub(super) async fn get(&self, client: &Client, change_count: u64) -> Result<Arc<Publishing>, PublishError> {
+        let mut made = self.made.lock().await;
+        if let Some(last) = made.last.as_ref().filter(|last| last.is_sound(change_count)) {
+            return Ok(Arc::clone(last));
+        }
+        made.last = None;
+        let (client, lost) = self.make(client).await?;
+        made.count += 1;
+        let mut context = async_nats::jetstream::new(client.clone());
+        context.set_timeout(ACK_TIMEOUT);
+        let mut requests = async_nats::jetstream::new(client);
+        requests.set_timeout(REQUEST_TIMEOUT);
+        let publishing = Arc::new(Publishing { context, requests, lost, number: made.count, change_count });
+        made.last = Some(Arc::clone(&publishing));
+        Ok(publishing)
+    }
+
+    /// Connects to the server that `other` is connected to; to another one where that cannot be told, as behind a balancer.
+    async fn make(&self, other: &Client) -> Result<(Client, watch::Receiver<bool>), PublishError> {
+        let mut servers = other.server_pool().await.map_err(|_| PublishError::Disconnected)?;
+        servers.sort_by_key(|server| (!server.did_connect, server.failed_attempts));
+        let wanted = other.server_info().server_id;
+        let mut any = None;
+        let mut trouble = None;
+        for server in servers {
+            match connect::connect_once(&self.nats, ServerAddr::clone(&server.addr)).await {
+                Ok(made) if made.0.server_info().server_id == wanted => return Ok(made),
+                Ok(made) => any = any.or(Some(made)),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match (any, trouble) {
+            (Some(made), _) => Ok(made),
+            (None, Some(error)) => Err(PublishError::NoConnection(error)),
+            (None, None) => Err(PublishError::Disconnected),
+        }
+    }
+}
