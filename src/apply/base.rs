@@ -1,5 +1,7 @@
 //! Base: for every row whose visible value may differ from the fold, the row as the fold has it.
 
+use std::borrow::Cow;
+
 use rusqlite::{OptionalExtension, params};
 
 use super::codec::{Reader, push_key, push_row, push_varint};
@@ -199,6 +201,7 @@ impl State {
         {
             row = Some(table.refit(&self.shape_columns(shape)?, &stored));
         }
+        let row = row.map(|row| table.narrow(Cow::Owned(row)).into_owned());
         Ok(BaseRow { pending, key, row })
     }
 }

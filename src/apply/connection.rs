@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::types::{ToSqlOutput, Value as Owned, ValueRef};
-use rusqlite::{Connection, OpenFlags, ToSql};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags};
 
 use super::error::ApplyError;
 use crate::format::Value;
@@ -59,21 +59,6 @@ pub(super) fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
 
 fn opening(source: rusqlite::Error) -> ApplyError {
     ApplyError::Database { doing: "opening the applying connection", source }
-}
-
-/// Binds a value as it is stored: text as its bytes, valid UTF-8 or not.
-pub(super) struct Bound<'a>(pub(super) &'a Value);
-
-impl ToSql for Bound<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match self.0 {
-            Value::Null => ToSqlOutput::Owned(Owned::Null),
-            Value::Integer(v) => ToSqlOutput::Owned(Owned::Integer(*v)),
-            Value::Real(v) => ToSqlOutput::Owned(Owned::Real(*v)),
-            Value::Text(bytes) => ToSqlOutput::Borrowed(ValueRef::Text(bytes)),
-            Value::Blob(bytes) => ToSqlOutput::Borrowed(ValueRef::Blob(bytes)),
-        })
-    }
 }
 
 /// Takes a value as SQLite returns it.

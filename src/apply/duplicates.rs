@@ -7,12 +7,13 @@
 use rusqlite::{Connection, ErrorCode, ffi, params};
 
 use super::codec::{Reader, push_key, push_row};
-use super::connection::Bound;
 use super::error::ApplyError;
+use super::narrowed::register;
 use super::shape::LocalTable;
 use super::sql::quoted;
 use crate::change::{RowKey, canonical_key};
 use crate::format::{Row, Value};
+use crate::schema::Bound;
 
 /// A row that has to go.
 pub(super) struct Duplicate {
@@ -57,6 +58,7 @@ impl Trial {
             "PRAGMA encoding = '{encoding}'; PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;
              CREATE TABLE woodchuck_rows(canonical BLOB PRIMARY KEY, key BLOB NOT NULL, row BLOB NOT NULL) WITHOUT ROWID"
         ))?;
+        register(&db)?;
         create.iter().try_for_each(|sql| db.execute(sql.as_ref(), []).map(drop))?;
         db.execute_batch("BEGIN")?;
         Ok(Trial { db, insert, bound })

@@ -32,6 +32,7 @@ mod lost;
 mod messages;
 mod names;
 mod names_told;
+mod narrowed;
 mod net_effect;
 mod outside;
 mod pending;

@@ -11,6 +11,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
+use super::narrowed::narrower;
 use super::schema_steps::{ColumnStep, from_aside, standing_aside, step_digest};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
@@ -24,6 +25,9 @@ const ITSELF: &str = "";
 
 /// And under this one what became of the table that had the name before.
 const BEFORE: &str = "\u{1}";
+
+/// Under this name of a column stands, of what fills columns, that some take fewer types of values than once.
+pub(super) const TYPES: &str = "\u{1}";
 
 /// Renames that are followed at most: a circle of them leads nowhere.
 const RENAMES_MAX: usize = 64;
@@ -383,8 +387,8 @@ impl State {
         Ok(())
     }
 
-    /// Takes note of what rows hold that know nothing of a column which came, or that had NULL where that cannot be any more. It stays so
-    /// whatever becomes of the default.
+    /// Takes note of what rows hold that know nothing of a column which came, or that had NULL where that cannot be any more, and of columns that
+    /// take other types of values. It stays so whatever becomes of the default.
     fn note_fills(&self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
         let (Some(before), Some(after)) = (&step.before, &step.after) else { return Ok(()) };
         let (Some(old), Some(new)) = (table_of(step, before)?, table_of(step, after)?) else { return Ok(()) };
@@ -393,18 +397,27 @@ impl State {
                 .iter()
                 .any(|step| matches!(step, ColumnStep::Add { name: added, .. } if added.eq_ignore_ascii_case(name)))
         };
+        let sources = reshape(&old, &new);
         for (index, column) in new.columns.iter().enumerate() {
-            let source = reshape(&old, &new).map_or(Some(index), |sources| sources.get(index).copied().flatten());
-            let was_null = source.and_then(|source| old.columns.get(source)).is_some_and(|column| !column.not_null);
-            if !(is_added(&column.name) || column.not_null && was_null) {
-                continue;
+            let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
+            let source = source.and_then(|source| old.columns.get(source));
+            let was_null = source.is_some_and(|column| !column.not_null);
+            if is_added(&column.name) || column.not_null && was_null {
+                self.note_fill(&step.name, &column.name, &column.default)?;
             }
-            let mut value = Vec::new();
-            push_row(&mut value, std::slice::from_ref(&column.default));
-            let sql = "INSERT OR REPLACE INTO fills(table_name, column_name, value) VALUES(?1, ?2, ?3)";
-            let of = params![step.name.to_ascii_lowercase(), column.name.to_ascii_lowercase(), value];
-            self.db.prepare_cached(sql)?.execute(of)?;
+            if source.is_some() && narrower(source, &new, index).is_some() {
+                self.note_fill(&step.name, TYPES, &Value::Null)?;
+            }
         }
+        Ok(())
+    }
+
+    fn note_fill(&self, table: &str, column: &str, fill: &Value) -> Result<(), ApplyError> {
+        let mut value = Vec::new();
+        push_row(&mut value, std::slice::from_ref(fill));
+        let sql = "INSERT OR REPLACE INTO fills(table_name, column_name, value) VALUES(?1, ?2, ?3)";
+        let of = params![table.to_ascii_lowercase(), column.to_ascii_lowercase(), value];
+        self.db.prepare_cached(sql)?.execute(of)?;
         Ok(())
     }
 

@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use rusqlite::params_from_iter;
 
 use super::codec::{Reader, push_row, push_varint};
-use super::connection::{Bound, value_of};
+use super::connection::value_of;
 use super::error::ApplyError;
 use super::state::{State, from_db};
 use crate::format::{Row, Value};
+use crate::schema::Bound;
 
 /// A table of `state.db` that is told.
 struct Told {

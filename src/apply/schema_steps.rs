@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::connection::Bound;
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
 use super::names::{Birth, Named};
+use super::narrowed::{converted, narrower, register};
 use super::net_effect::SchemaEffect;
 use super::routing::made_unique;
 use super::shape::LocalTable;
@@ -22,7 +22,7 @@ use super::state::State;
 use crate::change::reshape;
 use crate::format::PageNo;
 use crate::log::SchemaStep;
-use crate::schema::{Catalogue, Identity, SchemaRow, Table};
+use crate::schema::{Bound, Catalogue, Identity, SchemaRow, Table};
 
 /// What a change of a table does to its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -639,12 +639,19 @@ impl Maker<'_, '_> {
             into.push(quoted(&column.name));
             let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
             match source.and_then(|source| old.columns.get(source)) {
-                // Where it was NULL, the origin has given it something, of the rows that it knew.
-                Some(source) if never_null.contains(&column.name) => {
-                    bound.push(Bound(&column.default));
-                    values.push(format!("coalesce({}, ?{})", quoted(&source.name), bound.len()));
+                Some(source) => {
+                    let mut value = quoted(&source.name);
+                    // Where it could not stay, the origin has given it something, of the rows that it knew.
+                    if let Some(strict) = narrower(Some(source), new, index) {
+                        register(self.conn).map_err(refused)?;
+                        value = converted(&value, strict);
+                    }
+                    if never_null.contains(&column.name) {
+                        bound.push(Bound(&column.default));
+                        value = format!("coalesce({value}, ?{})", bound.len());
+                    }
+                    values.push(value);
                 }
-                Some(source) => values.push(quoted(&source.name)),
                 // As rows that come later without the column get it.
                 None => {
                     bound.push(Bound(&column.default));

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::beginnings::{THE_TABLE, always, column_kept};
 use super::error::{ApplyError, Cannot};
+use super::names::TYPES;
+use super::narrowed::{Narrowed, narrower};
 use super::routing::Travels;
 use super::sql::Sql;
 use crate::change::{Op, RowKey, canonical_key};
@@ -59,8 +61,8 @@ pub(super) struct LocalTable {
     pub(super) uniques: Vec<Option<Vec<usize>>>,
     /// What a column holds that a change does not carry.
     pub(super) defaults: Row,
-    /// Columns that could be NULL once and cannot any more: NULL that comes late is the default there.
-    pub(super) never_null: Vec<bool>,
+    /// Columns that took more once than they do now.
+    pub(super) narrowed: Vec<Narrowed>,
     /// What columns are called now that are not here any more, in lower case; `None` for those that are gone.
     pub(super) names: HashMap<String, Option<String>>,
     /// The same by how columns began, in lower case, of those that were not always there under the name that they have.
@@ -86,7 +88,7 @@ impl LocalTable {
         let name_lower = table.name.to_ascii_lowercase();
         let travels = if uniques.is_empty() { Travels::ByKey } else { Travels::ByName };
         let (names, began, routed) = (HashMap::new(), HashMap::new(), Arc::clone(&table));
-        let (never_null, filter) = (Vec::new(), None);
+        let (narrowed, filter) = (Vec::new(), None);
         LocalTable {
             table,
             routed,
@@ -97,7 +99,7 @@ impl LocalTable {
             travels,
             uniques,
             defaults,
-            never_null,
+            narrowed,
             names,
             began,
             sql,
@@ -136,10 +138,14 @@ impl LocalTable {
         if fills.is_empty() {
             return;
         }
-        let written = self.table.columns.iter().filter(|column| !column.generated);
-        for (column, default) in written.zip(&mut self.defaults) {
+        let written = (0..).zip(&self.table.columns).filter(|(_, column)| !column.generated);
+        for (index, ((place, column), default)) in written.zip(&mut self.defaults).enumerate() {
             let fill = fills.get(&column.name.to_ascii_lowercase());
-            self.never_null.push(column.not_null && fill.is_some());
+            let strict = if fills.contains_key(TYPES) { narrower(None, &self.table, place) } else { None };
+            let never_null = column.not_null && fill.is_some();
+            if never_null || strict.is_some() {
+                self.narrowed.push(Narrowed { index, never_null, strict });
+            }
             if let Some(fill) = fill {
                 default.clone_from(fill);
             }
@@ -253,8 +259,7 @@ impl LocalTable {
             let found = here.iter().position(|here| *here == Here::At(index)).and_then(|i| row.get(i));
             found.unwrap_or(default).clone()
         };
-        let row: Row = self.defaults.iter().enumerate().map(value).collect();
-        self.without_null(Cow::Owned(row)).into_owned()
+        self.defaults.iter().enumerate().map(value).collect()
     }
 
     /// A change as this table has it.
@@ -270,7 +275,7 @@ impl LocalTable {
             .image
             .as_ref()
             .map(|image| if fit.same { Cow::Borrowed(image.as_slice()) } else { Cow::Owned(self.fitted(fit, image)) })
-            .map(|image| self.without_null(image));
+            .map(|image| self.narrow(image));
         let canonical = canonical_key(&self.table, &key);
         Change { op: change.op, canonical, key, image, mask: fit.mask(change, merge), if_there: change.if_there }
     }
@@ -287,25 +292,13 @@ impl LocalTable {
             }
         };
         let image = image.map(|image| if fit.same { image } else { self.fitted(fit, &image) });
-        let image = image.map(|image| self.without_null(Cow::Owned(image)));
+        let image = image.map(|image| self.narrow(Cow::Owned(image)));
         Change { op, canonical: canonical_key(&self.table, &key), key, image, mask, if_there }
-    }
-
-    /// A row with the default where NULL cannot be any more.
-    pub(super) fn without_null<'a>(&self, mut image: Cow<'a, [Value]>) -> Cow<'a, [Value]> {
-        for (index, _) in self.never_null.iter().enumerate().filter(|(_, never)| **never) {
-            if image.get(index).is_some_and(Value::is_null)
-                && let (Some(value), Some(default)) = (image.to_mut().get_mut(index), self.defaults.get(index))
-            {
-                value.clone_from(default);
-            }
-        }
-        image
     }
 
     /// A row of the foreign table as it is in this one.
     pub(super) fn fitted_row(&self, fit: &Fit, row: &[Value]) -> Row {
-        self.without_null(Cow::Owned(self.fitted(fit, row))).into_owned()
+        self.narrow(Cow::Owned(self.fitted(fit, row))).into_owned()
     }
 
     fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {

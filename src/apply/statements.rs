@@ -6,13 +6,14 @@ use std::fmt::Write;
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 
-use super::connection::{Bound, value_of};
+use super::connection::value_of;
 use super::error::ApplyError;
 use super::shape::LocalTable;
 use super::text::to_utf16;
 use super::text::{from_utf16, is_broken_text, with_casts};
 use crate::change::RowKey;
 use crate::format::{Row, TextEncoding, Value};
+use crate::schema::Bound;
 
 /// Tries at making a hidden rowid free: it is free after the first.
 const ROWID_MOVES_MAX: u32 = 2;

@@ -7,7 +7,6 @@
 //! | foreign | plain, a row in base | its base row is folded; at the end the row is pending replayed on that |
 //! | any | UNIQUE, otherwise | the table is undone at its first such unit, units fold into it, it is redone at the end |
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -183,6 +182,7 @@ impl<'a, 'c> Call<'a, 'c> {
         let mut apart = Apart::default();
         for step in steps {
             self.prepare_move(step, steps, units, &mut apart)?;
+            self.prepare_types(step)?;
         }
         indexes::forget(conn)?;
         let (may_leave_rows, origin) = (false, birth.origin);
@@ -197,7 +197,7 @@ impl<'a, 'c> Call<'a, 'c> {
         steps.iter().try_for_each(|step| self.move_rows(step))?;
         self.put_back(&apart, units, origin, true)?;
         // Own messages move base alone, and there is none while a table shows the fold.
-        if begun_anew.is_empty() { Ok(()) } else { self.redo() }
+        self.redo()
     }
 
     /// Goes on with the schema that was made. `before` is what it was, and the temporary triggers are gone.
@@ -551,8 +551,6 @@ impl<'a, 'c> Call<'a, 'c> {
             Ok(())
         })?;
         for (key, canonical, row) in missing {
-            // An own change of the schema that the fold has not reached can forbid NULL.
-            let row = table.without_null(Cow::Owned(row)).into_owned();
             folder.put(state, table, &key, &canonical, &row, false)?;
         }
         state.clear_base(&table.name_lower)?;

@@ -37,6 +37,7 @@ pub(crate) fn schema_table() -> Table {
         affinity,
         default: Value::Null,
         not_null: false,
+        strict: None,
         generated: false,
     };
     Table {

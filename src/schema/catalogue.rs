@@ -169,6 +169,7 @@ fn shown(table: &VirtualTable, row: &SchemaRow, content: &Table) -> Option<Table
         declared_type: String::new(),
         affinity: Affinity::None,
         not_null: false,
+        strict: None,
         ..column.clone()
     };
     let columns: Vec<Column> = table.columns.iter().zip(content.columns.iter().skip(1)).map(column).collect();

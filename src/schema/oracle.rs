@@ -10,6 +10,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
 use super::catalogue::{CatalogueError, SchemaRow};
+use super::strict::StrictType;
 use super::table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
 use crate::format::{PageNo, Value};
 
@@ -192,7 +193,8 @@ impl Oracle {
                 (default, _) => default,
             };
             let generated = hidden == Hidden::Stored;
-            let definition = Column { name, declared_type, affinity, default, not_null, generated };
+            let strict = StrictType::of_declared(&declared_type).filter(|_| strict);
+            let definition = Column { name, declared_type, affinity, default, not_null, strict, generated };
             columns.push(DeclaredColumn { cid, definition, in_key: key > 0, hidden });
         }
         Ok(columns)

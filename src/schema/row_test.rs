@@ -6,10 +6,11 @@
 
 use std::cmp::Ordering;
 
+use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
-use rusqlite::types::{Null, ToSqlOutput, Value as Owned, ValueRef};
-use rusqlite::{Connection, ToSql};
+use rusqlite::types::Null;
 
+use super::bound::Bound;
 use super::row_filter::{ROWID_NAMES, RowFilter, RowFilterError, RowFilters, open, quoted};
 use super::table::{Identity, Table};
 use crate::format::Value;
@@ -31,21 +32,6 @@ pub struct RowTest {
     needed: Vec<bool>,
     /// The rowid is the key, and is given with the row.
     by_rowid: bool,
-}
-
-/// A value as it is stored.
-struct Bound<'a>(&'a Value);
-
-impl ToSql for Bound<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match self.0 {
-            Value::Null => ToSqlOutput::Owned(Owned::Null),
-            Value::Integer(v) => ToSqlOutput::Owned(Owned::Integer(*v)),
-            Value::Real(v) => ToSqlOutput::Owned(Owned::Real(*v)),
-            Value::Text(bytes) => ToSqlOutput::Borrowed(ValueRef::Text(bytes)),
-            Value::Blob(bytes) => ToSqlOutput::Borrowed(ValueRef::Blob(bytes)),
-        })
-    }
 }
 
 impl RowFilters {
@@ -207,6 +193,8 @@ fn prepare_insert(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::types::ValueRef;
+
     use super::super::{Catalogue, SchemaRow};
     use super::*;
     use crate::format::PageNo;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::strict::StrictType;
 use crate::format::{PageNo, Value};
 
 /// The affinity of a column: how SQLite converts what is written to it and, for REAL, what is read.
@@ -45,6 +46,8 @@ pub struct Column {
     pub default: Value,
     /// It cannot hold NULL.
     pub not_null: bool,
+    /// The values that it takes, of a STRICT table; `None` where it takes all.
+    pub strict: Option<StrictType>,
     /// A STORED generated column: in the record, but not to be written by anybody.
     pub generated: bool,
 }

@@ -125,6 +125,29 @@ fn rows_that_come_without_a_time_that_cannot_be_null_have_one() {
     assert_eq!(found, "'2001-02-03,2001-02-03,1970-01-01 00:00:00'");
 }
 
+/// A node that refused what is on the log would stop for good.
+#[test]
+fn what_others_write_while_a_table_becomes_strict_is_converted_by_all_alike() {
+    let mut cluster = Cluster::start(
+        3,
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, n, v); INSERT INTO t VALUES(1, '1', 'one'), (2, '2', 'two'), (3, '3', NULL)",
+    );
+    settle(&cluster);
+    cluster.server.kill();
+    cluster.nodes[1].sql("UPDATE t SET n = 'seven' WHERE id = 1; INSERT INTO t VALUES(4, '12 apples', x'ff')");
+    cluster.nodes[2].sql("UPDATE t SET v = NULL, n = 2.5 WHERE id = 2; INSERT INTO t VALUES(5, NULL, 1.5)");
+    cluster.nodes[0].sql(
+        "BEGIN; CREATE TABLE n(id INTEGER PRIMARY KEY, n INT, v TEXT NOT NULL DEFAULT 'none') STRICT;
+         INSERT INTO n SELECT id, CAST(n AS INT), coalesce(v, 'none') FROM t; DROP TABLE t; ALTER TABLE n RENAME TO t; COMMIT",
+    );
+    cluster.server.restart();
+    settle(&cluster);
+    let found =
+        cluster.nodes[1].value("SELECT group_concat(concat_ws(' ', id, coalesce(n, '-'), v), '; ' ORDER BY id) FROM t");
+    assert_eq!(found, "'1 0 one; 2 2 none; 3 3 none; 4 12 \u{fffd}; 5 - 1.5'");
+    cluster.stop();
+}
+
 fn rows(connection: &Connection) -> Vec<Vec<Value>> {
     let mut found = connection.prepare("SELECT * FROM t ORDER BY id").unwrap();
     let columns = found.column_count();
@@ -206,6 +229,27 @@ fn a_migration_in_one_transaction_leaves_everywhere_what_it_left_where_it_was_ma
             "id INTEGER PRIMARY KEY, a TEXT, u INT",
             format!(
                 "UPDATE t SET u = id; CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT, u INT NOT NULL UNIQUE); {REBUILD}"
+            ),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT, u TEXT DEFAULT 'a7'",
+            format!(
+                "CREATE TABLE n(id INTEGER PRIMARY KEY, a TEXT, u INTEGER) STRICT; {}",
+                REBUILD.replace("SELECT *", "SELECT id, a, CAST(substr(u, 2) AS INTEGER) + id")
+            ),
+        ),
+        (
+            "id INTEGER PRIMARY KEY, a TEXT, u TEXT DEFAULT 'a7'",
+            format!(
+                "UPDATE t SET u = id; CREATE TABLE n(id INTEGER PRIMARY KEY, a BLOB, u INT UNIQUE) STRICT; {}",
+                REBUILD.replace("SELECT *", "SELECT id, CAST(a AS BLOB), u")
+            ),
+        ),
+        (
+            "id INT PRIMARY KEY, a, u DEFAULT x'31'",
+            format!(
+                "CREATE TABLE n(id INT PRIMARY KEY, a TEXT NOT NULL, u REAL NOT NULL) STRICT, WITHOUT ROWID; {}",
+                REBUILD.replace("SELECT *", "SELECT id, a, id / 2.0")
             ),
         ),
     ];

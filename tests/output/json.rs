@@ -24,6 +24,7 @@ fn table(name: &str, columns: &[&str], identity: Identity) -> Arc<Table> {
         affinity: Affinity::None,
         default: Value::Null,
         not_null: false,
+        strict: None,
         generated: false,
     };
     Arc::new(Table {

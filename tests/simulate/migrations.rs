@@ -19,6 +19,8 @@ use crate::support::random::Random;
 
 const STEPS: usize = 120;
 const TURNS_MAX: usize = 200;
+/// Turns after which a node waits for another one.
+const LEVEL_MAX: usize = 10;
 
 /// What a storm is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(super) enum About {
     Behind,
     /// Names that were given up are given again, and tables get other keys.
     Again,
+    /// Columns get types that have no room for what others write to them.
+    Types,
 }
 
 pub(super) struct Storm {
@@ -42,6 +46,7 @@ pub(super) struct Storm {
     pub(super) all_migrate: bool,
     unique: bool,
     is_again: bool,
+    narrows: bool,
     pub(super) migrations: u64,
     given_again: u64,
     pub(super) deaths: u64,
@@ -82,7 +87,7 @@ const COLUMNS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "
 
 impl Storm {
     pub(super) fn new(seed: u64, about: About) -> Storm {
-        let (unique, is_again) = (about == About::Unique, about == About::Again);
+        let (unique, is_again, narrows) = (about == About::Unique, about == About::Again, about == About::Types);
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -111,7 +116,7 @@ impl Storm {
         let nodes: Vec<SimNode> = (0..setup.nodes)
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
-        let all_migrate = random.chance(40);
+        let all_migrate = random.chance(40) && !narrows;
         let log = MemoryLog::new(setup.shards, 1);
         let mut storm = Storm {
             random,
@@ -121,6 +126,7 @@ impl Storm {
             all_migrate,
             unique,
             is_again,
+            narrows,
             migrations: 0,
             given_again: 0,
             deaths: 0,
@@ -216,6 +222,7 @@ impl Storm {
             let columns = columns(&self.nodes[no].app, &table);
             let id = 1 + self.random.below(9);
             let value = self.random.below(if self.unique { 6 } else { 1000 });
+            let value = if self.narrows { any_value(&mut self.random, value) } else { value.to_string() };
             let or_ignore = if self.unique { "OR IGNORE " } else { "" };
             match (self.random.below(10), columns.is_empty()) {
                 (0..2, _) => sql.push(format!("DELETE FROM {table} WHERE id = {id}")),
@@ -281,7 +288,55 @@ impl Storm {
         })
     }
 
+    /// A rebuild that gives a table other types.
+    fn narrow(&mut self, no: usize) -> Option<String> {
+        let all = tables(&self.nodes[no].app);
+        let name = pick(&mut self.random, &all)?.clone();
+        let is_strict = self.random.chance(70);
+        let types: &[&str] =
+            if is_strict { &["INT", "REAL", "TEXT", "BLOB", "ANY"] } else { &["INT", "TEXT", "REAL", ""] };
+        let is_text = self.key_is_text(no, &name);
+        let mut form = if is_text { vec!["WITHOUT ROWID"] } else { Vec::new() };
+        form.extend(is_strict.then_some("STRICT"));
+        let (mut defined, mut values) = (vec![key_definition(is_text).to_owned()], vec!["id".to_owned()]);
+        for column in columns(&self.nodes[no].app, &name) {
+            let declared = *self.random.pick(types);
+            let cast = |value: &str| match declared {
+                "ANY" | "" => value.to_owned(),
+                _ => format!("CAST({value} AS {declared})"),
+            };
+            let never_null = self.random.chance(30);
+            defined.push(format!("{column} {declared}{}", if never_null { " NOT NULL" } else { "" }));
+            values.push(if never_null { format!("coalesce({}, {})", cast(&column), cast("7")) } else { cast(&column) });
+        }
+        let (defined, values) = (defined.join(", "), values.join(", "));
+        Some(format!(
+            "CREATE TABLE new_{name}({defined}) {}; INSERT INTO new_{name} SELECT {values} FROM {name};
+             DROP TABLE {name}; ALTER TABLE new_{name} RENAME TO {name}",
+            form.join(", ")
+        ))
+    }
+
+    fn key_is_text(&self, no: usize, table: &str) -> bool {
+        let sql = "SELECT type = 'TEXT' FROM pragma_table_info(?1) WHERE name = 'id'";
+        self.nodes[no].app.query_row(sql, [table], |row| row.get(0)).unwrap()
+    }
+
+    /// Lets a node alone come to where everything on the log is applied there, and everything that was done there is on the log. Whether it can.
+    fn level(&mut self, no: usize) -> bool {
+        (0..LEVEL_MAX).any(|_| {
+            self.nodes[no].with(None, |node| node.turn().map(drop));
+            self.send(no, usize::MAX);
+            self.deliver(no, usize::MAX);
+            !self.is_busy(no)
+        })
+    }
+
     fn migrate(&mut self, no: usize) {
+        // While a change of types is on its way its maker judges what others write by the types that it has by then.
+        if self.narrows && !self.level(no) {
+            return;
+        }
         // What many change at once is merged column by column, and so each change has to be seen by itself.
         let by_itself = self.is_again && self.all_migrate;
         if by_itself
@@ -293,6 +348,9 @@ impl Storm {
             return;
         }
         self.migrate_once(no);
+        if self.narrows {
+            self.level(no);
+        }
         if by_itself {
             self.nodes[no].with(None, |node| {
                 while node.capture()? {}
@@ -304,6 +362,7 @@ impl Storm {
     fn migrate_once(&mut self, no: usize) {
         let on_purpose =
             if self.is_again && !self.all_migrate && self.random.chance(40) { self.again(no) } else { None };
+        let narrowing = if self.narrows && self.random.chance(60) { self.narrow(no) } else { None };
         let all = tables(&self.nodes[no].app);
         // Of few names some are given again.
         let (names_max, columns_max) = if self.is_again { (3, 5) } else { (9, COLUMNS.len()) };
@@ -362,13 +421,8 @@ impl Storm {
                     let index = self.random.below(defined.len() as u64) as usize;
                     defined[index].push_str(" UNIQUE");
                 }
-                let is_text: bool = self.nodes[no]
-                    .app
-                    .query_row("SELECT type = 'TEXT' FROM pragma_table_info(?1) WHERE name = 'id'", [&name], |row| {
-                        row.get(0)
-                    })
-                    .unwrap();
-                let key = if is_text { "id TEXT PRIMARY KEY" } else { "id INTEGER PRIMARY KEY" };
+                let is_text = self.key_is_text(no, &name);
+                let key = key_definition(is_text);
                 let form = if is_text { " WITHOUT ROWID" } else { "" };
                 let list = |first: &str, all: &[String]| [&[first.to_owned()], all].concat().join(", ");
                 let (defined, names, values) = (list(key, &defined), list("id", &names), list("id", &values));
@@ -380,7 +434,7 @@ impl Storm {
             _ => return,
         };
         let is_on_purpose = on_purpose.is_some();
-        let sql = on_purpose.unwrap_or(sql);
+        let sql = on_purpose.or(narrowing).unwrap_or(sql);
         let rows = if self.random.chance(40) { self.rows(no) } else { String::new() };
         let before = names(&self.nodes[no].app);
         let schema_before = schema(&self.nodes[no].app);
@@ -476,6 +530,22 @@ fn pick<'a>(random: &mut Random, all: &'a [String]) -> Option<&'a String> {
     if all.is_empty() { None } else { Some(random.pick(all)) }
 }
 
+fn key_definition(is_text: bool) -> &'static str {
+    if is_text { "id TEXT PRIMARY KEY" } else { "id INTEGER PRIMARY KEY" }
+}
+
+/// A value of any type.
+fn any_value(random: &mut Random, number: u64) -> String {
+    match random.below(6) {
+        0 => format!("'v{number}'"),
+        1 => format!("'{number}x'"),
+        2 => format!("{number}.5"),
+        3 => "NULL".to_owned(),
+        4 => format!("x'3{}'", number % 10),
+        _ => number.to_string(),
+    }
+}
+
 /// Whether a table has UNIQUE values beyond its key.
 fn is_unique(app: &Connection, table: &str) -> bool {
     let sql = "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE \"unique\" AND origin <> 'pk')";
@@ -537,6 +607,12 @@ fn schemas_that_change_under_everybody_are_the_same_in_the_end() {
 #[test]
 fn tables_that_become_unique_under_everybody_are_the_same_in_the_end() {
     run_storms(About::Unique);
+}
+
+/// A node that has not seen that a column takes other values by now writes what has no place there, or NULL where that cannot be.
+#[test]
+fn types_that_narrow_under_everybody_leave_the_same_in_the_end() {
+    run_storms(About::Types);
 }
 
 /// Schedules that once ended with nodes that differ: own rows that were forgotten while a column was begun anew, and rows of a table that

@@ -50,6 +50,7 @@ impl ModelTable {
             affinity,
             default: Value::Null,
             not_null: false,
+            strict: None,
             generated: false,
         };
         let mut columns = vec![column("k", Affinity::Text)];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, ServerAddr};
 use tokio::sync::watch;
 
 use super::super::error::ConnectError;
@@ -64,7 +64,10 @@ pub(super) async fn connect_once(
         .await?
         .max_reconnects(1)
         .ignore_discovered_servers()
-        .reconnect_delay_callback(|_| Duration::ZERO)
+        .reconnect_to_server_callback(|servers, _| async move {
+            let only = servers.into_iter().next()?;
+            Some(ReconnectToServer { addr: only.addr, delay: Some(Duration::ZERO) })
+        })
         .event_callback(move |event| {
             if matches!(event, Event::Disconnected | Event::Closed) {
                 changed.send_replace(true);
@@ -82,10 +85,8 @@ pub(super) async fn connect_once(
 
 /// What all connections have in common.
 async fn prepared(options: &NatsOptions) -> Result<ConnectOptions, ConnectError> {
-    let mut connect = ConnectOptions::new()
-        .name(&options.name)
-        .connection_timeout(CONNECTION_TIMEOUT)
-        .ping_interval(PING_INTERVAL);
+    let mut connect =
+        ConnectOptions::new().name(&options.name).connection_timeout(CONNECTION_TIMEOUT).ping_interval(PING_INTERVAL);
     if let Some(ca) = &options.tls_ca {
         connect = connect.add_root_certificates(ca.clone()).require_tls(true);
     }
@@ -119,10 +120,9 @@ fn refused(error: &async_nats::ConnectError, urls: String) -> ConnectError {
         }
         ConnectErrorKind::Io if is_handshake(error) => ConnectError::Tls { urls, what },
         ConnectErrorKind::Tls => ConnectError::Tls { urls, what },
-        ConnectErrorKind::Dns
-        | ConnectErrorKind::TimedOut
-        | ConnectErrorKind::Io
-        | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls, what },
+        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::Io | ConnectErrorKind::MaxReconnects => {
+            ConnectError::Unreachable { urls, what }
+        }
     }
 }
 
