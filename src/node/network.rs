@@ -194,13 +194,15 @@ pub(super) async fn serve(
 async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(), NodeError> {
     let (log, ready) = reach(&config, &known).await?;
     let mut link = log.link();
+    // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
+    let mut tasks = JoinSet::new();
+    let asked = log.clone();
+    tasks.spawn(async move { asked.answer_tails().await });
     let Ends { deliveries, published, outgoing, ready: ready_sender, connected, asks, mut needs, applied } = ends;
     let _ = connected.send(true);
     if !known.joined {
         refuse_other_content(&log, &config, &asks).await?;
     }
-    // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
-    let mut tasks = JoinSet::new();
     // Who leaves changes out has no fold to make a snapshot of.
     if config.publish && config.apply_changes {
         tasks.spawn(Keeper::listening(&log, &config, known.origin.node_id, asks.clone(), applied).await.run());

@@ -197,6 +197,38 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     assert_eq!(log.publish(ShardId(1), "next", payload).await, Ok(StreamSeq(5)));
 }
 
+/// It had not read what is lost, so the stream looked whole to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_knows_nothing_of_lost_messages_hears_of_them_before_it_publishes() {
+    let mut server = NatsServer::start();
+    let (knowing, other) = (open(&server, streams(2)).await, open(&server, streams(2)).await);
+    let answering = knowing.clone();
+    let answers = tokio::spawn(async move { answering.answer_tails().await });
+    let backup = tempfile::tempdir().unwrap();
+    let payload = bytes::Bytes::from_static(b"something");
+    for seq in 1..=4 {
+        let log = if seq == 2 { &other } else { &knowing };
+        assert_eq!(log.publish(ShardId(1), &format!("message {seq}"), payload.clone()).await, Ok(StreamSeq(seq)));
+        if seq == 2 {
+            server.kill();
+            server.copy_store(backup.path(), false);
+            tokio::task::block_in_place(|| server.restart());
+        }
+    }
+    server.kill();
+    server.delete_store();
+    server.copy_store(backup.path(), true);
+    tokio::task::block_in_place(|| server.restart());
+    let refused = other.publish(ShardId(1), "next", payload.clone()).await.unwrap_err();
+    assert!(matches!(refused, PublishError::LostTail { last: StreamSeq(2), known: StreamSeq(4), .. }), "{refused}");
+    for seq in 3..=4 {
+        assert_eq!(knowing.publish_at(ShardId(1), StreamSeq(seq), payload.clone()).await, Ok(StreamSeq(seq)));
+    }
+    assert_eq!(other.publish(ShardId(1), "next", payload.clone()).await, Ok(StreamSeq(5)));
+    assert_eq!(other.publish(ShardId(2), "first", payload).await, Ok(StreamSeq(1)));
+    answers.abort();
+}
+
 /// A client that connects again sends what it had queued before anybody can look at what the server has.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_in_a_connection_goes_to_no_server_that_lost_its_tail() {

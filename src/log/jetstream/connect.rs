@@ -12,7 +12,7 @@ use super::options::NatsOptions;
 use super::service::Service;
 
 /// The longest wait between two tries to reconnect: short, because one packet is all that a try costs.
-const RECONNECT_CAP: Duration = Duration::from_secs(2);
+pub(super) const RECONNECT_CAP: Duration = Duration::from_secs(1);
 
 /// A connection whose other end vanished without a word is noticed after two or three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);

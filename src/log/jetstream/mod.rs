@@ -9,6 +9,7 @@ mod options;
 mod publishing;
 mod read;
 mod service;
+mod tails;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -157,7 +158,8 @@ impl JetStreamLog {
         if self.floors.is_checked(shard, publishing.number) {
             return Ok(());
         }
-        let known = self.floors.get(shard);
+        let elsewhere = self.known_elsewhere(publishing, shard).await;
+        let known = self.floors.get(shard).max(elsewhere);
         let last = match self.info_over(&publishing.requests, shard).await {
             Ok(info) => bounds_of(&info).last,
             Err(LogError::Unreachable(_)) => return Err(PublishError::TimedOut),
@@ -165,6 +167,7 @@ impl JetStreamLog {
             Err(error) => return Err(PublishError::Refused(error.to_string())),
         };
         if last < known {
+            self.note_missing(publishing).await;
             return Err(PublishError::LostTail { stream: self.stream_name(shard), last, known });
         }
         self.floors.set_checked(shard, publishing.number);

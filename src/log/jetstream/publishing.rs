@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::super::error::PublishError;
 use super::options::NatsOptions;
+use super::tails::Tails;
 use super::{ACK_TIMEOUT, REQUEST_TIMEOUT, connect};
 
 /// One such connection.
@@ -24,6 +25,10 @@ pub(super) struct Publishing {
     pub(super) lost: watch::Receiver<bool>,
     /// Its number, from 1.
     pub(super) number: u64,
+    /// What other nodes said of the streams, for the first message over it.
+    pub(super) tails: Tails,
+    /// The server is the process that the connection before went to: it was not started again.
+    pub(super) is_known_server: bool,
     /// The count of changes of the other connection at which it was made.
     change_count: u64,
 }
@@ -46,6 +51,8 @@ pub(super) struct Publishings {
 struct Made {
     count: u64,
     last: Option<Arc<Publishing>>,
+    /// The process that the last went to.
+    server_id: String,
 }
 
 impl Publishings {
@@ -62,11 +69,22 @@ impl Publishings {
         made.last = None;
         let (client, lost) = self.make(client).await?;
         made.count += 1;
+        let server_id = client.server_info().server_id;
+        let is_known_server = made.server_id == server_id;
+        made.server_id = server_id;
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);
         requests.set_timeout(REQUEST_TIMEOUT);
-        let publishing = Arc::new(Publishing { context, requests, lost, number: made.count, change_count });
+        let publishing = Arc::new(Publishing {
+            context,
+            requests,
+            lost,
+            number: made.count,
+            tails: Tails::default(),
+            is_known_server,
+            change_count,
+        });
         made.last = Some(Arc::clone(&publishing));
         Ok(publishing)
     }
