@@ -2,14 +2,14 @@
 //! included, and silently. So after everything that a follower does, `/proc/locks` must still show its locks.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rusqlite::Connection;
 use woodchuck::capture::{CheckpointOptions, DatabaseFile, Follower, HANDOVER_INTERVAL, WakeUps};
-use woodchuck::change::{ChangeSink, RowChange, SchemaChange, TxSpan};
+
+use crate::support::sink::Ignore;
 
 /// The lock of a WAL connection on the database file (`SHARED_FIRST`), of a reader on one of the five read marks, and of everybody who uses
 /// `-shm` (`UNIX_SHM_DMS`).
@@ -98,30 +98,12 @@ impl Application {
     }
 }
 
-/// Takes everything and keeps nothing.
-struct Sink;
-
-impl ChangeSink<Infallible> for Sink {
-    fn begin(&mut self, _: &TxSpan) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn schema(&mut self, _: SchemaChange) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn change(&mut self, _: RowChange) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
-
 fn poll(follower: &mut Follower) {
-    while follower.poll(&mut Sink).unwrap().more {}
+    while follower.poll(&mut Ignore).unwrap().more {}
 }
 
 fn maintain(follower: &mut Follower) {
-    follower.maintain(&mut Sink).map_err(|error| error.to_string()).unwrap();
+    follower.maintain(&mut Ignore).map_err(|error| error.to_string()).unwrap();
 }
 
 #[test]

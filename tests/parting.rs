@@ -1,31 +1,13 @@
 //! A file that takes a database's place is not combined with the log that our locks keep beside the name.
 
-use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use woodchuck::capture::{CaptureError, FollowError, Follower, WakeUps};
-use woodchuck::change::{ChangeSink, RowChange, SchemaChange, TxSpan};
 
 use crate::support::cluster::wait_for;
-
-struct Ignore;
-
-impl ChangeSink<Infallible> for Ignore {
-    fn begin(&mut self, _: &TxSpan) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn schema(&mut self, _: SchemaChange) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn change(&mut self, _: RowChange) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn commit(&mut self, _: &TxSpan, _: u64) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
+use crate::support::sink::Ignore;
 
 /// Runs SQL in another process, whose close is the application's last, and returns what it selected.
 fn outside(db: &Path, sql: &str) -> String {

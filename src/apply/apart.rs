@@ -185,7 +185,13 @@ impl Call<'_, '_> {
                 for (place, shape) in unit.tables.iter().enumerate() {
                     let name = shape.name.to_ascii_lowercase();
                     let Some(old) = apart.tables.get(&name) else { continue };
-                    let Some((table, fit)) = self.fit_of(&unit, origin, shape, strict)? else { continue };
+                    let (table, fit) = match self.fit_of(&unit, origin, shape, strict) {
+                        Ok(Some(found)) => found,
+                        Ok(None) => continue,
+                        // A later own change of the table has taken the place.
+                        Err(ApplyError::Cannot(_)) if !strict => continue,
+                        Err(error) => return Err(error),
+                    };
                     for change in unit.changes.iter().filter(|change| usize::from(change.table) == place) {
                         let change = table.change(&fit, change, self.merge);
                         let Some(row) = apart.take(&name, &change.canonical)? else { continue };

@@ -129,7 +129,9 @@ impl Cannot {
             Cannot::SchemaRefused { kind, name, .. } => {
                 format!("make the change of {kind} {name} here by hand, or remove what is in its way; applying resumes by itself")
             }
-            Cannot::Refused { table, .. } => format!("give table {table} the definition that the other nodes have"),
+            Cannot::Refused { table, .. } => format!(
+                "give table {table} the definition that it has on the other nodes, or run this one with what the definition needs from outside"
+            ),
             Cannot::SnapshotWithoutSchema => {
                 "have a newer one made on another node (woodchuck snapshot save), and start this one again".to_owned()
             }

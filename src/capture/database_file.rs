@@ -287,7 +287,8 @@ pub fn user_of_log(database: &Path) -> Option<i32> {
     lock_holder(&shm, SHM_IN_USE, 1)
 }
 
-fn companion_of(database: &Path, suffix: &str) -> PathBuf {
+/// The path of a file that belongs to a database by its name, as `-wal`.
+pub(crate) fn companion_of(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.to_owned().into_os_string();
     name.push(suffix);
     name.into()

@@ -21,6 +21,7 @@ mod stand;
 mod wake;
 
 pub use checkpoint::CheckpointOptions;
+pub(crate) use database_file::companion_of;
 pub use database_file::{DatabaseFile, FileIdentity, FileStamp, user_of_log};
 pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};

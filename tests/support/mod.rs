@@ -8,3 +8,4 @@ pub mod oracle;
 pub mod pages;
 pub mod peer;
 pub mod random;
+pub mod sink;

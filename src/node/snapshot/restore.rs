@@ -17,7 +17,9 @@ use super::fetch::{Fetched, Wanted, ask_for_one, fetch};
 use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, tell_log};
 use super::{set_wal, tables_text};
 use crate::apply::{ApplyError, RowFilters, State, leave_out_rows, prepare_applying_connection};
-use crate::capture::{CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, user_of_log, write_shadow};
+use crate::capture::{
+    CaptureError, DatabaseFile, FileIdentity, Follower, ShadowError, companion_of, user_of_log, write_shadow,
+};
 use crate::log::{JetStreamLog, SnapshotInfo, StreamOptions};
 use crate::node::config::{NatsConfig, RunConfig};
 use crate::node::error::NodeError;
@@ -68,12 +70,6 @@ pub struct Restore {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(suffix);
-    name.into()
 }
 
 /// Refuses a state directory that a restore has left unfinished.
@@ -144,7 +140,7 @@ pub async fn restore(mut what: Restore, tell: &TellSnapshot) -> Result<SnapshotI
     })
     .await?;
     let log = connect_log(&what.nats, what.streams.clone(), 0).await?;
-    let part = beside(&what.db_path, PART_SUFFIX);
+    let part = companion_of(&what.db_path, PART_SUFFIX);
     let fetched = fetch_or_ask(&log, &what, &part, tell).await?;
     let info = fetched.info.clone();
     let bytes = info.database_bytes;
@@ -171,7 +167,7 @@ impl Stamp {
             let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() > 0)?;
             Some((metadata.len(), metadata.modified().ok()))
         };
-        Stamp([stamp(path.to_owned()), stamp(beside(path, "-wal"))])
+        Stamp([stamp(path.to_owned()), stamp(companion_of(path, "-wal"))])
     }
 }
 
@@ -350,13 +346,13 @@ fn put_in_place(
 /// Takes the name away from a log whose database is gone: it would be taken for that of the new one. SQLite throws it away in such a case; here
 /// it is kept, for nobody else has what is in it.
 fn set_log_aside(database: &Path) -> std::io::Result<()> {
-    let (log, index) = (beside(database, "-wal"), beside(database, "-shm"));
+    let (log, index) = (companion_of(database, "-wal"), companion_of(database, "-shm"));
     match fs::metadata(&log) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
         Ok(found) if found.len() == 0 => fs::remove_file(&log)?,
         Ok(found) => {
-            let kept = beside(database, &format!("-wal-of-{}", found.ino()));
+            let kept = companion_of(database, &format!("-wal-of-{}", found.ino()));
             fs::rename(&log, &kept)?;
             tracing::warn!("{}: the log of a database that is gone is now {}", log.display(), kept.display());
         }
