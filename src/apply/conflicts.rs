@@ -19,6 +19,28 @@ pub enum ConflictKind {
     SameRow,
     /// Two rows wanted one UNIQUE value; the later change has it.
     UniqueValue,
+    /// A value had no place in the type that its column has by now, and was converted.
+    Type,
+}
+
+impl ConflictKind {
+    /// As it is stored, and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ConflictKind::SameRow => "row",
+            ConflictKind::UniqueValue => "unique",
+            ConflictKind::Type => "type",
+        }
+    }
+
+    fn of_name(name: &str) -> ConflictKind {
+        match name {
+            "row" => ConflictKind::SameRow,
+            "type" => ConflictKind::Type,
+            _ => ConflictKind::UniqueValue,
+        }
+    }
 }
 
 /// Two changes that met, and what became of them.
@@ -69,10 +91,6 @@ impl State {
         };
         let mut key = Vec::new();
         push_key(&mut key, met.key);
-        let kind = match met.kind {
-            ConflictKind::SameRow => "row",
-            ConflictKind::UniqueValue => "unique",
-        };
         // A clock before 1970 is shown as 1970; nothing depends on it.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let sql = "INSERT INTO conflicts(recorded_at, kind, table_name, columns, key, kept, lost, kept_origin, lost_origin, fresh)
@@ -80,7 +98,7 @@ impl State {
             WHERE NOT EXISTS (SELECT 1 FROM conflicts WHERE table_name = ?3 AND key = ?5 AND kept IS ?6 AND lost IS ?7)";
         let recorded = self.db.prepare_cached(sql)?.execute(params![
             now as i64,
-            kind,
+            met.kind.name(),
             table.table.name,
             names_bytes(&table.shape.columns),
             key,
@@ -108,7 +126,7 @@ impl State {
             all.push(Conflict {
                 id: from_db(row.get(0)?),
                 recorded_at: from_db(row.get(1)?),
-                kind: if kind == "row" { ConflictKind::SameRow } else { ConflictKind::UniqueValue },
+                kind: ConflictKind::of_name(&kind),
                 table: row.get(3)?,
                 columns: names_of(&row.get::<_, Vec<u8>>(4)?)?,
                 key: Reader::new(&row.get::<_, Vec<u8>>(5)?).key()?,

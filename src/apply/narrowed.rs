@@ -9,14 +9,15 @@ use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::Value as Owned;
 
+use super::conflicts::{ConflictKind, Met};
 use super::connection::value_of;
 use super::error::ApplyError;
 use super::names::{Named, table_of};
-use super::shape::LocalTable;
+use super::shape::{Change, Fit, LocalTable};
 use super::undo_redo::Call;
 use crate::change::reshape;
-use crate::format::Value;
-use crate::log::SchemaStep;
+use crate::format::{Row, Value};
+use crate::log::{Origin, SchemaStep, UnitChange};
 use crate::schema::{Column, Identity, StrictType, Table};
 
 /// The SQL function of two arguments, a value and the name of a type: what stands for the value, and NULL where that is the value itself.
@@ -85,7 +86,37 @@ impl LocalTable {
     }
 }
 
+impl LocalTable {
+    /// The row that a change wrote, where columns take less by now than they did.
+    pub(super) fn written(&self, fit: &Fit, change: &UnitChange) -> Option<Row> {
+        if self.narrowed.is_empty() { None } else { change.image.as_ref().map(|image| self.fitted(fit, image)) }
+    }
+}
+
 impl Call<'_, '_> {
+    /// A value that another node wrote is not what it was.
+    pub(super) fn note_converted(
+        &mut self,
+        table: &LocalTable,
+        change: &Change<'_>,
+        written: &Row,
+        origin: Origin,
+    ) -> Result<(), ApplyError> {
+        let Some(image) = change.image.as_deref() else { return Ok(()) };
+        let is_other = |index: usize| {
+            // What an update does not write is the business of who wrote it.
+            written.get(index) != image.get(index) && change.mask.get(index).copied().unwrap_or(true)
+        };
+        if !table.narrowed.iter().any(|column| is_other(column.index)) {
+            return Ok(());
+        }
+        let (kind, kept) = (ConflictKind::Type, image.to_vec());
+        let (kept, lost, lost_origin) = (Some(&kept), Some(written), Some(origin));
+        let met = Met { kind, key: &change.key, kept, lost, kept_origin: None, lost_origin };
+        self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
+        Ok(())
+    }
+
     /// A step that is about to be made gives columns other types of values: the table shows the fold, so that all nodes convert the same rows. A
     /// pending change comes behind the step in the order of all, and is judged by the types that it meets there.
     pub(super) fn prepare_types(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {

@@ -301,7 +301,7 @@ impl LocalTable {
         self.narrow(Cow::Owned(self.fitted(fit, row))).into_owned()
     }
 
-    fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
+    pub(super) fn fitted(&self, fit: &Fit, image: &[Value]) -> Row {
         let value = |(c, default): (&Option<usize>, &Value)| c.and_then(|i| image.get(i)).unwrap_or(default).clone();
         fit.columns.iter().zip(&self.defaults).map(value).collect()
     }

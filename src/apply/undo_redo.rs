@@ -325,7 +325,11 @@ impl<'a, 'c> Call<'a, 'c> {
                 fits.get(usize::from(change.table)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
             let Some((table, fit)) = fit else { continue };
             let index = change.table;
+            let written = table.written(fit, &change);
             let fitted = table.change_taken(fit, change, self.merge);
+            if let Some(written) = written {
+                self.note_converted(table, &fitted, &written, origin)?;
+            }
             if table.is_unique() && !self.state.is_alone(table) {
                 sets.entry(index).or_default().push(fitted);
             } else if !self.state.suspecting {

@@ -3,6 +3,7 @@
 mod bound;
 mod catalogue;
 mod decode;
+mod filler;
 mod filter;
 mod oracle;
 mod row_filter;

@@ -10,6 +10,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
 use super::catalogue::{CatalogueError, SchemaRow};
+use super::filler::{Filled, Filler};
 use super::strict::StrictType;
 use super::table::{Affinity, Collation, Column, Identity, KeyColumn, Table, UniqueIndex};
 use crate::format::{PageNo, Value};
@@ -92,7 +93,7 @@ impl Oracle {
             .next()
             .transpose()?;
         let Some(strict) = strict else { return Ok(None) };
-        let declared = self.columns(&name, strict)?;
+        let declared = self.columns(&name, row.sql.as_deref().unwrap_or_default(), strict)?;
         let indexes = self.indexes(&name)?;
         if declared.is_empty() {
             return Ok(None);
@@ -151,7 +152,7 @@ impl Oracle {
         }))
     }
 
-    fn columns(&self, table: &str, strict: bool) -> Result<Vec<DeclaredColumn>, CatalogueError> {
+    fn columns(&self, table: &str, sql: &str, strict: bool) -> Result<Vec<DeclaredColumn>, CatalogueError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT cid, name, type, dflt_value, pk, hidden, \"notnull\" FROM pragma_table_xinfo(?1, 'main')",
         )?;
@@ -169,6 +170,7 @@ impl Oracle {
         // Asking for a default changes a schema, and no statement may be under way then.
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let mut columns = Vec::with_capacity(rows.len());
+        let filler = Filler::new(sql);
         for (cid, name, declared_type, default, key, hidden, not_null) in rows {
             let affinity = affinity_of(&declared_type, strict);
             let hidden = match hidden {
@@ -181,19 +183,16 @@ impl Oracle {
                 Some(expression) if hidden == Hidden::No => self.default(&expression, affinity),
                 _ => Value::Null,
             };
-            // Rows that had no such column cannot have NULL in it: an empty value then, on all nodes alike.
-            let default = match (default, affinity) {
-                (Value::Null, _) if not_null && begins_at.is_some() => {
-                    Value::Text(begins_at.unwrap_or_default().into())
-                }
-                (Value::Null, Affinity::Text) if not_null => Value::Text(Vec::new()),
-                (Value::Null, Affinity::None) if not_null => Value::Blob(Vec::new()),
-                (Value::Null, Affinity::Real) if not_null => Value::Real(0.0),
-                (Value::Null, Affinity::Numeric | Affinity::Integer) if not_null => Value::Integer(0),
-                (default, _) => default,
-            };
             let generated = hidden == Hidden::Stored;
             let strict = StrictType::of_declared(&declared_type).filter(|_| strict);
+            // Rows that had no such column cannot have NULL in it.
+            let default = match default {
+                Value::Null if not_null && hidden == Hidden::No => {
+                    let (name, declared_type) = (name.as_str(), declared_type.as_str());
+                    filler.value(&Filled { name, declared_type, affinity, strict, begins_at })
+                }
+                default => default,
+            };
             let definition = Column { name, declared_type, affinity, default, not_null, strict, generated };
             columns.push(DeclaredColumn { cid, definition, in_key: key > 0, hidden });
         }
@@ -311,7 +310,7 @@ fn collation_of(name: &str) -> Collation {
 }
 
 /// The affinity of a declared type. Source: <https://sqlite.org/datatype3.html>, section 3.1.
-fn affinity_of(declared_type: &str, strict: bool) -> Affinity {
+pub(super) fn affinity_of(declared_type: &str, strict: bool) -> Affinity {
     let upper = declared_type.to_ascii_uppercase();
     let has = |part: &str| upper.contains(part);
     if strict && upper == "ANY" {

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 
 use super::schema::settle;
-use crate::support::cluster::{Cluster, woodchuck};
+use crate::support::cluster::{Cluster, wait_for, woodchuck};
 
 const SCHEMA: &str = "CREATE TABLE \"author\"(id INTEGER PRIMARY KEY, name TEXT NOT NULL);
     CREATE TABLE \"book\"(id INTEGER PRIMARY KEY, title TEXT NOT NULL, isbn TEXT, author_id INT NOT NULL REFERENCES \"author\"(id));
@@ -130,7 +130,8 @@ fn rows_that_come_without_a_time_that_cannot_be_null_have_one() {
 fn what_others_write_while_a_table_becomes_strict_is_converted_by_all_alike() {
     let mut cluster = Cluster::start(
         3,
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, n, v); INSERT INTO t VALUES(1, '1', 'one'), (2, '2', 'two'), (3, '3', NULL)",
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, n, v); INSERT INTO t VALUES(1, 1, 'one'), (2, 2, 'two'), (3, 3, NULL);
+         CREATE TABLE u(id INTEGER PRIMARY KEY, n, v); INSERT INTO u VALUES(1, 1, 1)",
     );
     settle(&cluster);
     cluster.server.kill();
@@ -145,6 +146,30 @@ fn what_others_write_while_a_table_becomes_strict_is_converted_by_all_alike() {
     let found =
         cluster.nodes[1].value("SELECT group_concat(concat_ws(' ', id, coalesce(n, '-'), v), '; ' ORDER BY id) FROM t");
     assert_eq!(found, "'1 0 one; 2 2 none; 3 3 none; 4 12 \u{fffd}; 5 - 1.5'");
+    // What comes behind the change is in the journal.
+    cluster.nodes[1].stop();
+    cluster.nodes[1].sql("UPDATE u SET n = 'many', v = 2");
+    cluster.nodes[0].sql(
+        "BEGIN; CREATE TABLE n(id INTEGER PRIMARY KEY, n INT, v INT) STRICT; INSERT INTO n SELECT * FROM u; DROP TABLE u;
+         ALTER TABLE n RENAME TO u; COMMIT",
+    );
+    wait_for("the change of u", || {
+        let is_strict = cluster.nodes[2].value("SELECT sql LIKE '%STRICT' FROM sqlite_schema WHERE name = 'u'");
+        if is_strict == "1" { Ok(()) } else { Err(cluster.nodes[2].log()) }
+    });
+    cluster.nodes[1].start();
+    settle(&cluster);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT concat_ws(' ', n, v) FROM u"), "'0 2'");
+    }
+    for conflicts in [0, 2].map(|index: usize| cluster.nodes[index].conflicts()) {
+        let of_u: Vec<_> = conflicts.iter().filter(|conflict| conflict["table"] == "u").collect();
+        assert_eq!(of_u.len(), 1, "{conflicts:?}");
+        assert_eq!(
+            (&of_u[0]["kind"], &of_u[0]["lost"]["n"], &of_u[0]["lost_node"]),
+            (&"type".into(), &"many".into(), &2.into())
+        );
+    }
     cluster.stop();
 }
 

@@ -8,10 +8,7 @@ use crate::format::Row;
 
 /// Appends a conflict as one JSON line: `kept` is what stays, `lost` what it overrode; `null` stands for no row.
 pub fn conflict_json(out: &mut Vec<u8>, conflict: &Conflict) {
-    let kind = match conflict.kind {
-        ConflictKind::SameRow => "row",
-        ConflictKind::UniqueValue => "unique",
-    };
+    let kind = conflict.kind.name();
     put(
         out,
         format_args!(
@@ -49,6 +46,7 @@ pub fn conflict_pretty(out: &mut Vec<u8>, conflict: &Conflict, style: Style) {
     let why = match conflict.kind {
         ConflictKind::SameRow => "both changed the row",
         ConflictKind::UniqueValue => "both wanted a UNIQUE value",
+        ConflictKind::Type => "a value had no place in its column's type",
     };
     put(out, format_args!("#{} {} ({key}): {why}\n", conflict.id, conflict.table));
     let shown = |row: &Option<Row>| match row {

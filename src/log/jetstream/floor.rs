@@ -37,11 +37,6 @@ impl Floors {
         StreamSeq(self.of(shard).map_or(0, |floor| floor.seq.load(Ordering::Relaxed)))
     }
 
-    /// Whether anything is known.
-    pub(super) fn is_any_known(&self) -> bool {
-        self.0.iter().any(|floor| floor.seq.load(Ordering::Relaxed) > 0)
-    }
-
     /// Whether the stream was looked at over a connection.
     pub(super) fn is_checked(&self, shard: ShardId, connection: u64) -> bool {
         self.of(shard).is_none_or(|floor| floor.checked.load(Ordering::Relaxed) == connection)

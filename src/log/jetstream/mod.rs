@@ -84,12 +84,13 @@ impl JetStreamLog {
         streams.check()?;
         let service = Arc::new(Service::default());
         let (client, link) = connect::connect(nats, &service).await?;
+        // What a new node does not know of it has no part in.
+        let publishings = Arc::new(Publishings::new(nats.clone(), client.server_info().server_id));
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);
         requests.set_timeout(REQUEST_TIMEOUT);
         let floors = Arc::new(Floors::new(streams.shard_count));
-        let publishings = Arc::new(Publishings::new(nats.clone()));
         Ok(JetStreamLog { context, requests, options: Arc::new(streams), link, service, floors, publishings })
     }
 
@@ -273,6 +274,9 @@ impl Log for JetStreamLog {
     }
 
     fn raise_floor(&self, shard: ShardId, seq: StreamSeq) {
+        if seq.0 > 0 {
+            self.publishings.doubt_server();
+        }
         self.floors.raise(shard, seq);
     }
 

@@ -3,7 +3,7 @@
 //! A client that reconnects sends what it has queued on the new connection, before anybody can look at what the server behind it has. Where
 //! that server lost the end of its streams, the queued message would take the place of one that was acknowledged, on all nodes and for good.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
@@ -45,19 +45,30 @@ impl Publishing {
 pub(super) struct Publishings {
     nats: NatsOptions,
     made: Mutex<Made>,
+    /// The server's process that cannot have lost anything that this node knows nothing of: the last that a connection went to.
+    server_id: std::sync::Mutex<String>,
 }
 
 #[derive(Debug, Default)]
 struct Made {
     count: u64,
     last: Option<Arc<Publishing>>,
-    /// The process that the last went to.
-    server_id: String,
 }
 
 impl Publishings {
-    pub(super) fn new(nats: NatsOptions) -> Publishings {
-        Publishings { nats, made: Mutex::default() }
+    /// `server_id` is the process that the other connection goes to.
+    pub(super) fn new(nats: NatsOptions, server_id: String) -> Publishings {
+        Publishings { nats, made: Mutex::default(), server_id: std::sync::Mutex::new(server_id) }
+    }
+
+    /// The server can have lost something before this process was connected to it.
+    pub(super) fn doubt_server(&self) {
+        self.replace_server(String::new());
+    }
+
+    fn replace_server(&self, server_id: String) -> String {
+        // What is kept here is whole after every step.
+        std::mem::replace(&mut *self.server_id.lock().unwrap_or_else(PoisonError::into_inner), server_id)
     }
 
     /// The connection to append over. `client` is the other one, and `change_count` how often it has changed.
@@ -70,8 +81,7 @@ impl Publishings {
         let (client, lost) = self.make(client).await?;
         made.count += 1;
         let server_id = client.server_info().server_id;
-        let is_known_server = made.server_id == server_id;
-        made.server_id = server_id;
+        let is_known_server = self.replace_server(server_id.clone()) == server_id;
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);

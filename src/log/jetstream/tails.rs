@@ -45,8 +45,8 @@ impl JetStreamLog {
 
     /// The last message of a shard that any node knows of, as far as it matters for the first message over a connection.
     pub(super) async fn known_elsewhere(&self, publishing: &Publishing, shard: ShardId) -> StreamSeq {
-        // Where each message has copies no server comes back without it alone. And a new node's first message has no older one beside it.
-        if self.options.replica_count > 1 || !self.floors.is_any_known() {
+        // Where each message has copies no server comes back without it alone.
+        if self.options.replica_count > 1 {
             return StreamSeq(0);
         }
         let mut said = publishing.tails.0.lock().await;

@@ -74,6 +74,7 @@ impl Database {
     /// Does everything on this thread, one after another.
     pub(in crate::node) fn look_inline(&mut self) {
         self.behind.looks_inline = true;
+        self.fairness.set_timeless();
     }
 
     /// Takes what the network side asks.
