@@ -86,6 +86,13 @@ pub trait Log: Send + Sync {
     /// [`LogError::StreamMissing`], [`LogError::Refused`], [`LogError::Unreachable`].
     fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>>;
 
+    /// The payload of one message; `None` where it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Unreachable`].
+    fn message(&self, shard: ShardId, seq: StreamSeq) -> BoxFuture<'_, Result<Option<Bytes>, LogError>>;
+
     /// Reads a shard from message `from` on, in order, without end: what is there, then what comes. Survives broken connections, restarts
     /// and lost consumers by itself. An error is the last item: it says what must be decided before reading can go on.
     fn read(&self, shard: ShardId, from: StreamSeq) -> BoxStream<'static, Result<Entry, LogError>>;

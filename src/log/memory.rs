@@ -329,6 +329,11 @@ impl Log for MemoryLog {
         Box::pin(async move { self.bounds_now(shard) })
     }
 
+    fn message(&self, shard: ShardId, seq: StreamSeq) -> BoxFuture<'_, Result<Option<Bytes>, LogError>> {
+        let found = self.entries(shard, seq).into_iter().next().filter(|entry| entry.seq == seq);
+        Box::pin(async { Ok(found.map(|entry| entry.payload)) })
+    }
+
     fn read(&self, shard: ShardId, from: StreamSeq) -> BoxStream<'static, Result<Entry, LogError>> {
         struct Reader {
             log: MemoryLog,

@@ -14,6 +14,7 @@ mod error;
 mod inbox;
 mod network;
 mod patience;
+mod place;
 mod policy;
 mod put_back;
 mod report;

@@ -170,6 +170,9 @@ async fn look(
         }
         last.insert(*shard, bounds.last);
     }
+    for seen in &known.seen {
+        seen.refuse_other(log, seen.last()).await?;
+    }
     Ok(last)
 }
 
@@ -269,12 +272,12 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
                 Some(Need::Snapshot { shard, at_least }) => {
                     let _ = behind.send((shard, at_least)).await;
                 }
-                Some(Need::PutBack { shard, known, ours, error }) => {
+                Some(Need::PutBack { shard, lost }) => {
                     let (log, asks) = (Arc::clone(&log), asks.clone());
                     tasks.spawn(async move {
-                        let is_whole = put_back(log.as_ref(), shard, known, &ours).await;
+                        let ended = put_back(log.as_ref(), shard, lost).await;
                         // With the database thread gone there is nothing to go on with.
-                        let _ = asks.send(if is_whole { Ask::IsWhole(shard) } else { Ask::StaysLost(error) }).await;
+                        let _ = asks.send(ended.map_or_else(Ask::StaysLost, |()| Ask::IsWhole(shard))).await;
                     });
                 }
                 Some(Need::Read { shard, from }) => {

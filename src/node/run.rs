@@ -158,6 +158,7 @@ fn follow_until_end(
     // over the messages of one that never happened.
     database.settle_intent()?;
     known.applied = database.applied()?;
+    known.seen = database.seen_of_applied()?;
     if opened.send(known).is_err() {
         return Ok(());
     }

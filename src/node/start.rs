@@ -7,6 +7,7 @@ use super::config::{Conflict, RunConfig};
 use super::database::{Database, Links};
 use super::error::NodeError;
 use super::patience::patiently;
+use super::place::Seen;
 use super::sent::Sent;
 use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
@@ -20,6 +21,8 @@ pub(super) struct Known {
     pub(super) origin: Origin,
     /// The last message applied in each shard.
     pub(super) applied: Vec<(ShardId, StreamSeq)>,
+    /// What was seen of each shard when that was applied; of none where others' messages are passed over.
+    pub(super) seen: Vec<Seen>,
     /// The node has been part of the log before: what the log has lost since is in snapshots.
     pub(super) joined: bool,
 }
@@ -121,7 +124,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     }
     // States of before this setting are known by what they applied.
     let joined = state.has_setting(JOINED)? || applied.iter().any(|(_, seq)| seq.0 > 0);
-    let known = Known { origin: state.origin(), applied, joined };
+    let known = Known { origin: state.origin(), applied, seen: Vec::new(), joined };
 
     let stored = stored_position(&state)?;
     if stored.is_none() && Sent::is_there(&config.state_dir) {

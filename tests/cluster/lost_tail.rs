@@ -149,3 +149,29 @@ fn a_node_that_has_sent_nothing_of_what_is_lost_ends_with_the_reason_when_nobody
     assert!(log.contains("ends at 1, but 2 has been read before: the server lost acknowledged messages"), "{log}");
     assert!(log.contains("hint: restore the NATS server's data"), "{log}");
 }
+
+/// Who starts when nobody is there that knows cannot hear of what is lost. Those that do know must not take the log for the one that they read.
+#[test]
+fn a_node_whose_messages_have_lost_their_places_refuses_at_each_start() {
+    let mut scene = Scene::begin();
+    scene.write_what_is_lost();
+    scene.cluster.nodes[0].kill();
+    scene.cluster.nodes[1].kill();
+    scene.lose();
+    scene.cluster.server.restart();
+    scene.cluster.nodes[2].start();
+    scene.cluster.nodes[2].sql("UPDATE t SET v = 'in its place' WHERE id = 3");
+    wait_for("the message in the place", || match scene.cluster.nodes[2].status()? {
+        status if status.outbox_units == 0 && status.transactions_captured > 0 => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+    for index in [0, 1, 0, 1] {
+        let node = &mut scene.cluster.nodes[index];
+        node.spawn();
+        let ended = node.wait_for_end();
+        assert_eq!(ended.code(), Some(3), "{}", node.log());
+        assert!(node.log().contains("is not the one that was read before"), "{}", node.log());
+        assert!(!node.log().contains("ready: node"), "{}", node.log());
+        assert!(node.value("SELECT v FROM t WHERE id = 1").contains("lost"), "nothing was changed");
+    }
+}

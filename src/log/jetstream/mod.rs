@@ -284,6 +284,10 @@ impl Log for JetStreamLog {
         Box::pin(async move { self.info(shard).await.map(|info| bounds_of(&info)) })
     }
 
+    fn message(&self, shard: ShardId, seq: StreamSeq) -> BoxFuture<'_, Result<Option<Bytes>, LogError>> {
+        Box::pin(read::message(self, shard, seq))
+    }
+
     fn read(&self, shard: ShardId, from: StreamSeq) -> BoxStream<'static, Result<Entry, LogError>> {
         read::read(self.clone(), shard, from)
     }

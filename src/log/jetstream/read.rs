@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{ConsumerErrorKind, RawMessageErrorKind};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch;
@@ -72,6 +73,17 @@ pub(super) fn read(log: JetStreamLog, shard: ShardId, from: StreamSeq) -> BoxStr
             Err(error) => Some((Err(error), None)),
         }
     }))
+}
+
+/// One message's payload; `None` where it is not there.
+pub(super) async fn message(log: &JetStreamLog, shard: ShardId, seq: StreamSeq) -> Result<Option<Bytes>, LogError> {
+    let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
+    let stream = log.requests.get_stream_no_info(log.stream_name(shard)).await.map_err(|error| unreachable(&error))?;
+    match stream.get_raw_message(seq.0).await {
+        Ok(message) => Ok(Some(message.payload)),
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => Ok(None),
+        Err(error) => Err(unreachable(&error)),
+    }
 }
 
 struct Reader {
@@ -210,15 +222,12 @@ impl Reader {
     /// since has enough of them, and some of those have numbers that we would not read again.
     async fn check_last_read(&self, stream: &str, first: StreamSeq) -> Result<(), LogError> {
         let Some((seq, content)) = self.last_read.filter(|(seq, _)| *seq >= first) else { return Ok(()) };
-        let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
-        let handle = self.log.requests.get_stream_no_info(stream).await.map_err(|error| unreachable(&error))?;
-        match handle.get_raw_message(seq.0).await {
-            // (Its time is another one where it was put back.)
-            Ok(message) if blake3::hash(&message.payload) == content => Ok(()),
-            Ok(_) => Err(LogError::Rewritten { stream: stream.to_owned(), seq }),
-            // Trimmed since we asked for the bounds.
-            Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => Ok(()),
-            Err(error) => Err(unreachable(&error)),
+        // (Its time is another one where it was put back. It can have been trimmed since we asked for the bounds.)
+        match message(&self.log, self.shard, seq).await? {
+            Some(payload) if blake3::hash(&payload) != content => {
+                Err(LogError::Rewritten { stream: stream.to_owned(), seq })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::apply::{ApplyError, Beforehand, FrozenState, Route, SNAPSHOT_SCHEMA, 
 use crate::capture::{HeldShadow, SchemaMark};
 use crate::log::{LogError, Origin, ShardId, StreamSeq};
 use crate::node::NodeError;
+use crate::node::place::Seen;
+use crate::node::put_back::LostTail;
 use crate::node::sent::Sent;
 use crate::node::snapshot::{Ask, Fetched, Moment, Need, work_directory};
 use crate::node::waiting::FoldedOf;
@@ -184,7 +186,11 @@ impl Database {
         tracing::error!("{text}");
         self.reporter.trouble(text);
         self.behind.lost.insert(shard);
-        self.need(Need::PutBack { shard, known, ours, error })
+        let read = self.log.seen.get(&shard).copied().unwrap_or_default();
+        let folded = self.replica.state().folded_of(shard)?;
+        self.inbox.make_contiguous();
+        let seen = Seen::new(shard, read, &folded, self.inbox.headers(shard, usize::MAX));
+        self.need(Need::PutBack { shard, lost: LostTail { known, ours, seen, error } })
     }
 
     fn is_whole(&mut self, shard: ShardId) -> Result<(), NodeError> {

@@ -27,6 +27,7 @@ use super::config::RunConfig;
 use super::error::NodeError;
 use super::inbox::Inbox;
 use super::patience::{patiently, refuse_stopped};
+use super::place::Seen;
 use super::report::{Reporter, Told};
 use super::sent::Sent;
 use super::snapshot::{Ask, Need};
@@ -363,6 +364,15 @@ impl Database {
             applied.push((*shard, self.replica.state().position(*shard)?));
         }
         Ok(applied)
+    }
+
+    /// What was seen of the shards of which all that is applied was seen.
+    pub(in crate::node) fn seen_of_applied(&self) -> Result<Vec<Seen>, NodeError> {
+        let mut seen = Vec::new();
+        for (shard, applied) in self.applied()?.into_iter().filter(|_| self.config.apply_changes) {
+            seen.push(Seen::new(shard, applied, &self.replica.state().folded_of(shard)?, &[]));
+        }
+        Ok(seen)
     }
 
     /// Whether more may be waiting.

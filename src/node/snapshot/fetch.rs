@@ -16,6 +16,7 @@ use crate::log::{
 };
 use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
+use crate::node::put_back::LostTail;
 
 /// How long a node that makes a snapshot may say nothing: it waits for others that make one, copies its database and hashes it.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
@@ -56,12 +57,8 @@ pub enum Need {
     PutBack {
         /// The shard.
         shard: ShardId,
-        /// The last message that is known to have been there.
-        known: StreamSeq,
-        /// What this node has sent of what is lost.
-        ours: BTreeMap<StreamSeq, Bytes>,
-        /// What ends the node if nobody puts it back.
-        error: LogError,
+        /// What is lost.
+        lost: LostTail,
     },
     /// The shard can be read again, from here on.
     Read {
