@@ -121,10 +121,17 @@ pub(super) fn fill_new(conn: &Connection, before: &Catalogue, after: &Catalogue)
         let triggers = feeding(catalogue, &indexes(catalogue));
         triggers.into_iter().filter(|trigger| trigger.targets.contains(name)).map(|trigger| trigger.text).collect()
     };
+    // One that was made anew is empty.
+    fn statement<'a>(catalogue: &'a Catalogue, name: &str) -> Option<&'a str> {
+        let row = catalogue.rows().iter().find(|row| row.kind == "table" && row.name.eq_ignore_ascii_case(name));
+        row.and_then(|row| row.sql.as_deref())
+    }
     let old = indexes(before);
     for (name, index) in indexes(after) {
         let Content::External { table, .. } = &index.content else { continue };
-        let is_new = old.get(&name).is_none_or(|old| *old != index) || fed_by(before, &name) != fed_by(after, &name);
+        let is_new = old.get(&name).is_none_or(|old| *old != index)
+            || statement(before, &name) != statement(after, &name)
+            || fed_by(before, &name) != fed_by(after, &name);
         let has_rows = after.rows().iter().any(|row| row.name.eq_ignore_ascii_case(table));
         if is_new && has_rows {
             let table = quoted(&index.name);

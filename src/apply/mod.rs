@@ -37,6 +37,7 @@ mod net_effect;
 mod outside;
 mod pending;
 mod pending_units;
+mod remake;
 mod replica;
 mod route;
 mod routing;

@@ -15,6 +15,7 @@ use super::fold::Folder;
 use super::names::{Birth, Named};
 use super::narrowed::{converted, narrower, register};
 use super::net_effect::SchemaEffect;
+use super::remake::{is_virtual, name_aside};
 use super::routing::made_unique;
 use super::shape::LocalTable;
 use super::sql::quoted;
@@ -94,8 +95,8 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     let scratch = Connection::open_in_memory()?;
     scratch.execute(before, [])?;
     let old_name = step.name_before.as_ref().unwrap_or(&step.name);
-    if old_name != &step.name {
-        scratch.execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(old_name), quoted(&step.name)), [])?;
+    for (from, to) in renames_of_table(old_name, &step.name) {
+        scratch.execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to)), [])?;
     }
     let renamed = sql_of(&scratch, "table", &step.name)?.unwrap_or_default();
     let (old, new) = (columns_of(&scratch, &step.name)?, columns_of(&wanted, &step.name)?);
@@ -114,6 +115,16 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     put_row(&scratch, &step.name)?;
     let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
     Ok(Alteration { columns, is_alter, renamed })
+}
+
+/// The renames that give a table another name. SQLite takes a name that differs in case alone for that of another table.
+fn renames_of_table<'a>(from: &'a str, to: &'a str) -> Vec<(&'a str, &'a str)> {
+    const BETWEEN: &str = "woodchuck_renamed";
+    match (from == to, from.eq_ignore_ascii_case(to)) {
+        (true, _) => Vec::new(),
+        (false, true) => vec![(from, BETWEEN), (BETWEEN, to)],
+        (false, false) => vec![(from, to)],
+    }
 }
 
 /// The columns that come, with their definitions where the statement after is the one before with something put in.
@@ -182,7 +193,7 @@ pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
 }
 
 /// Whether a statement that came from elsewhere is of one kind.
-fn begins(sql: &str, word: &str) -> bool {
+pub(super) fn begins(sql: &str, word: &str) -> bool {
     sql.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
 }
 
@@ -325,7 +336,7 @@ impl Maker<'_, '_> {
         Ok(effect)
     }
 
-    fn refused(step: &SchemaStep) -> impl Fn(rusqlite::Error) -> ApplyError {
+    pub(super) fn refused(step: &SchemaStep) -> impl Fn(rusqlite::Error) -> ApplyError {
         let (kind, name) = (step.kind.clone(), step.name.clone());
         move |source| ApplyError::schema(&kind, &name, source)
     }
@@ -528,7 +539,9 @@ impl Maker<'_, '_> {
             && (old_name.eq_ignore_ascii_case(&step.name)
                 || sql_of(self.conn, "table", &step.name).map_err(&refused)?.is_none())
         {
-            self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(old_name), quoted(&step.name)))?;
+            for (from, to) in renames_of_table(old_name, &step.name) {
+                self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to)))?;
+            }
         }
         let Some(here) = sql_of(self.conn, "table", &step.name).map_err(&refused)? else {
             return match self.named_now(&step.name)? {
@@ -568,7 +581,10 @@ impl Maker<'_, '_> {
             return self.differs(step, here, after);
         }
         self.note_columns(noted, &way.columns)?;
-        self.rebuild(step, all, after)
+        match is_virtual(before) || is_virtual(after) {
+            true => self.remake(step, after),
+            false => self.rebuild(step, all, after),
+        }
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.
@@ -576,9 +592,7 @@ impl Maker<'_, '_> {
         let refused = Maker::refused(step);
         let old_catalogue = catalogue_of(self.conn)?;
         let lower = step.name.to_ascii_lowercase();
-        let taken: BTreeSet<String> = old_catalogue.rows().iter().map(|row| row.name.to_ascii_lowercase()).collect();
-        let aside = (0_u32..).map(|no| format!("woodchuck_old_{no}")).find(|name| !taken.contains(name));
-        let aside = aside.unwrap_or_default();
+        let (taken, aside) = name_aside(&old_catalogue);
         let stood: Vec<&SchemaRow> = old_catalogue
             .rows()
             .iter()
@@ -599,11 +613,7 @@ impl Maker<'_, '_> {
         } else {
             None
         };
-        // The old way of renaming leaves alone what speaks of the table, which is soon there again.
-        self.pragma("legacy_alter_table = ON", &refused)?;
-        let moved = self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(&step.name), quoted(&aside)));
-        self.pragma("legacy_alter_table = OFF", &refused)?;
-        moved?;
+        self.move_aside(step, &aside)?;
         self.run(step, after)?;
         let catalogue = catalogue_of(self.conn)?;
         let (Some(old), Some(new)) = (catalogue.table(&aside), catalogue.table(&step.name)) else {
@@ -621,7 +631,11 @@ impl Maker<'_, '_> {
         stood.iter().filter_map(|row| row.sql.as_ref()).try_for_each(|sql| self.run(step, sql))
     }
 
-    fn pragma(&self, setting: &str, refused: &dyn Fn(rusqlite::Error) -> ApplyError) -> Result<(), ApplyError> {
+    pub(super) fn pragma(
+        &self,
+        setting: &str,
+        refused: &dyn Fn(rusqlite::Error) -> ApplyError,
+    ) -> Result<(), ApplyError> {
         let sql = format!("PRAGMA {setting}");
         drop(self.mirror.execute_batch(&sql));
         self.conn.execute_batch(&sql).map_err(refused)

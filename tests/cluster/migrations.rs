@@ -125,6 +125,67 @@ fn rows_that_come_without_a_time_that_cannot_be_null_have_one() {
     assert_eq!(found, "'2001-02-03,2001-02-03,1970-01-01 00:00:00'");
 }
 
+/// SQLite has no way to alter one, so what comes of it is another definition under the name; the shards stopped.
+#[test]
+fn a_virtual_table_that_is_made_anew_in_one_transaction_keeps_its_rows() {
+    let mut cluster = Cluster::start(
+        2,
+        "CREATE VIRTUAL TABLE docs USING fts5(a, b); INSERT INTO docs(rowid, a, b) VALUES(7, 'one word', 'y');
+         CREATE VIRTUAL TABLE notes USING fts4(a); INSERT INTO notes VALUES('old');
+         CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1); INSERT INTO boxes VALUES(1, 2, 3);
+         CREATE TABLE page(id INTEGER PRIMARY KEY, text TEXT); INSERT INTO page VALUES(3, 'found here');
+         CREATE VIRTUAL TABLE pages USING fts5(text, content='page', content_rowid='id'); INSERT INTO pages(pages) VALUES('rebuild')",
+    );
+    settle(&cluster);
+    cluster.nodes[0].sql(
+        "BEGIN; CREATE TEMP TABLE kept AS SELECT rowid AS r, a, b FROM docs; DROP TABLE docs; CREATE VIRTUAL TABLE docs USING fts5(a, c, b);
+         INSERT INTO docs(rowid, a, b) SELECT r, a, b FROM kept; INSERT INTO docs(rowid, c) VALUES(9, 'word of c'); COMMIT;
+         BEGIN; DROP TABLE notes; CREATE VIRTUAL TABLE notes USING fts4(a, b); INSERT INTO notes VALUES('new', 'both'); COMMIT;
+         BEGIN; DROP TABLE boxes; CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1, y0, y1); COMMIT;
+         BEGIN; DROP TABLE pages; CREATE VIRTUAL TABLE pages USING fts5(text, content='page', content_rowid='id', prefix='2'); INSERT INTO pages(pages) VALUES('rebuild'); COMMIT",
+    );
+    settle(&cluster);
+    for node in &cluster.nodes {
+        let found = |sql: &str| node.value(sql);
+        assert_eq!(found("SELECT group_concat(rowid || ' ' || coalesce(b, c)) FROM docs('word')"), "'7 y,9 word of c'");
+        assert_eq!(found("SELECT group_concat(a || ' ' || b) FROM notes WHERE notes MATCH 'new'"), "'new both'");
+        assert_eq!(found("SELECT count(*) FROM notes"), "1");
+        assert_eq!(found("SELECT group_concat(rowid) FROM pages('fo*')"), "'3'");
+    }
+    cluster.nodes[1].sql("INSERT INTO docs(a, c, b) VALUES('later word', 'c', 'd')");
+    settle(&cluster);
+    assert_eq!(cluster.nodes[0].value("SELECT count(*) FROM docs('word')"), "3");
+    cluster.stop();
+}
+
+/// SQLite takes a name that differs in case alone for another table's.
+#[test]
+fn a_table_gets_its_name_in_another_case() {
+    let mut cluster =
+        Cluster::start(2, "CREATE TABLE users(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO users VALUES(1, 'a')");
+    settle(&cluster);
+    for (node, sql) in [
+        (
+            0,
+            "BEGIN; CREATE TABLE tmp(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO tmp SELECT * FROM users; DROP TABLE users; ALTER TABLE tmp RENAME TO Users; COMMIT",
+        ),
+        (
+            1,
+            "BEGIN; ALTER TABLE users RENAME TO other; ALTER TABLE other RENAME TO USERS; COMMIT; INSERT INTO users VALUES(2, 'b')",
+        ),
+        (
+            0,
+            "BEGIN; ALTER TABLE users RENAME TO other; ALTER TABLE other RENAME TO users; ALTER TABLE users ADD COLUMN n INT; COMMIT",
+        ),
+    ] {
+        cluster.nodes[node].sql(sql);
+        settle(&cluster);
+    }
+    let found = cluster.nodes[1].value("SELECT group_concat(concat_ws(' ', id, name)) FROM users");
+    assert_eq!(found, "'1 a,2 b'");
+    cluster.stop();
+}
+
 /// A node that refused what is on the log would stop for good.
 #[test]
 fn what_others_write_while_a_table_becomes_strict_is_converted_by_all_alike() {
