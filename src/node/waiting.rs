@@ -67,7 +67,7 @@ impl Waits {
 
     /// Answers the other nodes, for as long as there is a connection.
     pub(super) async fn answer_nodes(&self) {
-        let Ok(mut questions) = self.log.take_broadcasts(QUESTION).await else { return };
+        let mut questions = self.log.broadcasts(QUESTION).await;
         while let Some(question) = questions.next().await {
             let Some(origin) = OriginText::read(&question.payload) else { continue };
             let (answer, folded) = oneshot::channel();
@@ -83,7 +83,7 @@ impl Waits {
 
     /// Says that this node lives, for as long as there is a connection, and however busy its database is.
     pub(super) async fn answer_that_it_lives(&self) {
-        let Ok(mut questions) = self.log.take_broadcasts(ALIVE).await else { return };
+        let mut questions = self.log.broadcasts(ALIVE).await;
         while let Some(question) = questions.next().await {
             question.answer(OriginText::write(self.origin)).await;
         }

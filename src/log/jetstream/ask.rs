@@ -115,11 +115,22 @@ impl JetStreamLog {
     ///
     /// # Errors
     /// [`LogError::Unreachable`].
-    pub async fn take_broadcasts(&self, what: &str) -> Result<Questions, LogError> {
+    async fn take_broadcasts(&self, what: &str) -> Result<Questions, LogError> {
         let client = self.context.client();
         let subscriber = client.subscribe(self.question_subject(what)).await;
         let subscriber = subscriber.map_err(|error| LogError::Unreachable(error.to_string()))?;
         Ok(Questions { client: client.clone(), subscriber })
+    }
+
+    /// As [`JetStreamLog::take_broadcasts`], and tries again until that works.
+    pub async fn broadcasts(&self, what: &str) -> Questions {
+        loop {
+            match self.take_broadcasts(what).await {
+                Ok(questions) => return questions,
+                Err(error) => tracing::debug!("cannot take questions yet: {error}"),
+            }
+            tokio::time::sleep(HEARD_WITHIN / 5).await;
+        }
     }
 
     /// Asks every node, and hands the answers that come within a time to `hear`, until it says that it has heard enough.

@@ -27,8 +27,8 @@ pub(super) struct Publishing {
     pub(super) number: u64,
     /// What other nodes said of the streams, for the first message over it.
     pub(super) tails: Tails,
-    /// The server is the process that the connection before went to: it was not started again.
-    pub(super) is_known_server: bool,
+    /// The server's process.
+    pub(super) server_id: String,
     /// The count of changes of the other connection at which it was made.
     change_count: u64,
 }
@@ -45,8 +45,8 @@ impl Publishing {
 pub(super) struct Publishings {
     nats: NatsOptions,
     made: Mutex<Made>,
-    /// The server's process that cannot have lost anything that this node knows nothing of: the last that a connection went to.
-    server_id: std::sync::Mutex<String>,
+    /// The server's process that cannot have lost anything that no node has told of.
+    known_server: std::sync::Mutex<String>,
 }
 
 #[derive(Debug, Default)]
@@ -58,17 +58,26 @@ struct Made {
 impl Publishings {
     /// `server_id` is the process that the other connection goes to.
     pub(super) fn new(nats: NatsOptions, server_id: String) -> Publishings {
-        Publishings { nats, made: Mutex::default(), server_id: std::sync::Mutex::new(server_id) }
+        Publishings { nats, made: Mutex::default(), known_server: std::sync::Mutex::new(server_id) }
+    }
+
+    fn known_server(&self) -> std::sync::MutexGuard<'_, String> {
+        // What is kept here is whole after every step.
+        self.known_server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The server can have lost something before this process was connected to it.
     pub(super) fn doubt_server(&self) {
-        self.replace_server(String::new());
+        self.known_server().clear();
     }
 
-    fn replace_server(&self, server_id: String) -> String {
-        // What is kept here is whole after every step.
-        std::mem::replace(&mut *self.server_id.lock().unwrap_or_else(PoisonError::into_inner), server_id)
+    /// Everybody was asked what this process of the server should have.
+    pub(super) fn know_server(&self, server_id: &str) {
+        server_id.clone_into(&mut self.known_server());
+    }
+
+    pub(super) fn is_known_server(&self, server_id: &str) -> bool {
+        *self.known_server() == server_id
     }
 
     /// The connection to append over. `client` is the other one, and `change_count` how often it has changed.
@@ -81,7 +90,6 @@ impl Publishings {
         let (client, lost) = self.make(client).await?;
         made.count += 1;
         let server_id = client.server_info().server_id;
-        let is_known_server = self.replace_server(server_id.clone()) == server_id;
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);
@@ -92,7 +100,7 @@ impl Publishings {
             lost,
             number: made.count,
             tails: Tails::default(),
-            is_known_server,
+            server_id,
             change_count,
         });
         made.last = Some(Arc::clone(&publishing));

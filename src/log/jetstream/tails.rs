@@ -36,7 +36,7 @@ struct Said {
 impl JetStreamLog {
     /// Tells other nodes which messages this one knows of, for as long as there is a connection.
     pub async fn answer_tails(&self) {
-        let Ok(mut questions) = self.take_broadcasts(TAILS).await else { return };
+        let mut questions = self.broadcasts(TAILS).await;
         while let Some(question) = questions.next().await {
             let known = (1..=self.options.shard_count).map(|shard| self.floors.get(ShardId(shard)).0.to_string());
             question.answer(Bytes::from(known.collect::<Vec<_>>().join(" "))).await;
@@ -51,13 +51,17 @@ impl JetStreamLog {
         }
         let mut said = publishing.tails.0.lock().await;
         let within = match &*said {
-            None if publishing.is_known_server => Duration::ZERO,
+            None if self.publishings.is_known_server(&publishing.server_id) => Duration::ZERO,
             None => CONNECT_WITHIN,
             Some(said) if said.is_missing => ANSWER_WITHIN,
             Some(_) => Duration::ZERO,
         };
         if said.is_none() || !within.is_zero() {
-            *said = Some(Said { known: self.ask_tails(within).await, is_missing: false });
+            let (known, was_asked) = self.ask_tails(within).await;
+            *said = Some(Said { known, is_missing: false });
+            if was_asked {
+                self.publishings.know_server(&publishing.server_id);
+            }
         }
         let known = said.as_ref().and_then(|said| said.known.get(usize::from(shard.0).checked_sub(1)?).copied());
         known.unwrap_or(StreamSeq(0))
@@ -70,8 +74,10 @@ impl JetStreamLog {
         }
     }
 
-    async fn ask_tails(&self, within: Duration) -> Vec<StreamSeq> {
+    /// What the others answer within a time, and whether they could be asked all the time.
+    async fn ask_tails(&self, within: Duration) -> (Vec<StreamSeq>, bool) {
         let mut known = vec![StreamSeq(0); usize::from(self.options.shard_count)];
+        let mut was_asked = true;
         let until = Instant::now() + within;
         while Instant::now() < until {
             let next = (Instant::now() + ANSWER_WITHIN).min(until);
@@ -82,11 +88,11 @@ impl JetStreamLog {
                 }
                 false
             };
-            // A connection that is lost meanwhile ends what is asked for.
-            let _ = self.ask_all(TAILS, Bytes::new(), next.saturating_duration_since(Instant::now()), &mut hear).await;
+            let rest = next.saturating_duration_since(Instant::now());
+            was_asked &= self.ask_all(TAILS, Bytes::new(), rest, &mut hear).await.is_ok();
             // The server says at once when nobody is there.
             tokio::time::sleep_until(next.into()).await;
         }
-        known
+        (known, was_asked)
     }
 }

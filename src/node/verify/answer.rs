@@ -81,7 +81,7 @@ impl Verifier {
 
     /// Answers the nodes, itself as well, for as long as there is a connection.
     pub(in crate::node) async fn answer_nodes(self: Arc<Self>) {
-        let Ok(mut questions) = self.log.take_broadcasts(QUESTION).await else { return };
+        let mut questions = self.log.broadcasts(QUESTION).await;
         let mut tasks = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
