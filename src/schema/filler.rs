@@ -53,14 +53,14 @@ impl<'a> Filler<'a> {
         let texts = ["{}", "[]", "null", "0", "1970-01-01", "1970-01-01 00:00:00", "00:00:00", "x"];
         let numbers = [1, -1].into_iter().map(Value::Integer).chain([Value::Real(0.5), Value::Real(-0.5)]);
         let others = literals.chain(texts.map(|text| Value::Text(text.into()))).chain(numbers);
-        let fits = |value: &Value| match column.strict {
-            Some(strict) => strict.converted(value).is_none(),
-            None => matches!(
+        let fits = |value: &Value| {
+            let suits = matches!(
                 (column.affinity, value),
                 (Affinity::None, _)
                     | (Affinity::Text, Value::Text(_))
                     | (Affinity::Numeric | Affinity::Integer | Affinity::Real, Value::Integer(_) | Value::Real(_))
-            ),
+            );
+            suits && column.strict.is_none_or(|strict| strict.converted(value).is_none())
         };
         let passes = |value: &Value| checks.iter().all(|check| passes(connection, check, column.name, value));
         let mut all = std::iter::once(first.clone()).chain(others.filter(fits));
@@ -143,7 +143,7 @@ mod tests {
             ("text", "CHECK ((JSON_VALID(\"c\") OR \"c\" IS NULL))", text("{}")),
             ("text", "CHECK(json_array_length(c) >= 0 AND json_type(c) = 'array')", text("[]")),
             ("varchar(20)", "CHECK(c IN ('draft', 'it''s out'))", text("draft")),
-            ("varchar(20)", "CHECK(c <> '' AND other > 7), CHECK(\"other\" = 'x'), CHECK(length(c) > 0)", text("{}")),
+            ("varchar(20)", "CHECK(c <> '' AND other > 7), CHECK(\"other\" = 'x'), CHECK(length(c) > 0)", text("x")),
             ("varchar(20)", "CHECK(length(c) = 10 AND c = date(c))", text("1970-01-01")),
             ("varchar(20)", "CHECK(unknown(c)) -- CHECK(0)\n", text("")),
             ("varchar(20)", "CHECK(c IS NULL)", text("")),
