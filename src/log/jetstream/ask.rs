@@ -111,10 +111,6 @@ impl JetStreamLog {
         }
     }
 
-    /// Takes questions of a kind that go to every node.
-    ///
-    /// # Errors
-    /// [`LogError::Unreachable`].
     async fn take_broadcasts(&self, what: &str) -> Result<Questions, LogError> {
         let client = self.context.client();
         let subscriber = client.subscribe(self.question_subject(what)).await;
@@ -122,7 +118,7 @@ impl JetStreamLog {
         Ok(Questions { client: client.clone(), subscriber })
     }
 
-    /// As [`JetStreamLog::take_broadcasts`], and tries again until that works.
+    /// Takes questions of a kind that go to every node, and tries again until that works.
     pub async fn broadcasts(&self, what: &str) -> Questions {
         loop {
             match self.take_broadcasts(what).await {
