@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::base::BaseRow;
 use super::codec::{Reader, push_key, push_row};
 use super::error::ApplyError;
+use super::fitting::Found;
 use super::shape::LocalTable;
 use super::state::State;
 use super::undo_redo::Call;
@@ -186,8 +187,8 @@ impl Call<'_, '_> {
                     let name = shape.name.to_ascii_lowercase();
                     let Some(old) = apart.tables.get(&name) else { continue };
                     let (table, fit) = match self.fit_of(&unit, origin, shape, strict) {
-                        Ok(Some(found)) => found,
-                        Ok(None) => continue,
+                        Ok(Found::Here(table, fit)) => (table, fit),
+                        Ok(Found::Gone | Found::NotTaken) => continue,
                         // A later own change of the table has taken the place.
                         Err(ApplyError::Cannot(_)) if !strict => continue,
                         Err(error) => return Err(error),

@@ -21,6 +21,8 @@ pub enum ConflictKind {
     UniqueValue,
     /// A value had no place in the type that its column has by now, and was converted.
     Type,
+    /// The table or the column was gone that a change wrote to.
+    Gone,
 }
 
 impl ConflictKind {
@@ -31,6 +33,7 @@ impl ConflictKind {
             ConflictKind::SameRow => "row",
             ConflictKind::UniqueValue => "unique",
             ConflictKind::Type => "type",
+            ConflictKind::Gone => "gone",
         }
     }
 
@@ -38,6 +41,7 @@ impl ConflictKind {
         match name {
             "row" => ConflictKind::SameRow,
             "type" => ConflictKind::Type,
+            "gone" => ConflictKind::Gone,
             _ => ConflictKind::UniqueValue,
         }
     }
@@ -58,7 +62,7 @@ pub struct Conflict {
     pub columns: Vec<String>,
     /// The key of the row that lost something.
     pub key: RowKey,
-    /// The row that stays; `None` where a deletion won.
+    /// The row that stays; `None` where a deletion won, or the table is gone.
     pub kept: Option<Row>,
     /// What it overrode; `None` where a deletion lost.
     pub lost: Option<Row>,
@@ -82,6 +86,16 @@ pub(super) struct Met<'a> {
 impl State {
     /// Notes a conflict, once: redo meets the same rows again and again. Returns whether it is new.
     pub(super) fn record_conflict(&self, table: &LocalTable, met: &Met<'_>) -> Result<bool, ApplyError> {
+        self.record_conflict_in(&table.table.name, &table.shape.columns, met)
+    }
+
+    /// The same, of a table that need not be here. The rows have these columns.
+    pub(super) fn record_conflict_in(
+        &self,
+        table: &str,
+        columns: &[String],
+        met: &Met<'_>,
+    ) -> Result<bool, ApplyError> {
         let encoded = |row: Option<&Row>| {
             row.map(|row| {
                 let mut out = Vec::new();
@@ -99,8 +113,8 @@ impl State {
         let recorded = self.db.prepare_cached(sql)?.execute(params![
             now as i64,
             met.kind.name(),
-            table.table.name,
-            names_bytes(&table.shape.columns),
+            table,
+            names_bytes(columns),
             key,
             encoded(met.kept),
             encoded(met.lost),

@@ -21,6 +21,7 @@ mod connection;
 mod digest;
 mod duplicates;
 mod error;
+mod fitting;
 mod fold;
 mod fold_reader;
 mod held;

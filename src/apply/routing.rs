@@ -16,6 +16,7 @@ use super::apart::{Apart, RoundUnits};
 use super::base::BaseRow;
 use super::duplicates::Trial;
 use super::error::ApplyError;
+use super::fitting::Found;
 use super::names::{Named, table_of, taken_from};
 use super::pending_units::PendingUnits;
 use super::shape::{Change, LocalTable};
@@ -413,7 +414,7 @@ impl Call<'_, '_> {
             let mut builder = open.take().unwrap_or_else(|| UnitBuilder::new(origin, UNIT_BYTES_MAX));
             for (index, shape) in unit.tables.iter().enumerate() {
                 match self.fit_of(&unit, own, shape, false) {
-                    Ok(Some((found, _))) if found.id == table.id => {}
+                    Ok(Found::Here(found, _)) if found.id == table.id => {}
                     Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                     Err(error) => return Err(error),
                 }

@@ -209,7 +209,8 @@ impl LocalTable {
         let same = shape.columns.len() == columns.len()
             && columns.iter().enumerate().all(|(i, c)| *c == Some(i))
             && key.iter().enumerate().all(|(i, k)| i == *k);
-        Ok(Fit { columns, key, same })
+        let gone = (0..here.len()).filter(|theirs| here.get(*theirs) == Some(&Here::Gone)).collect();
+        Ok(Fit { columns, key, same, gone })
     }
 
     /// What a column that a change carries is called here; `None` when it is gone or was never here.
@@ -337,6 +338,8 @@ pub(super) struct Fit {
     key: Vec<usize>,
     /// Everything is where it is at the origin: images need no copy.
     same: bool,
+    /// Foreign columns that have no place here any more.
+    gone: Vec<usize>,
 }
 
 impl Fit {
@@ -353,6 +356,11 @@ impl Fit {
     /// Whether both have the same columns in the same order.
     pub(super) fn is_same(&self) -> bool {
         self.same
+    }
+
+    /// The foreign columns that have no place here any more.
+    pub(super) fn gone(&self) -> &[usize] {
+        &self.gone
     }
 
     /// A key of the local table as the foreign one has it.

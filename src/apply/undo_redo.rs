@@ -14,21 +14,22 @@ use rusqlite::Connection;
 
 use super::apart::{Apart, RoundUnits};
 use super::conflicts::{ConflictKind, Met};
-use super::error::{ApplyError, Cannot};
+use super::error::ApplyError;
+use super::fitting::{Found, Known};
 use super::fold::Folder;
 use super::held::Changes;
 use super::indexes;
-use super::names::{Birth, Named};
+use super::names::Birth;
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
 use super::replica::Taking;
 use super::schema_steps::{BegunAnew, Maker, catalogue_of};
-use super::shape::{Change, Fit, LocalTable, Merge, Tables};
+use super::shape::{Change, LocalTable, Merge, Tables};
 use super::state::State;
 use super::statements::SELECT_ROWS;
 use crate::change::{Op, canonical_key};
 use crate::format::Row;
-use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, TableShape, Unit};
+use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, Unit};
 use crate::schema::{Catalogue, SchemaRow, Table};
 
 /// A plain row whose base row moved under pending.
@@ -56,31 +57,20 @@ impl Redo {
     }
 }
 
-/// A local table, and how changes of some shape fit it.
-type Fitting = (Arc<LocalTable>, Arc<Fit>);
-
-/// A fit that was worked out, with what it was worked out of.
-struct Known {
-    shape: Arc<TableShape>,
-    strict: bool,
-    table: Arc<LocalTable>,
-    fit: Arc<Fit>,
-}
-
 /// One call of fold: what is undone at the moment, and must be redone before the end.
 pub(super) struct Call<'a, 'c> {
     pub(super) state: &'a mut State,
     pub(super) folder: Folder<'c>,
-    tables: &'a dyn Tables,
+    pub(super) tables: &'a dyn Tables,
     pub(super) taking: Taking<'a>,
     pub(super) merge: Merge,
     /// The write lock of the user's database is held, so its rows may be read and written.
     pub(super) locked: bool,
     pub(super) undone: BTreeMap<i64, Arc<LocalTable>>,
     redo: HashMap<(i64, Vec<u8>), Redo>,
-    known: HashMap<String, Vec<Known>>,
+    pub(super) known: HashMap<String, Vec<Known>>,
     /// The tables as they are since the schema was changed in this call, and what that did.
-    made: Option<(Catalogue, SchemaEffect)>,
+    pub(super) made: Option<(Catalogue, SchemaEffect)>,
     pub(super) changes: Changes,
 }
 
@@ -95,66 +85,6 @@ impl<'a, 'c> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let changes = Changes::default();
         Call { state, folder, tables, taking, merge, locked, undone, redo, known, made: None, changes }
-    }
-
-    /// Finds the local table of a shape and how they fit; `None` where it was dropped, or is none that this node takes. `strict` as in [`LocalTable::fit`].
-    pub(super) fn fit(&mut self, shape: &Arc<TableShape>, strict: bool) -> Result<Option<Fitting>, ApplyError> {
-        if let Some(known) = self
-            .known
-            .get(&shape.name)
-            .into_iter()
-            .flatten()
-            .find(|known| known.strict == strict && (Arc::ptr_eq(&known.shape, shape) || known.shape == *shape))
-        {
-            return Ok(Some((Arc::clone(&known.table), Arc::clone(&known.fit))));
-        }
-        let table = match self.meant(shape)? {
-            Named::Table(table) if !self.taking.takes(&table.name) => return Ok(None),
-            Named::Unknown if !self.taking.takes(&shape.name) => return Ok(None),
-            Named::Table(table) => table,
-            Named::Gone => return Ok(None),
-            Named::Unknown => return Err(Cannot::NoTable { table: shape.name.clone() }.into()),
-        };
-        let table = self.state.local_table(&table)?;
-        let fit = Arc::new(table.fit(shape, strict)?);
-        let (known_table, known_fit) = (Arc::clone(&table), Arc::clone(&fit));
-        let known = Known { shape: Arc::clone(shape), strict, table: known_table, fit: known_fit };
-        self.known.entry(shape.name.clone()).or_default().push(known);
-        Ok(Some((table, fit)))
-    }
-
-    /// What table a shape means.
-    fn meant(&self, shape: &TableShape) -> Result<Named, ApplyError> {
-        match &self.made {
-            Some((catalogue, _)) => self.state.table_meant(&|name: &str| catalogue.written_table(name).cloned(), shape),
-            None => self.state.table_meant(self.tables, shape),
-        }
-    }
-
-    /// What a name of a table means now.
-    pub(super) fn named(&self, name: &str) -> Result<Named, ApplyError> {
-        match &self.made {
-            Some((catalogue, _)) => self.state.table_named(&|name: &str| catalogue.written_table(name).cloned(), name),
-            None => self.state.table_named(self.tables, name),
-        }
-    }
-
-    /// As [`Call::fit`], of a unit, which may mean the table that had this name before.
-    pub(super) fn fit_of(
-        &mut self,
-        unit: &Unit,
-        origin: Origin,
-        shape: &Arc<TableShape>,
-        strict: bool,
-    ) -> Result<Option<Fitting>, ApplyError> {
-        // How it began tells which table it is. Where nothing is known of that, what its origin had seen has to.
-        if self.state.table_became(shape)?.is_some() || !self.state.means_another(&shape.name, unit, origin)? {
-            return self.fit(shape, strict);
-        }
-        match self.state.name_of_former(&shape.name)? {
-            Some(name) => self.fit(&Arc::new(TableShape { name, ..(**shape).clone() }), strict),
-            None => Ok(None),
-        }
     }
 
     /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls. `units` are those of the
@@ -183,6 +113,7 @@ impl<'a, 'c> Call<'a, 'c> {
         for step in steps {
             self.prepare_move(step, steps, units, &mut apart)?;
             self.prepare_types(step)?;
+            self.note_pending_gone(step, shard)?;
         }
         indexes::forget(conn)?;
         let (may_leave_rows, origin) = (false, birth.origin);
@@ -194,6 +125,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.made_anew(conn, &before, &effect)?;
         self.note_schema(conn, steps)?;
         begun_anew.iter().try_for_each(|begun| self.begin_anew(begun))?;
+        steps.iter().try_for_each(|step| self.note_pending_columns_gone(step, shard))?;
         steps.iter().try_for_each(|step| self.move_rows(step))?;
         self.put_back(&apart, units, origin, true)?;
         // Own messages move base alone, and there is none while a table shows the fold.
@@ -316,8 +248,11 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.displaced.clear();
         let mut fits = Vec::with_capacity(unit.tables.len());
         for shape in &unit.tables {
-            let fit = self.fit_of(&unit, origin, shape, true)?;
-            fits.push(fit.filter(|(table, _)| !self.has_moved(table, at.0)));
+            let found = self.fit_of(&unit, origin, shape, true)?;
+            if matches!(found, Found::Gone) {
+                self.note_gone(&unit, shape, origin)?;
+            }
+            fits.push(found.here().filter(|(table, _)| !self.has_moved(table, at.0)));
         }
         let mut sets: BTreeMap<u16, Vec<Change<'_>>> = BTreeMap::new();
         for change in std::mem::take(&mut unit.changes) {
@@ -325,6 +260,9 @@ impl<'a, 'c> Call<'a, 'c> {
                 fits.get(usize::from(change.table)).ok_or(ApplyError::Damaged { what: "a unit's list of tables" })?;
             let Some((table, fit)) = fit else { continue };
             let index = change.table;
+            if let Some(shape) = unit.tables.get(usize::from(index)) {
+                self.note_columns_gone(shape, fit, &change, origin)?;
+            }
             let written = table.written(fit, &change);
             let fitted = table.change_taken(fit, change, self.merge);
             if let Some(written) = written {
@@ -433,9 +371,9 @@ impl<'a, 'c> Call<'a, 'c> {
         let own = self.state.origin();
         for (index, shape) in unit.tables.iter().enumerate() {
             let (table, fit) = match self.fit_of(unit, own, shape, false) {
-                Ok(Some(found)) => found,
+                Ok(Found::Here(table, fit)) => (table, fit),
                 // The table is gone here by now, or has another key: there is no row to show anything else than the fold.
-                Ok(None) | Err(ApplyError::Cannot(_)) => {
+                Ok(Found::Gone | Found::NotTaken) | Err(ApplyError::Cannot(_)) => {
                     // Another table may have the name by now.
                     if self.table_now(&shape.name).is_none() {
                         self.forget_gone(&shape.name)?;
@@ -571,7 +509,7 @@ impl<'a, 'c> Call<'a, 'c> {
                 let unit = self.state.pending_unit(pending)?;
                 for (index, shape) in unit.tables.iter().enumerate() {
                     let (table, fit) = match self.fit_of(&unit, own, shape, false) {
-                        Ok(Some(found)) if found.0.id == table.id => found,
+                        Ok(Found::Here(found, fit)) if found.id == table.id => (found, fit),
                         Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                         Err(error) => return Err(error),
                     };
@@ -614,8 +552,8 @@ impl<'a, 'c> Call<'a, 'c> {
             let unit = self.state.pending_unit(id)?;
             for (index, shape) in unit.tables.iter().enumerate() {
                 let (table, fit) = match self.fit_of(&unit, own, shape, false) {
-                    Ok(Some(found)) => found,
-                    Ok(None) | Err(ApplyError::Cannot(_)) => continue,
+                    Ok(Found::Here(table, fit)) => (table, fit),
+                    Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                     Err(error) => return Err(error),
                 };
                 for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {

@@ -17,6 +17,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
+use super::fitting::Found;
 use super::fold::Folder;
 use super::net_effect::NetEffect;
 use super::replica::{Phase, Replica, Taking, taking};
@@ -267,7 +268,7 @@ impl Judge {
         let mut fits = BTreeMap::new();
         for (index, shape) in unit.tables.iter().enumerate() {
             match call.fit(shape, false) {
-                Ok(Some((table, fit))) if fit.is_same() => drop(fits.insert(index, (table, fit))),
+                Ok(Found::Here(table, fit)) if fit.is_same() => drop(fits.insert(index, (table, fit))),
                 // The table has changed since: its rows cannot be compared, and stay.
                 Ok(_) | Err(ApplyError::Cannot(_)) => {}
                 Err(error) => return Err(error),

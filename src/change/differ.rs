@@ -76,12 +76,20 @@ impl Touched {
     }
 }
 
+/// The schema behind a transaction that may have changed it.
+struct SchemaAfter {
+    schema: Schema,
+    catalogue: Arc<Catalogue>,
+    /// For schema rows that have a tree from before, the row that it had.
+    continued: HashMap<i64, i64>,
+}
+
 /// A transaction understood, before its rows are given out and the structure is replaced.
 pub(super) struct Plan<'s> {
     pub(super) before: Version<'s>,
     pub(super) after: Version<'s>,
     pub(super) header: DatabaseHeader,
-    schema: Option<(Schema, Arc<Catalogue>)>,
+    schema: Option<SchemaAfter>,
     pub(super) touched: Vec<Touched>,
     /// Rows may have changed in overflow pages only.
     pub(super) walk_chains: bool,
@@ -302,11 +310,10 @@ impl Differ {
             return Ok((None, given.count));
         }
         let plan = self.plan(before, after, changed)?;
-        if let Some((schema, catalogue)) = &plan.schema {
-            let continued = match_trees(&self.trees, &self.schema, schema, catalogue).continued(&self.trees);
+        if let Some(SchemaAfter { schema, catalogue, continued }) = &plan.schema {
             let is_shadow =
                 |name: &str| catalogue.shadow_of(name).is_some() || self.catalogue.shadow_of(name).is_some();
-            for change in schema_changes(&self.schema, schema, &continued, &is_shadow) {
+            for change in schema_changes(&self.schema, schema, continued, &is_shadow) {
                 given.begin()?;
                 given.sink.schema(change).map_err(TransactionError::Sink)?;
             }
@@ -441,9 +448,14 @@ impl Differ {
         }
 
         let schema = self.schema_after(&old, &new, &header, groups.get(&TreeNo(0)))?;
-        let mut touched = match &schema {
-            None => self.touched_trees(&old, &new, &groups)?,
-            Some((schema, catalogue)) => self.rebuilt_trees(&old, &new, &groups, schema, catalogue)?,
+        let (mut touched, schema) = match schema {
+            None => (self.touched_trees(&old, &new, &groups)?, None),
+            Some((schema, catalogue)) => {
+                let matched = match_trees((&old, &self.trees, &self.schema), (&new, &schema, &catalogue));
+                let continued = matched.continued(&self.trees);
+                let touched = self.rebuilt_trees(&old, &new, &groups, (&schema, &catalogue), matched)?;
+                (touched, Some(SchemaAfter { schema, catalogue, continued }))
+            }
         };
         touched.sort_by_key(|touched| touched.number);
         let mut plan = Plan { before: old, after: new, header, schema, touched, walk_chains: false, built: None };
@@ -491,16 +503,15 @@ impl Differ {
         Ok(touched)
     }
 
-    /// The schema changed: all trees are matched anew.
+    /// The schema changed: all trees were matched anew.
     fn rebuilt_trees(
         &self,
         old: &Version<'_>,
         new: &Version<'_>,
         groups: &BTreeMap<TreeNo, Vec<(PageNo, u8)>>,
-        schema: &Schema,
-        catalogue: &Catalogue,
+        (schema, catalogue): (&Schema, &Catalogue),
+        Matched { kept, gone, new: fresh }: Matched,
     ) -> Result<Vec<Touched>, DiffError> {
-        let Matched { kept, gone, new: fresh } = match_trees(&self.trees, &self.schema, schema, catalogue);
         let none = Vec::new();
         let pages_of = |number: &TreeNo| groups.get(number).unwrap_or(&none);
         let described = |rowid: i64| {
@@ -568,7 +579,7 @@ impl Differ {
                 *slot = touched.tree;
             }
         }
-        if let Some((schema, catalogue)) = plan.schema {
+        if let Some(SchemaAfter { schema, catalogue, .. }) = plan.schema {
             self.schema = schema;
             self.catalogue = catalogue;
         }

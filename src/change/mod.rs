@@ -10,6 +10,7 @@ mod order;
 mod overflow;
 mod owners;
 mod pages;
+mod renamed;
 mod row;
 mod rows;
 mod structure;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::owners::TreeNo;
 use super::pages::{DiffError, TREE_HEIGHT_MAX, Version};
+use super::renamed::renamed;
 use super::row::SchemaChange;
 use super::rows::reshape;
 use super::structure::Root;
@@ -132,21 +133,21 @@ impl Matched {
     }
 }
 
-/// Matches the trees (without tree 0) with the schema after a transaction: by name, then by a rename in place.
+/// Matches the trees (without tree 0) with the schema after a transaction: by name, then tables by a rename.
 ///
 /// A table dropped and created again under its name is another table when its rows cannot be told to be the same ones: then the tree is
-/// gone and a new one is there.
-///
-/// Indexes are never renamed. A table that looks renamed is not while something else still speaks of its old name: ALTER TABLE would have
-/// changed that too, so the one was dropped and the other, by chance, came to lie where it was.
-pub(crate) fn match_trees(trees: &[Option<Tree>], before: &Schema, schema: &Schema, catalogue: &Catalogue) -> Matched {
+/// gone and a new one is there. Indexes are never renamed.
+pub(crate) fn match_trees(
+    (old, trees, before): (&Version<'_>, &[Option<Tree>], &Schema),
+    (new, schema, catalogue): (&Version<'_>, &Schema, &Catalogue),
+) -> Matched {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut by_name: HashMap<(String, String), i64> = HashMap::new();
     for (rowid, row) in schema.iter().filter(|(_, row)| row.root.is_some()) {
         by_name.insert(key(row), *rowid);
     }
     let mut matched = Matched { kept: Vec::new(), gone: Vec::new(), new: Vec::new() };
-    let mut orphans = Vec::new();
+    let (mut numbers, mut orphans) = (Vec::new(), Vec::new());
     for (index, tree) in trees.iter().enumerate().skip(1) {
         let Some(tree) = tree else { continue };
         let number = TreeNo(index as u32);
@@ -163,34 +164,27 @@ pub(crate) fn match_trees(trees: &[Option<Tree>], before: &Schema, schema: &Sche
                 by_name.remove(&name);
                 matched.kept.push((number, rowid));
             }
-            None => orphans.push((number, tree)),
-        }
-    }
-    for (number, tree) in orphans {
-        let renamed = schema.get(&tree.schema_rowid).filter(|row| {
-            *row.kind == *tree.kind
-                && row.kind == "table"
-                && !is_still_named(before, schema, &tree.name)
-                && row.root == Some(tree.root.page)
-                && by_name.contains_key(&key(row))
-                && same_columns(tree.table.as_deref(), catalogue.table(&row.name).map(Arc::as_ref))
-        });
-        match renamed {
-            Some(row) => {
-                by_name.remove(&key(row));
-                matched.kept.push((number, tree.schema_rowid));
+            None => {
+                numbers.push(number);
+                orphans.push(tree);
             }
-            None => matched.gone.push(number),
         }
     }
     matched.new = by_name.into_values().collect();
     matched.new.sort_unstable();
+    let found = renamed((old, &orphans), (new, schema, catalogue), before, &matched.new);
+    let found: BTreeMap<TreeNo, i64> =
+        found.into_iter().filter_map(|(index, rowid)| Some((*numbers.get(index)?, rowid))).collect();
+    let taken: BTreeSet<i64> = found.values().copied().collect();
+    matched.new.retain(|rowid| !taken.contains(rowid));
+    matched.gone = numbers.into_iter().filter(|number| !found.contains_key(number)).collect();
+    matched.kept.extend(found);
     matched
 }
 
 /// Whether rows that are equal under the new table's key were so under the old one's: only then do rows of both sides pair one to one. Where a
 /// key is stored as something else than before, what others write by the one kind of key is not found by the other.
-fn rows_continue(old: &Table, new: &Table) -> bool {
+pub(super) fn rows_continue(old: &Table, new: &Table) -> bool {
     let Some(sources) = reshape(old, new) else { return true };
     let source = |column: usize| sources.get(column).copied().flatten();
     if old.without_rowid != new.without_rowid {
@@ -220,39 +214,6 @@ fn stored_as(table: &Table, key: &KeyColumn) -> Option<Affinity> {
         // They differ in CAST alone.
         Affinity::Numeric => Some(Affinity::Integer),
         affinity => Some(affinity),
-    }
-}
-
-/// Whether an object that did not change speaks of this name.
-fn is_still_named(before: &Schema, after: &Schema, name: &str) -> bool {
-    after.iter().any(|(rowid, row)| {
-        let unchanged = row.sql.as_deref().filter(|_| before.get(rowid).is_some_and(|was| was.sql == row.sql));
-        unchanged.is_some_and(|sql| mentions(sql, name))
-    })
-}
-
-/// Whether the name stands in the text as a word, compared as SQLite compares names.
-fn mentions(sql: &str, name: &str) -> bool {
-    let (sql, name) = (sql.to_ascii_lowercase(), name.to_ascii_lowercase());
-    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    sql.match_indices(&name).any(|(start, found)| {
-        let before = sql.get(..start).and_then(|text| text.chars().next_back());
-        let after = sql.get(start + found.len()..).and_then(|text| text.chars().next());
-        !before.is_some_and(is_part) && !after.is_some_and(is_part)
-    })
-}
-
-/// Whether both have the same columns, or one of them has some more: a table that is renamed can be given columns, or lose some, in the
-/// same transaction.
-fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
-    match (a, b) {
-        (Some(a), Some(b)) => {
-            let (few, many) = if a.columns.len() <= b.columns.len() { (a, b) } else { (b, a) };
-            let mut rest = many.columns.iter();
-            few.columns.iter().all(|column| rest.any(|other| other == column)) && rows_continue(a, b)
-        }
-        (None, None) => true,
-        _ => false,
     }
 }
 

@@ -365,3 +365,99 @@ fn a_migration_in_one_transaction_leaves_everywhere_what_it_left_where_it_was_ma
     }
     cluster.stop();
 }
+
+/// Node 0 migrates and node 1 writes before they hear of each other; the writes come on the log first, or the migration.
+fn meanwhile(schema: &str, writes: &str, migration: &str, writes_first: bool) -> Cluster {
+    let mut cluster = Cluster::start(2, schema);
+    settle(&cluster);
+    let late = usize::from(!writes_first);
+    cluster.nodes[late].stop();
+    cluster.nodes[0].sql(&format!("BEGIN; {migration}; COMMIT"));
+    cluster.nodes[1].sql(writes);
+    let early = &cluster.nodes[1 - late];
+    let sent = early.ask("wait", &["--node", &early.id.to_string(), "--timeout", "60s"]);
+    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    cluster.nodes[late].start();
+    settle(&cluster);
+    cluster
+}
+
+/// They were taken for a table that is dropped and another one that is made, and what others wrote to the old name meanwhile was lost.
+#[test]
+fn a_table_that_gets_another_name_in_a_transaction_that_does_more_keeps_what_others_write() {
+    let schema = "CREATE TABLE author(id INTEGER PRIMARY KEY, name TEXT, age INT); INSERT INTO author VALUES(1, 'Ann', 31);
+        CREATE TABLE book(id INTEGER PRIMARY KEY, author TEXT);
+        CREATE TABLE book_author(id INTEGER PRIMARY KEY, book_id INT NOT NULL, author_id INT NOT NULL REFERENCES author(id));
+        CREATE INDEX book_author_author ON book_author(author_id); INSERT INTO book_author VALUES(1, 7, 1)";
+    let writes = "INSERT INTO author VALUES(2, 'Ben', 32); UPDATE author SET name = 'Anna' WHERE id = 1; INSERT INTO book_author VALUES(2, 8, 2)";
+    let migrations = [
+        // Django's RenameModel with RenameField.
+        "ALTER TABLE author RENAME TO writer; ALTER TABLE writer RENAME COLUMN name TO full_name; ALTER TABLE book_author RENAME TO book_writer",
+        // TypeORM's renameTable with a new column, and Django's way with the table between two models.
+        "CREATE TABLE writer(id INTEGER PRIMARY KEY, full_name TEXT, age INT, born TEXT DEFAULT 'x'); INSERT INTO writer(id, full_name, age) SELECT * FROM author;
+         CREATE TABLE book_writer(id INTEGER PRIMARY KEY, book_id INT NOT NULL, writer_id INT NOT NULL REFERENCES writer(id));
+         INSERT INTO book_writer SELECT * FROM book_author; DROP TABLE book_author; DROP TABLE author;
+         CREATE INDEX book_writer_writer ON book_writer(writer_id)",
+    ];
+    for (migration, writes_first) in migrations.iter().flat_map(|migration| [(migration, false), (migration, true)]) {
+        let mut cluster = meanwhile(schema, writes, migration, writes_first);
+        for node in &cluster.nodes {
+            let found = node.value("SELECT group_concat(id || full_name) FROM writer");
+            assert_eq!(found, "'1Anna,2Ben'", "{migration}, {writes_first}");
+            assert_eq!(
+                node.value("SELECT group_concat(book_id) FROM book_writer"),
+                "'7,8'",
+                "{migration}, {writes_first}"
+            );
+            assert_eq!(node.conflicts().len(), 0, "{:?}", node.conflicts());
+        }
+        cluster.stop();
+    }
+}
+
+/// A table that is dropped while another one comes is not renamed, whatever the columns are called.
+#[test]
+fn a_table_with_other_rows_is_another_one() {
+    let schema = "CREATE TABLE book(id INTEGER PRIMARY KEY, title TEXT); CREATE TABLE a_tag(id INTEGER PRIMARY KEY, a_id INT, tag INT); INSERT INTO a_tag VALUES(1, 1, 1)";
+    let migration = "DROP TABLE a_tag; CREATE TABLE b_tag(id INTEGER PRIMARY KEY, b_id INT, tag INT); INSERT INTO b_tag VALUES(1, 2, 1)";
+    let mut cluster = meanwhile(schema, "INSERT INTO a_tag VALUES(2, 1, 2)", migration, true);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT group_concat(concat_ws(' ', id, b_id, tag)) FROM b_tag"), "'1 2 1'");
+    }
+    cluster.stop();
+}
+
+/// Nothing is overridden in silence: what is written to a table or a column that is gone has no place, and nobody could find it again.
+#[test]
+fn what_is_written_to_what_is_gone_is_in_the_journal() {
+    let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b TEXT); CREATE TABLE u(k TEXT PRIMARY KEY, v INT) WITHOUT ROWID;
+        INSERT INTO t VALUES(1, 'a', 'b'); INSERT INTO u VALUES('one', 1), ('two', 2)";
+    let writes = "UPDATE t SET a = 'other' WHERE id = 1; INSERT INTO t VALUES(2, NULL, 'kept'), (3, 'last', 'gone');
+        DELETE FROM u WHERE k = 'one'; UPDATE u SET v = 22 WHERE k = 'two'";
+    for writes_first in [false, true] {
+        let mut cluster = meanwhile(schema, writes, "ALTER TABLE t DROP COLUMN b; DROP TABLE u", writes_first);
+        // What comes first is on its way only where the change was made without knowing of it.
+        for index in if writes_first { 0..1 } else { 0..2 } {
+            let node = &cluster.nodes[index];
+            let mut listed: Vec<String> = node
+                .conflicts()
+                .iter()
+                .map(|line| {
+                    format!(
+                        "{} {} {} {} {}",
+                        line["kind"], line["table"], line["kept"], line["lost"], line["lost_node"]
+                    )
+                })
+                .collect();
+            listed.sort();
+            let expected = [
+                r#""gone" "t" {"a":"last","b":null,"id":3} {"a":"last","b":"gone","id":3} 2"#,
+                r#""gone" "t" {"a":null,"b":null,"id":2} {"a":null,"b":"kept","id":2} 2"#,
+                r#""gone" "u" null {"k":"two","v":22} 2"#,
+            ];
+            assert_eq!(listed, expected, "node {index}, {writes_first}: {listed:#?}");
+        }
+        assert_eq!(cluster.nodes[0].value("SELECT group_concat(id || coalesce(a, '-')) FROM t"), "'1other,2-,3last'");
+        cluster.stop();
+    }
+}

@@ -35,6 +35,8 @@ pub(super) enum About {
     Again,
     /// Columns get types that have no room for what others write to them.
     Types,
+    /// Every node makes the same changes, as an application does that brings its schema up to date wherever it starts.
+    Same,
 }
 
 pub(super) struct Storm {
@@ -47,6 +49,8 @@ pub(super) struct Storm {
     unique: bool,
     is_again: bool,
     narrows: bool,
+    /// The changes that every node makes, in order, unless it has heard that they were made.
+    script: Vec<String>,
     pub(super) migrations: u64,
     given_again: u64,
     pub(super) deaths: u64,
@@ -112,11 +116,15 @@ impl Storm {
                  INSERT INTO t0 VALUES(1, 'one', 1), (2, 'two', 2), (3, 'three', 3); INSERT INTO t1 VALUES('1', 1), ('2', 2)",
             ))
             .unwrap();
+            if about == About::Same {
+                app.execute_batch(&format!("CREATE TABLE {MADE}(id INTEGER PRIMARY KEY)")).unwrap();
+            }
         };
         let nodes: Vec<SimNode> = (0..setup.nodes)
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
         let all_migrate = random.chance(40) && !narrows;
+        let script = if about == About::Same { script(&mut random, &nodes[0].app) } else { Vec::new() };
         let log = MemoryLog::new(setup.shards, 1);
         let mut storm = Storm {
             random,
@@ -127,6 +135,7 @@ impl Storm {
             unique,
             is_again,
             narrows,
+            script,
             migrations: 0,
             given_again: 0,
             deaths: 0,
@@ -170,6 +179,7 @@ impl Storm {
             let count = 1 + self.random.below(4) as usize;
             match self.random.below(100) {
                 0..28 => self.write(no),
+                28..38 if !self.script.is_empty() => self.update(no),
                 28..38 => self.migrate(if self.all_migrate { no } else { 0 }),
                 38..60 => self.turn(no),
                 60..75 => self.send(no, count),
@@ -212,7 +222,8 @@ impl Storm {
 
     /// Statements that change some rows.
     fn rows(&mut self, no: usize) -> String {
-        let all = tables(&self.nodes[no].app);
+        let mut all = tables(&self.nodes[no].app);
+        all.retain(|table| table != MADE);
         let mut sql = Vec::new();
         for _ in 0..1 + self.random.below(3) {
             if all.is_empty() {
@@ -332,6 +343,22 @@ impl Storm {
         })
     }
 
+    /// Makes the next change of the script that is not known to be made.
+    fn update(&mut self, no: usize) {
+        let app = &self.nodes[no].app;
+        for (place, sql) in self.script.iter().enumerate() {
+            let is_made =
+                app.query_row(&format!("SELECT count(*) FROM {MADE} WHERE id = {place}"), [], |row| row.get(0));
+            if is_made.unwrap_or(0) == 0 {
+                let all = format!("BEGIN IMMEDIATE; {sql}; INSERT INTO {MADE}(id) VALUES({place}); COMMIT");
+                app.execute_batch(&all)
+                    .unwrap_or_else(|error| panic!("node {no} makes change {place}, {sql}: {error}"));
+                self.migrations += 1;
+                return;
+            }
+        }
+    }
+
     fn migrate(&mut self, no: usize) {
         // While a change of types is on its way its maker judges what others write by the types that it has by then.
         if self.narrows && !self.level(no) {
@@ -392,7 +419,17 @@ impl Storm {
             3 => format!("DROP TABLE {name}"),
             4 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {other}"),
             5 if self.behind.is_some() && self.setup.shards > 1 => return,
-            5 => format!("ALTER TABLE {name} RENAME TO {to}"),
+            5 => match (self.random.below(4), is_there && !self.unique) {
+                (0, true) => {
+                    format!("ALTER TABLE {name} RENAME TO {to}; ALTER TABLE {to} RENAME COLUMN {column} TO {other}")
+                }
+                (1, true) => {
+                    let app = &self.nodes[no].app;
+                    let defined: String = definition_of(app, &name).replacen(&name, &to, 1);
+                    format!("{defined}; INSERT INTO {to} SELECT * FROM {name}; DROP TABLE {name}")
+                }
+                _ => format!("ALTER TABLE {name} RENAME TO {to}"),
+            },
             6 => format!("CREATE INDEX {name}_{column} ON {name}({column})"),
             7 => format!(
                 "DROP INDEX IF EXISTS {name}_{column}; CREATE VIEW IF NOT EXISTS v_{name} AS SELECT * FROM {name}; DROP VIEW v_{name}"
@@ -530,6 +567,56 @@ fn pick<'a>(random: &mut Random, all: &'a [String]) -> Option<&'a String> {
     if all.is_empty() { None } else { Some(random.pick(all)) }
 }
 
+/// Where the changes of a script that were made are listed.
+const MADE: &str = "made";
+
+fn definition_of(app: &Connection, table: &str) -> String {
+    app.query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0)).unwrap()
+}
+
+/// Changes that an application makes one after the other. No name is given again.
+fn script(random: &mut Random, app: &Connection) -> Vec<String> {
+    let scratch = Connection::open_in_memory().unwrap();
+    for table in tables(app) {
+        scratch.execute_batch(&definition_of(app, &table)).unwrap();
+    }
+    let (mut script, mut next) = (Vec::new(), 0);
+    for _ in 0..100 {
+        if script.len() == 6 {
+            break;
+        }
+        let mut all = tables(&scratch);
+        all.retain(|table| table != MADE);
+        let name = random.pick(&all).clone();
+        let columns = columns(&scratch, &name);
+        next += 1;
+        let column = pick(random, &columns).cloned().unwrap_or_default();
+        let (table_new, column_new) = (format!("n{next}"), format!("c{next}"));
+        let mut sql = match random.below(9) {
+            0 => format!("CREATE TABLE {table_new}(id INTEGER PRIMARY KEY, {column_new} TEXT DEFAULT 'x')"),
+            1 | 2 => format!("ALTER TABLE {name} ADD COLUMN {column_new} TEXT DEFAULT 'y'"),
+            3 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {column_new}"),
+            4 => format!("ALTER TABLE {name} RENAME TO {table_new}"),
+            5 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
+            6 => format!("CREATE INDEX i{next} ON {name}({column})"),
+            7 if all.len() > 1 => format!("DROP TABLE {name}"),
+            _ => format!(
+                "CREATE TABLE {table_new}(id INTEGER PRIMARY KEY, {column} TEXT, {column_new} TEXT DEFAULT 'z'); INSERT INTO {table_new}(id, {column})
+                 SELECT id, {column} FROM {name}; DROP TABLE {name}; ALTER TABLE {table_new} RENAME TO {name}"
+            ),
+        };
+        if random.chance(20) && !column.is_empty() {
+            sql = format!("{sql}; CREATE INDEX j{next} ON {name}({column})");
+        }
+        if scratch.execute_batch(&format!("SAVEPOINT one; {sql}; RELEASE one")).is_ok() {
+            script.push(sql);
+        } else {
+            scratch.execute_batch("ROLLBACK TO one; RELEASE one").unwrap();
+        }
+    }
+    script
+}
+
 fn key_definition(is_text: bool) -> &'static str {
     if is_text { "id TEXT PRIMARY KEY" } else { "id INTEGER PRIMARY KEY" }
 }
@@ -613,6 +700,12 @@ fn tables_that_become_unique_under_everybody_are_the_same_in_the_end() {
 #[test]
 fn types_that_narrow_under_everybody_leave_the_same_in_the_end() {
     run_storms(About::Types);
+}
+
+/// An application brings its schema up to date wherever it starts, and it may start in several places at once.
+#[test]
+fn changes_that_every_node_makes_are_made_once() {
+    run_storms(About::Same);
 }
 
 /// Schedules that once ended with nodes that differ: own rows that were forgotten while a column was begun anew, and rows of a table that

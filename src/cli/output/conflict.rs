@@ -47,6 +47,8 @@ pub fn conflict_pretty(out: &mut Vec<u8>, conflict: &Conflict, style: Style) {
         ConflictKind::SameRow => "both changed the row",
         ConflictKind::UniqueValue => "both wanted a UNIQUE value",
         ConflictKind::Type => "a value had no place in its column's type",
+        ConflictKind::Gone if conflict.kept.is_none() => "the table is gone",
+        ConflictKind::Gone => "a column is gone",
     };
     put(out, format_args!("#{} {} ({key}): {why}\n", conflict.id, conflict.table));
     let shown = |row: &Option<Row>| match row {
@@ -56,22 +58,14 @@ pub fn conflict_pretty(out: &mut Vec<u8>, conflict: &Conflict, style: Style) {
             pairs.collect::<Vec<_>>().join(" ")
         }
     };
-    let by =
-        |origin: Option<crate::log::Origin>| origin.map_or_else(|| "?".to_owned(), |origin| origin.node_id.to_string());
-    put(
-        out,
-        format_args!(
-            "  {} {}\n",
-            style.green(&format!("kept, node {}:", by(conflict.kept_origin))),
-            shown(&conflict.kept)
-        ),
-    );
-    put(
-        out,
-        format_args!(
-            "  {} {}\n",
-            style.red(&format!("lost, node {}:", by(conflict.lost_origin))),
-            shown(&conflict.lost)
-        ),
-    );
+    let by = |origin: Option<crate::log::Origin>| {
+        origin.map_or_else(String::new, |origin| format!(", node {}", origin.node_id))
+    };
+    // Of a table that is gone nothing is kept.
+    if conflict.kind != ConflictKind::Gone || conflict.kept.is_some() {
+        let kept = style.green(&format!("kept{}:", by(conflict.kept_origin)));
+        put(out, format_args!("  {kept} {}\n", shown(&conflict.kept)));
+    }
+    let lost = style.red(&format!("lost{}:", by(conflict.lost_origin)));
+    put(out, format_args!("  {lost} {}\n", shown(&conflict.lost)));
 }
