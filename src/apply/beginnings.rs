@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::alteration::ColumnStep;
 use super::codec::{Reader, push_varint};
 use super::error::ApplyError;
 use super::names::{Birth, Named};
-use super::schema_steps::ColumnStep;
 use super::shape::{Tables, shape_of};
 use super::state::State;
 use crate::log::{Beginning, Origin, SchemaStep, TableShape};
@@ -226,7 +226,7 @@ impl State {
                     self.set_beginning(&table, &made(&name, birth), Some(&name))?;
                 }
                 ColumnStep::Drop { name } => self.end(&table, &name.to_ascii_lowercase())?,
-                ColumnStep::Rename { from, to } => {
+                ColumnStep::Rename { from, to, .. } => {
                     self.rename(&table, &from.to_ascii_lowercase(), &to.to_ascii_lowercase())?;
                 }
             }
@@ -243,6 +243,31 @@ impl State {
     pub(super) fn note_column_made_twice(&self, table: &str, column: &str, birth: &Birth) -> Result<(), ApplyError> {
         let (table, column) = (table.to_ascii_lowercase(), column.to_ascii_lowercase());
         self.set_beginning(&table, &made(&column, birth), Some(&column))
+    }
+
+    /// A table that one transaction made was made by another as well.
+    pub(super) fn note_table_again(&self, table: &str, first: &Birth, birth: &Birth) -> Result<(), ApplyError> {
+        let table = table.to_ascii_lowercase();
+        if let Some(now) = self.became(TABLES, &made(&table, first))? {
+            self.set_beginning(TABLES, &made(&table, birth), now.as_deref())?;
+            now.map_or(Ok(()), |now| self.note_birth_too(&now, birth))?;
+        }
+        Ok(())
+    }
+
+    /// The same of a column of a table that has this name now.
+    pub(super) fn note_column_again(
+        &self,
+        table: &str,
+        column: &str,
+        first: &Birth,
+        birth: &Birth,
+    ) -> Result<(), ApplyError> {
+        let column = column.to_ascii_lowercase();
+        match self.became(table, &made(&column, first))? {
+            Some(now) => self.set_beginning(table, &made(&column, birth), now.as_deref()),
+            None => Ok(()),
+        }
     }
 
     /// A table that others knew is gone, and an own one, which comes behind that in the order of all, has its name.

@@ -9,9 +9,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::Connection;
 
+use super::alteration::{alteration, columns_of, sql_of, statement};
 use super::error::{ApplyError, Cannot};
 use super::names::TableNames;
-use super::schema_steps::{ColumnStep, alteration, columns_of, sql_of, statement};
+use super::repeated::PendingStep;
 use super::sql::quoted;
 use crate::log::SchemaStep;
 use crate::schema::{Catalogue, Module, VirtualTable};
@@ -58,17 +59,13 @@ pub(super) fn travelling(catalogue: &Catalogue, travels: &dyn Fn(&str) -> bool) 
     .collect()
 }
 
-/// An own change of the schema that is pending.
-#[derive(Debug)]
-pub(super) struct PendingStep {
-    pub(super) tx: u64,
-    pub(super) step: SchemaStep,
-}
-
 impl PendingStep {
+    /// Whether it has something to say of this. What the snapshot has the same of has not.
     fn is_about(&self, kind: &str, name: &str) -> bool {
         let names = [Some(&self.step.name), self.step.name_before.as_ref()];
-        self.step.kind == kind && names.into_iter().flatten().any(|other| other.eq_ignore_ascii_case(name))
+        self.first.is_none()
+            && self.step.kind == kind
+            && names.into_iter().flatten().any(|other| other.eq_ignore_ascii_case(name))
     }
 }
 
@@ -83,7 +80,7 @@ struct Origin<'p> {
 fn origin_of<'p>(object: &Object, pending: &'p [PendingStep]) -> Origin<'p> {
     let (mut name, mut sql) = (object.name.clone(), object.sql.clone());
     let mut changes = Vec::new();
-    for PendingStep { step, .. } in pending.iter().rev() {
+    for PendingStep { step, first, .. } in pending.iter().rev() {
         if step.kind != "table" || !step.name.eq_ignore_ascii_case(&name) {
             continue;
         }
@@ -91,7 +88,7 @@ fn origin_of<'p>(object: &Object, pending: &'p [PendingStep]) -> Origin<'p> {
             (_, None) => break,
             (None, Some(_)) => return Origin { was: None, changes: Vec::new() },
             (Some(before), Some(_)) => {
-                changes.push(step);
+                changes.extend(first.is_none().then_some(step));
                 name = step.name_before.clone().unwrap_or(name);
                 sql.clone_from(before);
             }
@@ -285,23 +282,13 @@ fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(
         }
         for column in &way.columns {
             let all = columns_of(&scratch, &name).map_err(refused)?;
-            if is_due(column, &all) {
+            if column.is_due(&all) {
                 scratch.execute(&statement(&name, column), []).map_err(refused)?;
             }
         }
     }
     let sql = sql_of(&scratch, "table", &name).map_err(refused)?.unwrap_or_default();
     Ok((name, sql))
-}
-
-/// Whether a table with these columns is not yet what the step makes of it.
-fn is_due(column: &ColumnStep, all: &[String]) -> bool {
-    let has = |name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
-    match column {
-        ColumnStep::Add { name, .. } => !has(name),
-        ColumnStep::Drop { name } => has(name),
-        ColumnStep::Rename { from, to } => has(from) && !has(to),
-    }
 }
 
 impl Plan {

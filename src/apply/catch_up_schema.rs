@@ -6,18 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
+use super::alteration::{alteration, sql_of, statement};
 use super::catch_up::SNAPSHOT_SCHEMA;
-use super::catch_up_plan::{Object, PendingStep, Plan, Wanted, plan, travelling};
+use super::catch_up_plan::{Object, Plan, Wanted, plan, travelling};
 use super::error::{ApplyError, Cannot};
 use super::indexes;
 use super::names::{Birth, FIRST_SHARD};
 use super::names_told::schema_rounds_told;
-use super::schema_steps::{Maker, alteration, catalogue_of, schema_effect, sql_of, statement};
+use super::repeated::{PendingStep, columns_of_step};
+use super::schema_steps::{Maker, catalogue_of, schema_effect};
 use super::snapshot::catalogue_in;
 use super::sql::quoted;
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
-use crate::log::{SchemaStep, ShardId, Stand};
+use crate::log::{SchemaStep, Stand};
 use crate::schema::{Catalogue, VirtualTable};
 
 /// What tables are called while their names are given to others.
@@ -34,30 +36,15 @@ pub(super) struct Made {
 }
 
 impl State {
-    /// Own changes of the schema that the fold of a shard has not reached, in order.
-    fn own_steps(&self, shard: ShardId) -> Result<Vec<PendingStep>, ApplyError> {
-        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id";
-        let mut found = self.db.prepare_cached(sql)?;
-        let ids = found.query_map([shard.0], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        let mut steps = Vec::new();
-        for id in ids {
-            let unit = self.pending_unit(id)?;
-            steps.extend(unit.schema.into_iter().map(|step| PendingStep { tx: unit.tx, step }));
-        }
-        Ok(steps)
-    }
-
     /// Own changes of the schema are on top of what the snapshot tells of names.
     fn note_own_steps(&mut self, pending: &[PendingStep]) -> Result<(), ApplyError> {
         let origin = self.origin();
-        for PendingStep { tx, step } in pending {
-            let columns = match (&step.before, &step.after) {
-                (Some(before), Some(after)) if step.kind == "table" => {
-                    alteration(step, before, after).map(|way| way.columns).unwrap_or_default()
-                }
-                _ => Vec::new(),
-            };
-            self.note_names(step, &columns, &Birth { origin, tx: *tx, seq: None })?;
+        for PendingStep { tx, step, first } in pending {
+            let birth = Birth { origin, tx: *tx, seq: None };
+            match first {
+                Some(first) => self.note_again(step, first, &birth)?,
+                None => self.note_names(step, &columns_of_step(step), &birth)?,
+            }
         }
         Ok(())
     }
@@ -94,7 +81,7 @@ impl Call<'_, '_> {
         is_newer: bool,
         travels: &dyn Fn(&str) -> bool,
     ) -> Result<Plan, ApplyError> {
-        let pending = self.state.own_steps(FIRST_SHARD)?;
+        let pending = self.state.steps_pending(FIRST_SHARD)?;
         let here = travelling(&catalogue_of(conn)?, travels);
         let there = travelling(&catalogue_in(conn, SNAPSHOT_SCHEMA)?, travels);
         let known = self.state.table_names(&pending.iter().map(|pending| pending.tx).collect())?;
@@ -107,6 +94,8 @@ impl Call<'_, '_> {
             return plan(here, &there, &pending, &known, &known);
         }
         let told = self.state.table_names(&BTreeSet::new())?;
+        // Some of them may be in the snapshot.
+        let pending = self.state.steps_pending(FIRST_SHARD)?;
         self.state.note_own_steps(&pending)?;
         Ok(Plan { is_told: true, ..plan(here, &there, &pending, &known, &told)? })
     }

@@ -173,7 +173,8 @@ impl Call<'_, '_> {
     fn is_own_step_pending(&self, shard: ShardId, table: &str) -> Result<bool, ApplyError> {
         let is_of = |name: &String| name.eq_ignore_ascii_case(table);
         let steps = self.state.steps_pending(shard)?;
-        Ok(steps.iter().any(|step| is_of(&step.name) || step.name_before.as_ref().is_some_and(is_of)))
+        let is_about = |step: &SchemaStep| is_of(&step.name) || step.name_before.as_ref().is_some_and(is_of);
+        Ok(steps.iter().any(|pending| pending.first.is_none() && is_about(&pending.step)))
     }
 
     /// A unit's changes of a table that is gone.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::alteration::{ColumnStep, alteration};
 use super::base::BaseRow;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
@@ -10,7 +11,6 @@ use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica};
 use super::routing::made_unique;
-use super::schema_steps::{ColumnStep, alteration};
 use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
 use super::state::State;

@@ -183,10 +183,10 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let made = if is_sealed {
             call.state.steps_pending_first(shard).and_then(|steps| call.settle_moves(shard, &steps))
         } else {
-            let (tx, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
+            let (tx, seen, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
             let units = ArrivedUnits::of_round(call.state, arrived, &shards, &at, (origin, round_no));
             let units = units.map_err(|error| stop_at(shard, seq, error))?;
-            call.make_steps(conn, shard, &steps, Birth { origin, tx, seq: None }, &units)
+            call.make_steps(conn, shard, (&steps, seen), Birth { origin, tx, seq: None }, &units)
         };
         let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
         made.map_err(|error| stop_at(shard, seq, error))?;
@@ -281,7 +281,7 @@ fn steps_of_round<A: Arrivals + ?Sized>(
     call: &Call<'_, '_>,
     arrived: &A,
     rest: &[usize],
-) -> Result<(u64, Vec<SchemaStep>), ApplyError> {
+) -> Result<(u64, StreamSeq, Vec<SchemaStep>), ApplyError> {
     let first = rest.first().and_then(|index| arrived.place(*index)).ok_or(ApplyError::NotRead)?;
     let (shard, origin, round_no) = (first.0, first.2.origin, first.2.round_no);
     let mut joined = kept_pieces(call.state, shard, origin)?;
@@ -303,9 +303,9 @@ fn steps_of_round<A: Arrivals + ?Sized>(
                 Cow::Owned(decode_units(&joined).map_err(bad)?)
             }
         };
-        return Ok(units.first().map(|unit| (unit.tx, unit.schema.clone())).unwrap_or_default());
+        return Ok(units.first().map(|unit| (unit.tx, unit.seen, unit.schema.clone())).unwrap_or_default());
     }
-    Ok((0, Vec::new()))
+    Ok((0, StreamSeq(0), Vec::new()))
 }
 
 /// Folds the first of the messages that are left.
@@ -390,6 +390,7 @@ fn note_place(
     }
     if shard == FIRST_SHARD {
         call.state.set_birth_seq(origin, unit.tx, seq)?;
+        call.state.set_made_seq(&unit.schema, (origin, unit.tx, unit.seen), seq)?;
     }
     call.note_moves(shard, &unit.schema)
 }

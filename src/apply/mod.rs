@@ -7,6 +7,7 @@
 //! begin (write lock) ──▶ drain capture ──▶ fold ──▶ commit (intent, then the user's database) ──▶ finish (intent becomes state)
 //! ```
 
+mod alteration;
 mod apart;
 mod base;
 mod beforehand;
@@ -39,6 +40,7 @@ mod outside;
 mod pending;
 mod pending_units;
 mod remake;
+mod repeated;
 mod replica;
 mod route;
 mod routing;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::alteration::ColumnStep;
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
 use super::narrowed::narrower;
-use super::schema_steps::{ColumnStep, from_aside, standing_aside, step_digest};
+use super::schema_steps::{from_aside, standing_aside};
 use super::shape::Tables;
 use super::state::{State, from_db, origin_bytes, to_db};
 use crate::change::reshape;
@@ -149,6 +150,19 @@ impl State {
         Ok(Named::Unknown)
     }
 
+    /// What the table is called now that had this name; `None` when it is gone.
+    pub(super) fn name_in_the_end(&self, name: &str) -> Result<Option<String>, ApplyError> {
+        let mut name = name.to_ascii_lowercase();
+        for _ in 0..RENAMES_MAX {
+            match self.name_now(&name, ITSELF)? {
+                None => return Ok(Some(name)),
+                Some(None) => return Ok(None),
+                Some(Some(now)) => name = now,
+            }
+        }
+        Ok(None)
+    }
+
     /// What columns of a table are called now, by the name in lower case that they had; `None` for those that are gone.
     pub(super) fn columns_named(&self, table: &str) -> Result<HashMap<String, Option<String>>, ApplyError> {
         let sql = "SELECT column_name, now FROM names WHERE table_name = ?1 AND column_name > char(1)";
@@ -206,9 +220,7 @@ impl State {
         columns: &[ColumnStep],
         birth: &Birth,
     ) -> Result<(), ApplyError> {
-        self.db
-            .prepare_cached("INSERT OR IGNORE INTO schema_steps(digest) VALUES(?1)")?
-            .execute([step_digest(step)])?;
+        self.note_made(step, birth)?;
         if step.kind != "table" {
             return Ok(());
         }
@@ -235,7 +247,7 @@ impl State {
                             self.set_name(&step.name, name, None)?;
                             self.forget_fill(&step.name, name)?;
                         }
-                        ColumnStep::Rename { from, to } => {
+                        ColumnStep::Rename { from, to, .. } => {
                             self.forget_name(&step.name, to)?;
                             self.set_name(&step.name, from, Some(to))?;
                             self.db
@@ -289,6 +301,16 @@ impl State {
         Ok(())
     }
 
+    /// The table was made by another transaction as well.
+    pub(super) fn note_birth_too(&self, table: &str, birth: &Birth) -> Result<(), ApplyError> {
+        if self.born_again.contains(table) {
+            let sql = "INSERT OR REPLACE INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
+            let seq = birth.seq.map(|seq| to_db(seq.0));
+            self.db.prepare_cached(sql)?.execute(params![table, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
+        }
+        Ok(())
+    }
+
     fn forget_births(&mut self, table: &str) -> Result<(), ApplyError> {
         let lower = table.to_ascii_lowercase();
         if self.born_again.remove(&lower) {
@@ -322,28 +344,11 @@ impl State {
         Ok(!self.db.prepare_cached(sql)?.exists(of)?)
     }
 
-    /// Own steps that the fold of a shard has not reached, in order.
-    pub(super) fn steps_pending(&self, shard: ShardId) -> Result<Vec<SchemaStep>, ApplyError> {
-        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id";
-        let mut found = self.db.prepare_cached(sql)?;
-        let ids = found.query_map([shard.0], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        let mut steps = Vec::new();
-        for id in ids {
-            steps.extend(self.pending_unit(id)?.schema);
-        }
-        Ok(steps)
-    }
-
-    /// Those of them that a shard comes to first.
+    /// The own steps that a shard comes to first, of those that the fold has not reached.
     pub(super) fn steps_pending_first(&self, shard: ShardId) -> Result<Vec<SchemaStep>, ApplyError> {
         let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id LIMIT 1";
         let first = self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0)).optional()?;
         first.map_or(Ok(Vec::new()), |id| Ok(self.pending_unit(id)?.schema))
-    }
-
-    /// Whether this very change was made here before, whatever became of it since.
-    pub(super) fn was_step_made(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
-        Ok(self.db.prepare_cached("SELECT 1 FROM schema_steps WHERE digest = ?1")?.exists([step_digest(step)])?)
     }
 
     /// The last round of an origin whose change of the schema was made here.

@@ -54,9 +54,9 @@ const TOLD: [Told; 6] = [
         replaces: true,
     },
     Told {
-        table: "schema_steps",
-        columns: &["digest"],
-        take: "INSERT OR IGNORE INTO schema_steps(digest) VALUES(?1)",
+        table: "steps_made",
+        columns: &["digest", "origin", "tx", "seq"],
+        take: "INSERT OR IGNORE INTO steps_made(digest, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)",
         replaces: true,
     },
     // It has what counts when a fold is taken back beside it.
@@ -199,8 +199,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::alteration::ColumnStep;
     use crate::apply::names::Birth;
-    use crate::apply::schema_steps::ColumnStep;
     use crate::log::{Origin, SchemaStep};
 
     const ORIGIN: Origin = Origin { node_id: 1, epoch: 7 };

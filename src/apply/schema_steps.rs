@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::alteration::{
+    ColumnStep, alteration, columns_of, is_part_of, renames_of_table, retitled, sql_of, statement,
+};
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
@@ -25,41 +28,6 @@ use crate::format::PageNo;
 use crate::log::SchemaStep;
 use crate::schema::{Bound, Catalogue, Identity, SchemaRow, Table};
 
-/// What a change of a table does to its columns.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ColumnStep {
-    /// A new one behind the others.
-    Add {
-        /// Its name.
-        name: String,
-        /// Its definition, with the name; empty where no statement can add it.
-        definition: String,
-    },
-    /// One is gone.
-    Drop {
-        /// Its name.
-        name: String,
-    },
-    /// One has another name.
-    Rename {
-        /// Its name before.
-        from: String,
-        /// Its name now.
-        to: String,
-    },
-}
-
-/// How one CREATE TABLE becomes another.
-#[derive(Debug)]
-pub(super) struct Alteration {
-    /// What happens to columns.
-    pub(super) columns: Vec<ColumnStep>,
-    /// `columns` as ALTER TABLE statements lead to the statement wanted.
-    pub(super) is_alter: bool,
-    /// The statement before under the name after.
-    pub(super) renamed: String,
-}
-
 /// Tells steps apart: the object and what it became.
 pub(super) fn step_digest(step: &SchemaStep) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
@@ -72,153 +40,9 @@ pub(super) fn step_digest(step: &SchemaStep) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-pub(super) fn sql_of(conn: &Connection, kind: &str, name: &str) -> rusqlite::Result<Option<String>> {
-    conn.prepare_cached(
-        "SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE AND sql IS NOT NULL",
-    )?
-    .query_row([kind, name], |row| row.get(0))
-    .optional()
-}
-
-pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    let mut found = conn.prepare("SELECT name FROM pragma_table_xinfo(?1)")?;
-    found.query_map([table], |row| row.get(0))?.collect()
-}
-
-/// Works out how a table's statement became another one. Without a way by ALTER TABLE the columns are still told.
-///
-/// # Errors
-/// When SQLite does not take one of the statements.
-pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqlite::Result<Alteration> {
-    let wanted = Connection::open_in_memory()?;
-    wanted.execute(after, [])?;
-    let scratch = Connection::open_in_memory()?;
-    scratch.execute(before, [])?;
-    let old_name = step.name_before.as_ref().unwrap_or(&step.name);
-    for (from, to) in renames_of_table(old_name, &step.name) {
-        scratch.execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to)), [])?;
-    }
-    let renamed = sql_of(&scratch, "table", &step.name)?.unwrap_or_default();
-    let (old, new) = (columns_of(&scratch, &step.name)?, columns_of(&wanted, &step.name)?);
-    let lacks = |all: &[String], name: &String| !all.iter().any(|other| other.eq_ignore_ascii_case(name));
-    let gone: Vec<&String> = old.iter().filter(|name| lacks(&new, name)).collect();
-    let come: Vec<&String> = new.iter().filter(|name| lacks(&old, name)).collect();
-    // A name in the place of one that is gone is the same column under another name: so rows are compared as well.
-    let renames: Vec<(&String, &String)> =
-        old.iter().zip(&new).filter(|(from, to)| gone.contains(from) && come.contains(to)).collect();
-    let rename = |(from, to): &(&String, &String)| ColumnStep::Rename { from: (*from).clone(), to: (*to).clone() };
-    let mut columns: Vec<ColumnStep> = renames.iter().map(rename).collect();
-    let is_left = |name: &&&String| !renames.iter().any(|(from, to)| *from == **name || *to == **name);
-    columns.extend(gone.iter().filter(is_left).map(|name| ColumnStep::Drop { name: (*name).clone() }));
-    let rest: Vec<&String> = come.iter().filter(is_left).copied().collect();
-    columns.extend(added(&scratch, &step.name, &columns, &rest, after)?);
-    put_row(&scratch, &step.name)?;
-    let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
-    Ok(Alteration { columns, is_alter, renamed })
-}
-
-/// The renames that give a table another name. SQLite takes a name that differs in case alone for that of another table.
-fn renames_of_table<'a>(from: &'a str, to: &'a str) -> Vec<(&'a str, &'a str)> {
-    const BETWEEN: &str = "woodchuck_renamed";
-    match (from == to, from.eq_ignore_ascii_case(to)) {
-        (true, _) => Vec::new(),
-        (false, true) => vec![(from, BETWEEN), (BETWEEN, to)],
-        (false, false) => vec![(from, to)],
-    }
-}
-
-/// The columns that come, with their definitions where the statement after is the one before with something put in.
-fn added(
-    scratch: &Connection,
-    table: &str,
-    dropped: &[ColumnStep],
-    come: &[&String],
-    after: &str,
-) -> rusqlite::Result<Vec<ColumnStep>> {
-    let unknown = || come.iter().map(|name| ColumnStep::Add { name: (*name).clone(), definition: String::new() });
-    if come.is_empty() {
-        return Ok(Vec::new());
-    }
-    scratch.execute_batch("SAVEPOINT without")?;
-    let done = dropped.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
-    let now = sql_of(scratch, "table", table);
-    scratch.execute_batch("ROLLBACK TO without; RELEASE without")?;
-    let (true, Some(now)) = (done.is_ok(), now?) else { return Ok(unknown().collect()) };
-    let same = now.bytes().zip(after.bytes()).take_while(|(a, b)| a == b).count();
-    let end = now.bytes().rev().zip(after.bytes().rev()).take_while(|(a, b)| a == b).count();
-    // SQLite puts columns in behind everything else, so the statements are alike up to there.
-    let put_in = after.len().checked_sub(now.len()).filter(|_| same + end >= now.len());
-    let put_in = put_in.and_then(|length| after.get(same..same + length)?.trim_start().strip_prefix(','));
-    let definitions = put_in.map(definitions).unwrap_or_default();
-    if definitions.len() != come.len() {
-        return Ok(unknown().collect());
-    }
-    let add =
-        |(name, text): (&&String, &str)| ColumnStep::Add { name: (*name).clone(), definition: text.trim().to_owned() };
-    Ok(come.iter().zip(definitions).map(add).collect())
-}
-
-/// Cuts a list of column definitions at its commas, not at those in brackets, texts, names and comments.
-fn definitions(text: &str) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let (mut depth, mut start, mut quote) = (0_i32, 0, None);
-    for (at, byte) in text.bytes().enumerate() {
-        match (quote, byte) {
-            (Some(end), byte) if byte == end => quote = None,
-            (Some(_), _) => {}
-            (None, b'\'' | b'"' | b'`') => quote = Some(byte),
-            (None, b'[') => quote = Some(b']'),
-            (None, b'(') => depth += 1,
-            (None, b')') => depth -= 1,
-            (None, b',') if depth == 0 => {
-                parts.extend(text.get(start..at));
-                start = at + 1;
-            }
-            (None, _) => {}
-        }
-    }
-    parts.extend(text.get(start..));
-    parts
-}
-
-pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
-    let table = quoted(table);
-    match step {
-        ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
-        ColumnStep::Drop { name } => format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name)),
-        ColumnStep::Rename { from, to } => {
-            format!("ALTER TABLE {table} RENAME COLUMN {} TO {}", quoted(from), quoted(to))
-        }
-    }
-}
-
 /// Whether a statement that came from elsewhere is of one kind.
 pub(super) fn begins(sql: &str, word: &str) -> bool {
     sql.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
-}
-
-/// Puts a row into an empty table: there are columns that SQLite does not add where rows are.
-///
-/// Where it takes none that is made up the answer is about an empty table, and a statement that rows are in the way of is refused later.
-fn put_row(scratch: &Connection, table: &str) -> rusqlite::Result<()> {
-    scratch.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF")?;
-    let mut found = scratch.prepare("SELECT name, type FROM pragma_table_xinfo(?1) WHERE hidden = 0")?;
-    let value = |declared: String| if declared.eq_ignore_ascii_case("blob") { "x'01'" } else { "1" };
-    let columns = found.query_map([table], |row| Ok((quoted(&row.get::<_, String>(0)?), value(row.get(1)?))))?;
-    let (names, values): (Vec<String>, Vec<&str>) = columns.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().unzip();
-    let sql = format!("INSERT INTO {}({}) VALUES({})", quoted(table), names.join(", "), values.join(", "));
-    // A generated column can need a function that only the application has.
-    drop(scratch.execute(&sql, []));
-    scratch.execute_batch("PRAGMA ignore_check_constraints = OFF")
-}
-
-/// Whether the statements lead to `after`. The scratch database is as it was.
-fn leads_to(scratch: &Connection, table: &str, columns: &[ColumnStep], after: &str) -> rusqlite::Result<bool> {
-    scratch.execute_batch("SAVEPOINT attempt")?;
-    let done = columns.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
-    let now = sql_of(scratch, "table", table);
-    scratch.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
-    Ok(done.is_ok() && now?.as_deref() == Some(after))
 }
 
 /// The tables of an open connection, as they are within its transaction.
@@ -472,7 +296,7 @@ impl Maker<'_, '_> {
                     let (table, column) = (step.name.clone(), Some(name.clone()));
                     self.begun_anew.push(BegunAnew { table, column });
                 }
-                ColumnStep::Rename { from, to } if ends(from) || begins(from) || ends(to) || begins(to) => {}
+                ColumnStep::Rename { from, to, .. } if ends(from) || begins(from) || ends(to) || begins(to) => {}
                 ColumnStep::Add { .. } | ColumnStep::Drop { .. } | ColumnStep::Rename { .. } => {
                     noted.push(column.clone());
                 }
@@ -483,9 +307,12 @@ impl Maker<'_, '_> {
 
     /// What pending steps do to columns of a table.
     fn columns_pending(&self, table: &str) -> Vec<ColumnStep> {
-        let mut columns = Vec::new();
-        for other in self.pending.iter().filter(|other| other.kind == "table" && other.name.eq_ignore_ascii_case(table))
-        {
+        let (mut columns, mut name) = (Vec::new(), table);
+        for other in self.pending.iter().rev().filter(|other| other.kind == "table") {
+            if !other.name.eq_ignore_ascii_case(name) {
+                continue;
+            }
+            name = other.name_before.as_ref().unwrap_or(&other.name);
             let (Some(before), Some(after)) = (&other.before, &other.after) else { continue };
             let Ok(way) = alteration(other, before, after) else { continue };
             columns.extend(way.columns);
@@ -547,47 +374,74 @@ impl Maker<'_, '_> {
             }
         }
         let Some(here) = sql_of(self.conn, "table", &step.name).map_err(&refused)? else {
-            return match self.named_now(&step.name)? {
-                Named::Gone => Ok(()),
-                Named::Table(_) | Named::Unknown => Err(Cannot::NoTable { table: step.name.clone() }.into()),
-            };
+            return self.alter_under_its_name(step, all);
         };
         if here == after {
             return self.note_columns(noted, &way.columns);
         }
         if way.is_alter {
-            let names = |column: ColumnStep| match column {
-                ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => vec![name],
-                ColumnStep::Rename { from, to } => vec![from, to],
+            let pending = self.columns_pending(&step.name);
+            let is_pending = |name: &String| {
+                pending.iter().flat_map(ColumnStep::names).any(|other| other.eq_ignore_ascii_case(name))
             };
-            let pending: Vec<String> = self.columns_pending(&step.name).into_iter().flat_map(names).collect();
-            let has = |name: &String, all: &[String]| all.iter().any(|other| other.eq_ignore_ascii_case(name));
-            let is_free = |column: &&ColumnStep| match column {
-                ColumnStep::Add { name, .. } | ColumnStep::Drop { name } => !has(name, &pending),
-                ColumnStep::Rename { from, to } => !has(from, &pending) && !has(to, &pending),
-            };
-            let free: Vec<ColumnStep> = way.columns.iter().filter(is_free).cloned().collect();
-            for column in &free {
+            for column in way.columns.iter().filter(|column| !column.names().into_iter().any(is_pending)) {
                 let all = columns_of(self.conn, &step.name).map_err(&refused)?;
-                let is_due = match column {
-                    ColumnStep::Add { name, .. } => !has(name, &all),
-                    ColumnStep::Drop { name } => has(name, &all),
-                    ColumnStep::Rename { from, to } => has(from, &all) && !has(to, &all),
-                };
-                if is_due {
+                if column.is_due(&all) {
                     self.run(step, &statement(&step.name, column))?;
                 }
             }
             return self.note_columns(noted, &way.columns);
         }
         if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
-            return self.differs(step, here, after);
+            // Several nodes make the same changes, and one has made more of them at once: the one that does more to columns has the others in it.
+            let ours = alteration(step, before, &here).map(|way| way.columns).unwrap_or_default();
+            if is_part_of(&way.columns, &ours) {
+                return self.note_columns(noted, &way.columns);
+            }
+            if !is_part_of(&ours, &way.columns) {
+                return self.differs(step, here, after);
+            }
         }
         self.note_columns(noted, &way.columns)?;
         match is_virtual(before) || is_virtual(after) {
             true => self.remake(step, after),
             false => self.rebuild(step, all, after),
         }
+    }
+
+    /// As [`Maker::alter`], of a table that has another name by now than the one that the step gives it or leaves it: one from a change that
+    /// its maker had not seen, or from one that is pending here.
+    fn alter_under_its_name(&mut self, step: &SchemaStep, all: &[SchemaStep]) -> Result<(), ApplyError> {
+        let old = step.name_before.as_ref().unwrap_or(&step.name);
+        let no_table = || ApplyError::from(Cannot::NoTable { table: step.name.clone() });
+        let Some(now) = self.state.name_in_the_end(old)? else { return Ok(()) };
+        let find = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
+        let now: Option<String> =
+            self.conn.query_row(find, [&now], |row| row.get(0)).optional().map_err(Maker::refused(step))?;
+        let now = now.ok_or_else(no_table)?;
+        let is_ours =
+            self.pending.iter().any(|other| other.name_before.is_some() && other.name.eq_ignore_ascii_case(&now));
+        let (Some(before), Some(after)) = (&step.before, &step.after) else { return Err(no_table()) };
+        let before = retitled(before, old, &now).ok_or_else(no_table)?;
+        // The last of two names is the one that counts, and what is pending comes behind.
+        let (name, name_before, after) = match step.name_before.is_some() && !is_ours {
+            true => (step.name.clone(), Some(now), after.clone()),
+            false => {
+                let after = retitled(after, &step.name, &now).ok_or_else(no_table)?;
+                (now, None, after)
+            }
+        };
+        self.state.note_made(step, &self.birth)?;
+        let table = name.clone();
+        let step = SchemaStep {
+            name,
+            name_before,
+            table,
+            before: Some(before.clone()),
+            after: Some(after.clone()),
+            ..step.clone()
+        };
+        self.alter(&step, all, &before, &after)
     }
 
     /// Gives a table another definition and keeps its rows: made anew under its name, filled from the old one, with what stood on it.

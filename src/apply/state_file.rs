@@ -13,7 +13,7 @@ use crate::log::Origin;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
@@ -48,7 +48,7 @@ CREATE INDEX conflicts_fresh ON conflicts(id) WHERE fresh = 1;
 CREATE INDEX conflicts_key ON conflicts(table_name, key);
 CREATE TABLE names(table_name TEXT NOT NULL, column_name TEXT NOT NULL, now TEXT, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 CREATE TABLE schema_rounds(origin BLOB PRIMARY KEY, round_no INTEGER NOT NULL, round_no_before INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE steps_made(digest BLOB NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(digest, origin, tx)) WITHOUT ROWID;
 CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(table_name, origin)) WITHOUT ROWID;
 CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 CREATE TABLE beginnings(table_name TEXT NOT NULL, beginning BLOB NOT NULL, now TEXT, PRIMARY KEY(table_name, beginning)) WITHOUT ROWID;
@@ -80,6 +80,13 @@ const FROM_3: &str = "
 CREATE TABLE beginnings(table_name TEXT NOT NULL, beginning BLOB NOT NULL, now TEXT, PRIMARY KEY(table_name, beginning)) WITHOUT ROWID;
 CREATE TABLE intent_schema(kind TEXT NOT NULL, name TEXT NOT NULL, sql TEXT, PRIMARY KEY(kind, name)) WITHOUT ROWID;
 CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
+";
+
+/// What makes a state of version 4 one of version 5, which knows where changes of the schema stand on the log.
+const FROM_4: &str = "
+CREATE TABLE steps_made(digest BLOB NOT NULL, origin BLOB NOT NULL, tx INTEGER NOT NULL, seq INTEGER, PRIMARY KEY(digest, origin, tx)) WITHOUT ROWID;
+INSERT INTO steps_made(digest, origin, tx) SELECT digest, x'', 0 FROM schema_steps;
+DROP TABLE schema_steps;
 ";
 
 /// Makes the tables of a new file, brings those of an earlier version up to date, and refuses what is not ours.
@@ -131,6 +138,9 @@ fn upgrade(db: &Connection) -> Result<(), ApplyError> {
         if version < 4 {
             db.execute_batch(FROM_3)?;
         }
+        if version < 5 {
+            db.execute_batch(FROM_4)?;
+        }
         Ok(db.pragma_update(None, "user_version", VERSION)?)
     })();
     db.execute_batch(if upgraded.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -161,6 +171,7 @@ mod tests {
             (1, include_str!("../../fixtures/state/version-1.sql")),
             (2, include_str!("../../fixtures/state/version-2.sql")),
             (3, include_str!("../../fixtures/state/version-3.sql")),
+            (4, include_str!("../../fixtures/state/version-4.sql")),
         ];
         assert_eq!(scripts.len() as i64, VERSION - 1, "each earlier version has a script");
         for (version, script) in scripts {

@@ -1,0 +1,119 @@
+//! Changes of the schema that several nodes make before they hear of each other, as applications do that bring their schema up to date
+//! wherever they start.
+//!
+//! The first one on the log is made. The others are that same change: what their nodes write behind them is about the same tables and
+//! columns, whatever has become of these since. Two changes are the same if the object is, and its statement before and after, and if the
+//! node of the one had not seen the other when it made it. If it had, it makes again what somebody had undone.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::alteration::{ColumnStep, alteration};
+use super::error::ApplyError;
+use super::names::Birth;
+use super::schema_steps::step_digest;
+use super::state::{State, from_db, origin_bytes, origin_of, to_db};
+use crate::log::{Origin, SchemaStep, ShardId, StreamSeq};
+
+/// An own change of the schema that the fold has not reached.
+#[derive(Debug)]
+pub(super) struct PendingStep {
+    /// The transaction that made it.
+    pub(super) tx: u64,
+    /// The change.
+    pub(super) step: SchemaStep,
+    /// Where the same was made before it on the log: there is nothing left for it to do.
+    pub(super) first: Option<Birth>,
+}
+
+/// What a step does to the columns of a table.
+pub(super) fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
+    match (&step.before, &step.after) {
+        (Some(before), Some(after)) if step.kind == "table" => {
+            alteration(step, before, after).map(|way| way.columns).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
+}
+
+impl State {
+    /// Own changes of the schema that the fold of a shard has not reached, in order.
+    pub(super) fn steps_pending(&self, shard: ShardId) -> Result<Vec<PendingStep>, ApplyError> {
+        let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id";
+        let mut found = self.db.prepare_cached(sql)?;
+        let ids = found.query_map([shard.0], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+        let mut steps = Vec::new();
+        for id in ids {
+            let unit = self.pending_unit(id)?;
+            for step in unit.schema {
+                let first = self.made_before(&step, self.origin(), unit.seen)?;
+                steps.push(PendingStep { tx: unit.tx, step, first });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Where the same change stands on the log before one that `origin` made when it had seen the first shard up to `seen`.
+    pub(super) fn made_before(
+        &self,
+        step: &SchemaStep,
+        origin: Origin,
+        seen: StreamSeq,
+    ) -> Result<Option<Birth>, ApplyError> {
+        let sql = "SELECT origin, tx, seq FROM steps_made WHERE digest = ?1 AND origin <> ?2 AND seq > ?3 ORDER BY seq LIMIT 1";
+        let mut found = self.db.prepare_cached(sql)?;
+        let of = params![step_digest(step), origin_bytes(origin), to_db(seen.0)];
+        let row = found.query_row(of, |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, row.get(2)?))).optional()?;
+        let Some((origin, tx, seq)) = row else { return Ok(None) };
+        Ok(Some(Birth { origin: origin_of(&origin)?, tx: from_db(tx), seq: Some(StreamSeq(from_db(seq))) }))
+    }
+
+    pub(super) fn note_made(&self, step: &SchemaStep, birth: &Birth) -> Result<(), ApplyError> {
+        let sql = "INSERT OR REPLACE INTO steps_made(digest, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
+        let seq = birth.seq.map(|seq| to_db(seq.0));
+        let made = params![step_digest(step), origin_bytes(birth.origin), to_db(birth.tx), seq];
+        self.db.prepare_cached(sql)?.execute(made)?;
+        Ok(())
+    }
+
+    /// The message of the first shard that carries changes has come, of which those that were made before are nothing by themselves.
+    pub(super) fn set_made_seq(
+        &self,
+        steps: &[SchemaStep],
+        (origin, tx, seen): (Origin, u64, StreamSeq),
+        seq: StreamSeq,
+    ) -> Result<(), ApplyError> {
+        for step in steps {
+            let sql = match self.made_before(step, origin, seen)? {
+                None => "UPDATE steps_made SET seq = ?4 WHERE digest = ?1 AND origin = ?2 AND tx = ?3",
+                Some(_) => "DELETE FROM steps_made WHERE digest = ?1 AND origin = ?2 AND tx = ?3 AND ?4",
+            };
+            let of = params![step_digest(step), origin_bytes(origin), to_db(tx), to_db(seq.0)];
+            self.db.prepare_cached(sql)?.execute(of)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this very change was made here before, whatever became of it since.
+    pub(super) fn was_step_made(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
+        Ok(self.db.prepare_cached("SELECT 1 FROM steps_made WHERE digest = ?1")?.exists([step_digest(step)])?)
+    }
+
+    /// Takes note of a change that is the same as the `first` one: what it began is what that began.
+    pub(super) fn note_again(&mut self, step: &SchemaStep, first: &Birth, birth: &Birth) -> Result<(), ApplyError> {
+        match (&step.before, &step.after) {
+            (None, Some(_)) if step.kind == "table" => self.note_table_again(&step.name, first, birth)?,
+            (Some(_), Some(_)) if step.kind == "table" => {
+                if let Some(table) = self.name_in_the_end(&step.name)? {
+                    for column in columns_of_step(step) {
+                        if let ColumnStep::Add { name, .. } = column {
+                            self.note_column_again(&table, &name, first, birth)?;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.forget_tables();
+        Ok(())
+    }
+}
