@@ -19,7 +19,7 @@ use super::snapshot::catalogue_in;
 use super::sql::quoted;
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
-use crate::log::{SchemaStep, Stand};
+use crate::log::{SchemaStep, Stand, StreamSeq};
 use crate::schema::{Catalogue, VirtualTable};
 
 /// What tables are called while their names are given to others.
@@ -39,7 +39,7 @@ impl State {
     /// Own changes of the schema are on top of what the snapshot tells of names.
     fn note_own_steps(&mut self, pending: &[PendingStep]) -> Result<(), ApplyError> {
         let origin = self.origin();
-        for PendingStep { tx, step, first } in pending {
+        for PendingStep { tx, step, first, .. } in pending {
             let birth = Birth { origin, tx: *tx, seq: None };
             match first {
                 Some(first) => self.note_again(step, first, &birth)?,
@@ -227,8 +227,8 @@ impl Call<'_, '_> {
         let mirror = Connection::open_in_memory().map_err(refused)?;
         let (state, folder) = (&mut *self.state, &mut self.folder);
         let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
-        let pending = &[];
-        let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows: true, aside, begun_anew };
+        let (pending, seen, may_leave_rows) = (&[], StreamSeq(u64::MAX), true);
+        let mut maker = Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, begun_anew };
         maker.rebuild(&step, &[], &wanted.sql)
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct PendingStep {
     pub(super) tx: u64,
     /// The change.
     pub(super) step: SchemaStep,
+    /// The place in the first shard up to which its maker had seen it.
+    pub(super) seen: StreamSeq,
     /// Where the same was made before it on the log: there is nothing left for it to do.
     pub(super) first: Option<Birth>,
 }
@@ -35,6 +37,40 @@ pub(super) fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
     }
 }
 
+/// Tells parts of changes apart. A change that was found after a time without the daemon can be several at once, and its parts tell that others
+/// have made some of them.
+fn part_digest(words: [&str; 3]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for word in words {
+        hasher.update(word.to_ascii_lowercase().as_bytes()).update(&[0]);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// What a change does to one column, under each name that the table has in it.
+fn column_digests(step: &SchemaStep, column: &ColumnStep) -> Vec<[u8; 32]> {
+    let what = match column {
+        ColumnStep::Add { name, .. } => format!("add {name}"),
+        ColumnStep::Drop { name } => format!("drop {name}"),
+        ColumnStep::Rename { from, to, .. } => format!("rename {from}\u{1}{to}"),
+    };
+    let names = [Some(&step.name), step.name_before.as_ref()];
+    names.into_iter().flatten().map(|table| part_digest(["column", table, &what])).collect()
+}
+
+fn rename_digest(step: &SchemaStep) -> Option<[u8; 32]> {
+    let before = step.name_before.as_ref().filter(|_| step.kind == "table")?;
+    Some(part_digest(["rename", before, &step.name]))
+}
+
+/// The change and its parts.
+fn digests(step: &SchemaStep) -> Vec<[u8; 32]> {
+    let mut all = vec![step_digest(step)];
+    all.extend(rename_digest(step));
+    all.extend(columns_of_step(step).iter().flat_map(|column| column_digests(step, column)));
+    all
+}
+
 impl State {
     /// Own changes of the schema that the fold of a shard has not reached, in order.
     pub(super) fn steps_pending(&self, shard: ShardId) -> Result<Vec<PendingStep>, ApplyError> {
@@ -46,7 +82,7 @@ impl State {
             let unit = self.pending_unit(id)?;
             for step in unit.schema {
                 let first = self.made_before(&step, self.origin(), unit.seen)?;
-                steps.push(PendingStep { tx: unit.tx, step, first });
+                steps.push(PendingStep { tx: unit.tx, step, seen: unit.seen, first });
             }
         }
         Ok(steps)
@@ -59,9 +95,42 @@ impl State {
         origin: Origin,
         seen: StreamSeq,
     ) -> Result<Option<Birth>, ApplyError> {
+        self.digest_before(step_digest(step), origin, seen)
+    }
+
+    /// The same of what a change does to one column.
+    pub(super) fn column_made_before(
+        &self,
+        step: &SchemaStep,
+        column: &ColumnStep,
+        origin: Origin,
+        seen: StreamSeq,
+    ) -> Result<Option<Birth>, ApplyError> {
+        for digest in column_digests(step, column) {
+            if let Some(first) = self.digest_before(digest, origin, seen)? {
+                return Ok(Some(first));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same of the name that it gives a table.
+    pub(super) fn name_made_before(
+        &self,
+        step: &SchemaStep,
+        origin: Origin,
+        seen: StreamSeq,
+    ) -> Result<bool, ApplyError> {
+        match rename_digest(step) {
+            Some(digest) => Ok(self.digest_before(digest, origin, seen)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    fn digest_before(&self, digest: [u8; 32], origin: Origin, seen: StreamSeq) -> Result<Option<Birth>, ApplyError> {
         let sql = "SELECT origin, tx, seq FROM steps_made WHERE digest = ?1 AND origin <> ?2 AND seq > ?3 ORDER BY seq LIMIT 1";
         let mut found = self.db.prepare_cached(sql)?;
-        let of = params![step_digest(step), origin_bytes(origin), to_db(seen.0)];
+        let of = params![digest, origin_bytes(origin), to_db(seen.0)];
         let row = found.query_row(of, |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, row.get(2)?))).optional()?;
         let Some((origin, tx, seq)) = row else { return Ok(None) };
         Ok(Some(Birth { origin: origin_of(&origin)?, tx: from_db(tx), seq: Some(StreamSeq(from_db(seq))) }))
@@ -70,8 +139,10 @@ impl State {
     pub(super) fn note_made(&self, step: &SchemaStep, birth: &Birth) -> Result<(), ApplyError> {
         let sql = "INSERT OR REPLACE INTO steps_made(digest, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
         let seq = birth.seq.map(|seq| to_db(seq.0));
-        let made = params![step_digest(step), origin_bytes(birth.origin), to_db(birth.tx), seq];
-        self.db.prepare_cached(sql)?.execute(made)?;
+        let mut insert = self.db.prepare_cached(sql)?;
+        for digest in digests(step) {
+            insert.execute(params![digest, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
+        }
         Ok(())
     }
 
@@ -82,12 +153,12 @@ impl State {
         (origin, tx, seen): (Origin, u64, StreamSeq),
         seq: StreamSeq,
     ) -> Result<(), ApplyError> {
-        for step in steps {
-            let sql = match self.made_before(step, origin, seen)? {
+        for digest in steps.iter().flat_map(digests) {
+            let sql = match self.digest_before(digest, origin, seen)? {
                 None => "UPDATE steps_made SET seq = ?4 WHERE digest = ?1 AND origin = ?2 AND tx = ?3",
                 Some(_) => "DELETE FROM steps_made WHERE digest = ?1 AND origin = ?2 AND tx = ?3 AND ?4",
             };
-            let of = params![step_digest(step), origin_bytes(origin), to_db(tx), to_db(seq.0)];
+            let of = params![digest, origin_bytes(origin), to_db(tx), to_db(seq.0)];
             self.db.prepare_cached(sql)?.execute(of)?;
         }
         Ok(())

@@ -19,13 +19,14 @@ use super::names::{Birth, Named};
 use super::narrowed::{converted, narrower, register};
 use super::net_effect::SchemaEffect;
 use super::remake::{is_virtual, name_aside};
+use super::repeated::PendingStep;
 use super::routing::made_unique;
 use super::shape::LocalTable;
 use super::sql::quoted;
 use super::state::State;
 use crate::change::reshape;
 use crate::format::PageNo;
-use crate::log::SchemaStep;
+use crate::log::{SchemaStep, StreamSeq};
 use crate::schema::{Bound, Catalogue, Identity, SchemaRow, Table};
 
 /// Tells steps apart: the object and what it became.
@@ -116,8 +117,10 @@ pub(super) struct Maker<'a, 'c> {
     pub(super) state: &'a mut State,
     pub(super) folder: &'a mut Folder<'c>,
     /// Own steps that come behind these in the order of all, and are in the database already: they have the last word.
-    pub(super) pending: &'a [SchemaStep],
+    pub(super) pending: &'a [PendingStep],
     pub(super) birth: Birth,
+    /// The place in the first shard up to which their maker had seen it.
+    pub(super) seen: StreamSeq,
     /// What the steps are about as it was at the origin, without rows. Statements that are made here are made there, too: a rename changes
     /// what speaks of the name, and that is then neither what its own step begins with nor what it ends with.
     pub(super) mirror: Connection,
@@ -189,6 +192,7 @@ impl Maker<'_, '_> {
                     }
                     self.state.note_step(step, &[], &self.birth)
                 }
+                Some(here) if step.kind == "table" => self.create_over(step, all, here, after),
                 Some(here) => self.differs(step, here, after),
                 None if self.belongs_to_nothing(step)? => Ok(()),
                 None => {
@@ -241,7 +245,7 @@ impl Maker<'_, '_> {
             let names = [Some(&other.name), other.name_before.as_ref()];
             other.kind == step.kind && names.into_iter().flatten().any(|name| name.eq_ignore_ascii_case(&step.name))
         };
-        let mut about = self.pending.iter().filter(|other| is_same(other));
+        let mut about = self.pending.iter().map(|pending| &pending.step).filter(|other| is_same(other));
         match (&step.before, &step.after) {
             _ if step.kind != "table" => about.next().is_some(),
             // What is equal or not is for the look at what is here.
@@ -266,7 +270,7 @@ impl Maker<'_, '_> {
 
     /// Takes note of what a step does to columns; those that pending steps are about have the last word.
     fn note_columns(&mut self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
-        let pending = self.columns_pending(&step.name);
+        let pending = self.columns_pending(&step.name)?;
         let is_same = |name: &str, other: &str| name.eq_ignore_ascii_case(other);
         let ends = |name: &str| {
             pending.iter().any(|column| match column {
@@ -284,6 +288,13 @@ impl Maker<'_, '_> {
         };
         let mut noted = Vec::new();
         for column in columns {
+            if let Some(first) = self.state.column_made_before(step, column, self.birth.origin, self.seen)? {
+                if let ColumnStep::Add { name, .. } = column {
+                    let table = step.name.to_ascii_lowercase();
+                    self.state.note_column_again(&table, name, &first, &self.birth)?;
+                }
+                continue;
+            }
             match column {
                 ColumnStep::Add { name, .. } if ends(name) => {
                     self.state.note_column_gone(&step.name, name, &self.birth)?;
@@ -305,19 +316,25 @@ impl Maker<'_, '_> {
         self.state.note_step(step, &noted, &self.birth)
     }
 
-    /// What pending steps do to columns of a table.
-    fn columns_pending(&self, table: &str) -> Vec<ColumnStep> {
-        let (mut columns, mut name) = (Vec::new(), table);
-        for other in self.pending.iter().rev().filter(|other| other.kind == "table") {
+    /// What pending steps do to columns of a table, but for what others have done before them on the log.
+    fn columns_pending(&self, table: &str) -> Result<Vec<ColumnStep>, ApplyError> {
+        let (mut columns, mut name, own) = (Vec::new(), table, self.state.origin());
+        for PendingStep { step: other, seen, .. } in
+            self.pending.iter().rev().filter(|other| other.step.kind == "table")
+        {
             if !other.name.eq_ignore_ascii_case(name) {
                 continue;
             }
             name = other.name_before.as_ref().unwrap_or(&other.name);
             let (Some(before), Some(after)) = (&other.before, &other.after) else { continue };
             let Ok(way) = alteration(other, before, after) else { continue };
-            columns.extend(way.columns);
+            for column in way.columns {
+                if self.state.column_made_before(other, &column, own, *seen)?.is_none() {
+                    columns.push(column);
+                }
+            }
         }
-        columns
+        Ok(columns)
     }
 
     /// An index or a trigger of a table that was dropped since: it has gone with it.
@@ -359,11 +376,44 @@ impl Maker<'_, '_> {
         self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
     }
 
+    /// Two nodes have made a table of one name. Where one has added columns to it since it has what both have made.
+    fn create_over(
+        &mut self,
+        step: &SchemaStep,
+        all: &[SchemaStep],
+        here: String,
+        after: &str,
+    ) -> Result<(), ApplyError> {
+        let adds = |from: &str, to: &str| {
+            let way = alteration(&SchemaStep { name_before: None, ..step.clone() }, from, to);
+            way.is_ok_and(|way| {
+                way.is_alter && way.columns.iter().all(|column| matches!(column, ColumnStep::Add { .. }))
+            })
+        };
+        let is_theirs_more = adds(&here, after);
+        if !is_theirs_more && !adds(after, &here) {
+            return self.differs(step, here, after);
+        }
+        self.state.note_table_made_twice(&step.name)?;
+        self.state.note_step(step, &[], &self.birth)?;
+        if !is_theirs_more {
+            return Ok(());
+        }
+        let added = SchemaStep { before: Some(here.clone()), ..step.clone() };
+        self.alter(&added, all, &here, after)
+    }
+
+    /// Whether others have done that to a column before, on the log, what the maker of the step had not seen.
+    fn is_done(&self, step: &SchemaStep, column: &ColumnStep) -> Result<bool, ApplyError> {
+        Ok(self.state.column_made_before(step, column, self.birth.origin, self.seen)?.is_some())
+    }
+
     fn alter(&mut self, step: &SchemaStep, all: &[SchemaStep], before: &str, after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let way = alteration(step, before, after).map_err(&refused)?;
         let from_aside = from_aside(step, &self.aside);
-        let noted = from_aside.as_ref().unwrap_or(step);
+        let mut noted = from_aside.as_ref().unwrap_or(step);
+        let in_place = SchemaStep { name_before: None, ..step.clone() };
         if let Some(old_name) = &noted.name_before
             && sql_of(self.conn, "table", old_name).map_err(&refused)?.is_some()
             && (old_name.eq_ignore_ascii_case(&step.name)
@@ -372,6 +422,10 @@ impl Maker<'_, '_> {
             for (from, to) in renames_of_table(old_name, &step.name) {
                 self.run(step, &format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to)))?;
             }
+        } else if let Some(old_name) = &noted.name_before
+            && self.state.name_in_the_end(old_name)?.is_some_and(|now| now.eq_ignore_ascii_case(&step.name))
+        {
+            noted = &in_place;
         }
         let Some(here) = sql_of(self.conn, "table", &step.name).map_err(&refused)? else {
             return self.alter_under_its_name(step, all);
@@ -380,19 +434,26 @@ impl Maker<'_, '_> {
             return self.note_columns(noted, &way.columns);
         }
         if way.is_alter {
-            let pending = self.columns_pending(&step.name);
+            let pending = self.columns_pending(&step.name)?;
             let is_pending = |name: &String| {
                 pending.iter().flat_map(ColumnStep::names).any(|other| other.eq_ignore_ascii_case(name))
             };
             for column in way.columns.iter().filter(|column| !column.names().into_iter().any(is_pending)) {
                 let all = columns_of(self.conn, &step.name).map_err(&refused)?;
-                if column.is_due(&all) {
+                if column.is_due(&all) && !self.is_done(step, column)? {
                     self.run(step, &statement(&step.name, column))?;
                 }
             }
             return self.note_columns(noted, &way.columns);
         }
         if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
+            let mut is_done = !way.columns.is_empty();
+            for column in &way.columns {
+                is_done &= self.is_done(step, column)?;
+            }
+            if is_done {
+                return self.note_columns(noted, &way.columns);
+            }
             // Several nodes make the same changes, and one has made more of them at once: the one that does more to columns has the others in it.
             let ours = alteration(step, before, &here).map(|way| way.columns).unwrap_or_default();
             if is_part_of(&way.columns, &ours) {
@@ -419,12 +480,17 @@ impl Maker<'_, '_> {
         let now: Option<String> =
             self.conn.query_row(find, [&now], |row| row.get(0)).optional().map_err(Maker::refused(step))?;
         let now = now.ok_or_else(no_table)?;
-        let is_ours =
-            self.pending.iter().any(|other| other.name_before.is_some() && other.name.eq_ignore_ascii_case(&now));
+        let mut is_ours = false;
+        for PendingStep { step: other, seen, .. } in self.pending {
+            is_ours |= other.name_before.is_some()
+                && other.name.eq_ignore_ascii_case(&now)
+                && !self.state.name_made_before(other, self.state.origin(), *seen)?;
+        }
+        let is_named = self.state.name_made_before(step, self.birth.origin, self.seen)?;
         let (Some(before), Some(after)) = (&step.before, &step.after) else { return Err(no_table()) };
         let before = retitled(before, old, &now).ok_or_else(no_table)?;
         // The last of two names is the one that counts, and what is pending comes behind.
-        let (name, name_before, after) = match step.name_before.is_some() && !is_ours {
+        let (name, name_before, after) = match step.name_before.is_some() && !is_ours && !is_named {
             true => (step.name.clone(), Some(now), after.clone()),
             false => {
                 let after = retitled(after, &step.name, &now).ok_or_else(no_table)?;

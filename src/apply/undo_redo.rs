@@ -106,9 +106,8 @@ impl<'a, 'c> Call<'a, 'c> {
         self.state.keep_names()?;
         let steps = self.pass_over_repeated(steps, seen, &birth, shard)?;
         let steps = steps.as_slice();
-        let pending = self.state.steps_pending(shard)?;
-        let pending: Vec<SchemaStep> =
-            pending.into_iter().filter(|pending| pending.first.is_none()).map(|pending| pending.step).collect();
+        let mut pending = self.state.steps_pending(shard)?;
+        pending.retain(|pending| pending.first.is_none());
         let mirror = Connection::open_in_memory()
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;
@@ -122,7 +121,7 @@ impl<'a, 'c> Call<'a, 'c> {
         let (may_leave_rows, origin) = (false, birth.origin);
         let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
         let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
-        let mut maker = Maker { conn, state, folder, pending, birth, mirror, may_leave_rows, aside, begun_anew };
+        let mut maker = Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, begun_anew };
         let effect = maker.make(steps)?;
         let begun_anew = maker.begun_anew;
         self.made_anew(conn, &before, &effect)?;
