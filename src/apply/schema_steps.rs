@@ -161,6 +161,7 @@ impl Maker<'_, '_> {
         }
         for step in steps {
             self.make_one(step, steps)?;
+            self.state.note_made(step, &self.birth)?;
         }
         effect.merge(&schema_effect(self.conn)?);
         Ok(effect)
@@ -497,7 +498,6 @@ impl Maker<'_, '_> {
                 (now, None, after)
             }
         };
-        self.state.note_made(step, &self.birth)?;
         let table = name.clone();
         let step = SchemaStep {
             name,

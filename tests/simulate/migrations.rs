@@ -343,8 +343,19 @@ impl Storm {
         })
     }
 
-    /// Makes the next change of the script that is not known to be made.
+    /// Captures all that was committed; whether the node is there to do it.
+    fn capture(&mut self, no: usize) -> bool {
+        self.nodes[no].with(None, |node| {
+            while node.capture()? {}
+            Ok(())
+        })
+    }
+
+    /// Makes the next change of the script that is not known to be made. Each is seen by itself.
     fn update(&mut self, no: usize) {
+        if !self.capture(no) {
+            return;
+        }
         let app = &self.nodes[no].app;
         for (place, sql) in self.script.iter().enumerate() {
             let is_made =
@@ -354,6 +365,7 @@ impl Storm {
                 app.execute_batch(&all)
                     .unwrap_or_else(|error| panic!("node {no} makes change {place}, {sql}: {error}"));
                 self.migrations += 1;
+                self.capture(no);
                 return;
             }
         }
@@ -366,12 +378,7 @@ impl Storm {
         }
         // What many change at once is merged column by column, and so each change has to be seen by itself.
         let by_itself = self.is_again && self.all_migrate;
-        if by_itself
-            && !self.nodes[no].with(None, |node| {
-                while node.capture()? {}
-                Ok(())
-            })
-        {
+        if by_itself && !self.capture(no) {
             return;
         }
         self.migrate_once(no);
@@ -379,10 +386,7 @@ impl Storm {
             self.level(no);
         }
         if by_itself {
-            self.nodes[no].with(None, |node| {
-                while node.capture()? {}
-                Ok(())
-            });
+            self.capture(no);
         }
     }
 
