@@ -88,6 +88,7 @@ impl JetStreamLog {
     pub async fn ask_patiently<T>(
         &self,
         what: &str,
+        question: Bytes,
         silence_max: Duration,
         mut hear: impl FnMut(&Bytes) -> Option<T>,
     ) -> Result<Option<T>, LogError> {
@@ -95,7 +96,7 @@ impl JetStreamLog {
         let unreachable = |error: &dyn std::fmt::Display| LogError::Unreachable(error.to_string());
         let inbox = client.new_inbox();
         let mut said = client.subscribe(inbox.clone()).await.map_err(|error| unreachable(&error))?;
-        let asked = client.publish_with_reply(self.question_subject(what), inbox, Bytes::new()).await;
+        let asked = client.publish_with_reply(self.question_subject(what), inbox, question).await;
         asked.map_err(|error| unreachable(&error))?;
         loop {
             let next = tokio::time::timeout(silence_max, said.next()).await;

@@ -277,10 +277,16 @@ impl Database {
         let is_attached = "SELECT 1 FROM pragma_database_list WHERE name = ?1";
         let mut is_attached = self.attached.connection.prepare_cached(is_attached).map_err(attaching)?;
         if !is_attached.exists([SNAPSHOT_SCHEMA]).map_err(attaching)? {
-            // The name as bytes: it need not be UTF-8.
-            let path = fetched.path.as_os_str().as_encoded_bytes();
-            let attach = format!("ATTACH CAST(?1 AS TEXT) AS {SNAPSHOT_SCHEMA}");
-            self.attached.connection.execute(&attach, [path]).map_err(attaching)?;
+            let connection = &self.attached.connection;
+            match fetched.path.to_str() {
+                Some(path) => connection.execute(&format!("ATTACH ?1 AS {SNAPSHOT_SCHEMA}"), [path]),
+                // Bytes that are no text are taken as they are; in a database of UTF-16 they would be read as that.
+                None => {
+                    let path = fetched.path.as_os_str().as_encoded_bytes();
+                    connection.execute(&format!("ATTACH CAST(?1 AS TEXT) AS {SNAPSHOT_SCHEMA}"), [path])
+                }
+            }
+            .map_err(attaching)?;
         }
         drop(is_attached);
         if !self.begin()? {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::keeper::QUESTION;
+use super::keeper::{QUESTION, SAY_WITHIN};
 use super::progress::{SnapshotProgress, SnapshotStep, TellSnapshot, progress_of, tell_log};
 use super::{Ask, set_wal, tables_text, work_directory};
 use crate::log::{
@@ -18,12 +19,16 @@ use crate::node::config::RunConfig;
 use crate::node::error::NodeError;
 use crate::node::put_back::LostTail;
 
-/// How long a node that makes a snapshot may say nothing: it waits for others that make one, copies its database and hashes it.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long a node that makes a snapshot may say nothing before it is taken for dead.
+const SILENCE_MAX: Duration = SAY_WITHIN.saturating_mul(5);
 /// How often nodes are asked for one when the server says that none is there, and the pause between: the servers of a cluster tell each other
 /// who listens.
 const ASKS_MAX: u32 = 3;
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often others are asked when one says that it can make none that will do. Each question goes to any of them.
+const DECLINES_MAX: u32 = 10;
+/// How such an answer begins.
+pub(super) const DECLINED: &str = "not here: ";
 /// The first wait after a failure, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(10);
@@ -79,6 +84,7 @@ pub enum Need {
 }
 
 /// Which snapshots will do.
+#[derive(Debug, Default)]
 pub(super) struct Wanted {
     /// What each shard must hold at least.
     pub(super) at_least: BTreeMap<ShardId, StreamSeq>,
@@ -86,11 +92,36 @@ pub(super) struct Wanted {
     pub(super) tables: Option<String>,
 }
 
+/// As it travels.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct WantedText {
+    tables: Option<String>,
+    at_least: BTreeMap<u16, u64>,
+}
+
 impl Wanted {
     fn does(&self, info: &SnapshotInfo) -> bool {
         let holds = |(shard, seq): (&ShardId, &StreamSeq)| info.positions.get(shard).is_some_and(|there| there >= seq);
-        let tables = self.tables.as_ref().is_none_or(|ours| info.tables.is_empty() || info.tables == *ours);
-        tables && self.at_least.iter().all(holds)
+        self.takes_tables_of(&info.tables) && self.at_least.iter().all(holds)
+    }
+
+    /// Whether a snapshot of these tables will do.
+    pub(super) fn takes_tables_of(&self, theirs: &str) -> bool {
+        self.tables.as_ref().is_none_or(|ours| theirs.is_empty() || theirs == ours)
+    }
+
+    fn question(&self) -> Bytes {
+        let at_least = self.at_least.iter().map(|(shard, seq)| (shard.0, seq.0)).collect();
+        let question = WantedText { tables: self.tables.clone(), at_least };
+        // There is nothing in it that cannot be written.
+        Bytes::from(serde_json::to_vec(&question).unwrap_or_default())
+    }
+
+    /// What a question asks for. One of an earlier version says nothing, and is content with what there is.
+    pub(super) fn of_question(question: &[u8]) -> Wanted {
+        let WantedText { tables, at_least } = serde_json::from_slice(question).unwrap_or_default();
+        Wanted { at_least: at_least.into_iter().map(|(shard, seq)| (ShardId(shard), StreamSeq(seq))).collect(), tables }
     }
 }
 
@@ -130,7 +161,7 @@ pub(super) async fn fetch(
 }
 
 /// Asks any node to make a snapshot. `false` when no node is there to make one.
-pub(super) async fn ask_for_one(log: &JetStreamLog, tell: &TellSnapshot) -> Result<bool, NodeError> {
+pub(super) async fn ask_for_one(log: &JetStreamLog, wanted: &Wanted, tell: &TellSnapshot) -> Result<bool, NodeError> {
     let hear = |said: &Bytes| match progress_of(said) {
         Some(progress) => {
             tell(progress);
@@ -138,19 +169,25 @@ pub(super) async fn ask_for_one(log: &JetStreamLog, tell: &TellSnapshot) -> Resu
         }
         None => Some(said.clone()),
     };
-    let mut answer = log.ask_patiently(QUESTION, SILENCE_MAX, hear).await?;
-    for _ in 1..ASKS_MAX {
-        if answer.is_none() {
+    let (mut nobody, mut declined) = (0, 0);
+    loop {
+        let answer = log.ask_patiently(QUESTION, wanted.question(), SILENCE_MAX, hear).await?;
+        let Some(said) = answer else {
+            nobody += 1;
+            if nobody == ASKS_MAX {
+                return Ok(false);
+            }
             tokio::time::sleep(ASK_INTERVAL).await;
-            answer = log.ask_patiently(QUESTION, SILENCE_MAX, hear).await?;
+            continue;
+        };
+        if said.starts_with(b"ok ") {
+            return Ok(true);
         }
-    }
-    match answer {
-        None => Ok(false),
-        Some(answer) => match answer.strip_prefix(b"ok ") {
-            Some(_) => Ok(true),
-            None => Err(SnapshotError::Store(String::from_utf8_lossy(&answer).into_owned()).into()),
-        },
+        declined += 1;
+        if !said.starts_with(DECLINED.as_bytes()) || declined == DECLINES_MAX {
+            return Err(SnapshotError::Store(String::from_utf8_lossy(&said).into_owned()).into());
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
     }
 }
 
@@ -198,7 +235,7 @@ impl CatchUps {
         loop {
             let trouble = match fetch(&self.log, &self.wanted, &path, &tell).await {
                 Ok(Some(fetched)) => return Ok(fetched),
-                Ok(None) => match ask_for_one(&self.log, &tell).await {
+                Ok(None) => match ask_for_one(&self.log, &self.wanted, &tell).await {
                     // It may come from a node that is behind itself.
                     Ok(true) => String::new(),
                     Ok(false) => "no snapshot reaches far enough, and no node is there to make one".to_owned(),

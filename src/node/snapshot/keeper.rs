@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::fetch::{DECLINED, Wanted};
 use super::make::make;
 use super::progress::progress_text;
 use super::{Ask, tables_text, work_directory};
@@ -28,8 +29,9 @@ const LEASE_TRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the database thread is asked for a moment: it has none inside of something that travels in pieces.
 const MOMENT_WITHIN: Duration = Duration::from_secs(10);
 const MOMENT_TRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How often whoever asked for one hears how far it is.
+/// How often whoever asked for one hears how far it is, and how often at least, also when nothing moves.
 const SAY_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const SAY_WITHIN: Duration = Duration::from_secs(2);
 /// The shortest pause between two snapshots that nobody asked for; else it is as long as the last one took.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// How long it rests after a failure.
@@ -96,6 +98,10 @@ impl Keeper {
             tokio::select! {
                 question = next(&mut questions) => {
                     let Some(question) = question else { questions = None; continue };
+                    if let Some(reason) = self.cannot_serve(&question.payload) {
+                        question.answer(Bytes::from(format!("{DECLINED}{reason}"))).await;
+                        continue;
+                    }
                     let at = self.at.subscribe();
                     let made = {
                         let mut saying = std::pin::pin!(say_how_far(&question, at));
@@ -154,6 +160,18 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Why this node can make no snapshot that will do; another one may.
+    fn cannot_serve(&self, question: &[u8]) -> Option<String> {
+        let wanted = Wanted::of_question(question);
+        let node_id = self.maker.node_id;
+        if !wanted.takes_tables_of(&self.maker.tables) {
+            return Some(format!("node {node_id} replicates other tables"));
+        }
+        let applied = self.applied.borrow();
+        let is_behind = |(shard, seq): (&ShardId, &StreamSeq)| applied.get(shard).is_none_or(|here| here < seq);
+        wanted.at_least.iter().any(is_behind).then(|| format!("node {node_id} is behind the log itself"))
     }
 
     /// How many messages the log has moved since a snapshot, in the shard where that is most.
@@ -237,9 +255,9 @@ impl Keeper {
     }
 }
 
-/// Tells whoever asked how far it is.
+/// Tells whoever asked how far it is, or that it goes on at all.
 async fn say_how_far(question: &Question, mut at: watch::Receiver<(u64, u64)>) {
-    while at.changed().await.is_ok() {
+    while tokio::time::timeout(SAY_WITHIN, at.changed()).await.unwrap_or(Ok(())).is_ok() {
         let (done, total) = *at.borrow_and_update();
         question.say(Bytes::from(progress_text(done, total))).await;
         tokio::time::sleep(SAY_INTERVAL).await;

@@ -52,7 +52,7 @@ pub async fn ask_for_snapshot(
     tell: &TellSnapshot,
 ) -> Result<Option<SnapshotInfo>, NodeError> {
     let log = connect_log(nats, streams, 0).await?;
-    if !fetch::ask_for_one(&log, tell).await? {
+    if !fetch::ask_for_one(&log, &fetch::Wanted::default(), tell).await? {
         return Ok(None);
     }
     Ok(SnapshotStore::of(&log).list().await?.into_iter().next())

@@ -192,7 +192,7 @@ async fn fetch_or_ask(
     if let Some(fetched) = fetch(log, &wanted, part, tell).await? {
         return Ok(fetched);
     }
-    if ask_for_one(log, tell).await?
+    if ask_for_one(log, &wanted, tell).await?
         && let Some(fetched) = fetch(log, &wanted, part, tell).await?
     {
         return Ok(fetched);
