@@ -5,16 +5,21 @@
 //! first captured transaction tells which it was: if its net effect is the intent's it is ours, else ours never happened.
 //!
 //! After a gap that transaction can be ours and local ones together. Then the intent is taken back, and rows that are as it made them are no
-//! local change: they are ahead of the fold, and base has them as they were before the intent. The messages are folded again from there. So
-//! only what is really local is published, and base in place is the fold at every moment.
+//! local change: they are ahead of the fold, and base has them as they were before the intent. The messages are folded again from there, in one
+//! commit as far as they were, or readers would see what a part of them left. So only what is really local is published, and base in place is the
+//! fold at every moment.
 
 use rusqlite::{OptionalExtension, params};
 
+use super::codec::{Reader, push_varint};
 use super::error::ApplyError;
 use super::names_told::FORGET_NAMES_BEFORE;
 use super::net_effect::NetEffect;
-use super::state::State;
-use crate::log::SchemaStep;
+use super::state::{State, from_db};
+use crate::log::{SchemaStep, ShardId, StreamSeq};
+
+/// Under this name is kept how far the database is ahead of the fold.
+const AHEAD: &str = "ahead_to";
 
 impl State {
     pub(super) fn intent(&self) -> Result<Option<NetEffect>, ApplyError> {
@@ -38,6 +43,7 @@ impl State {
             "DELETE FROM intent",
             // Without WHERE: SQLite drops the pages instead of visiting rows.
             "DELETE FROM intent_versions",
+            "DELETE FROM meta WHERE name = 'ahead_to'",
             "DELETE FROM base_before",
             "UPDATE positions SET seq_before = seq WHERE seq_before <> seq",
             "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",
@@ -102,6 +108,39 @@ impl State {
         let sql = "SELECT 1 FROM intent_schema WHERE kind = ?1 AND name = ?2 AND sql IS ?3";
         let of = params![step.kind, step.name.to_ascii_lowercase(), step.after];
         Ok(self.db.prepare_cached(sql)?.exists(of)?)
+    }
+
+    /// Takes note of how far the intent went, which is about to be taken back although its rows may be there.
+    pub(super) fn note_ahead_to(&self) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT shard, seq FROM positions WHERE seq_before <> seq")?;
+        let mut rows = found.query([])?;
+        let mut all: Vec<(u16, i64)> = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push((row.get(0)?, row.get(1)?));
+        }
+        let mut out = Vec::new();
+        push_varint(&mut out, all.len() as u64);
+        for (shard, seq) in all {
+            push_varint(&mut out, u64::from(shard));
+            push_varint(&mut out, from_db(seq));
+        }
+        self.set_meta(AHEAD, &out)
+    }
+
+    /// How far the next fold must go at least: the database shows what it comes to there.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn ahead_to(&self) -> Result<Vec<(ShardId, StreamSeq)>, ApplyError> {
+        let Some(bytes) = self.meta(AHEAD)? else { return Ok(Vec::new()) };
+        let mut reader = Reader::new(&bytes);
+        let mut all = Vec::new();
+        for _ in 0..reader.varint()? {
+            let damaged = |_| ApplyError::Damaged { what: "how far the database is ahead" };
+            let shard = u16::try_from(reader.varint()?).map_err(damaged)?;
+            all.push((ShardId(shard), StreamSeq(reader.varint()?)));
+        }
+        Ok(all)
     }
 
     /// Takes an intent back but for what it did to the schema: [`State::revert_schema`] or [`State::keep_schema`] must follow.

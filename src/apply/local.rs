@@ -377,7 +377,7 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
             self.tells_ours = span.repaired;
             self.tells_schema = span.repaired;
             let reverted = match span.repaired {
-                true => self.replica.state.revert_rows(),
+                true => self.replica.state.note_ahead_to().and_then(|()| self.replica.state.revert_rows()),
                 false => self.replica.state.revert_intent(),
             };
             if reverted.is_err() {

@@ -119,6 +119,12 @@ impl Inbox {
             .count()
     }
 
+    /// The last of a shard's first `count` messages.
+    pub(super) fn last_of(&self, shard: ShardId, count: usize) -> Option<StreamSeq> {
+        let queue = self.shards.get(&shard)?;
+        queue.waiting.get(count.checked_sub(1)?).map(|waiting| waiting.seq)
+    }
+
     /// Payload bytes of a shard's first `count` messages.
     pub(super) fn bytes_of(&self, shard: ShardId, count: usize) -> usize {
         let Some(queue) = self.shards.get(&shard) else { return 0 };

@@ -252,3 +252,57 @@ fn what_is_written_while_a_node_is_down_arrives_when_it_is_back() {
     assert!(cluster.nodes[0].log().contains("changes on"), "it says that it found them: {}", cluster.nodes[0].log());
     cluster.stop();
 }
+
+/// Rows that are ahead of the fold were folded again a few messages at a time: what these had not come to yet stayed as it was to become.
+#[test]
+fn what_a_node_shows_from_before_it_died_is_not_taken_apart() {
+    let schema = "CREATE TABLE ledger(n INTEGER PRIMARY KEY); CREATE TABLE counter(id INTEGER PRIMARY KEY, n INT); INSERT INTO counter VALUES(1, 0);
+        CREATE TABLE other(id INTEGER PRIMARY KEY)";
+    let mut cluster = Cluster::prepare(2, schema, "", &["--max-log-entries", "100000"]);
+    cluster.start_nodes();
+    cluster.settle();
+    cluster.nodes[1].stop();
+    let application = Connection::open(&cluster.nodes[0].db).unwrap();
+    for n in 1..=900 {
+        application
+            .execute_batch(&format!("BEGIN; INSERT INTO ledger VALUES({n}); UPDATE counter SET n = {n}; COMMIT"))
+            .unwrap();
+    }
+    wait_for("an empty outbox", || match cluster.nodes[0].status()?.outbox_units {
+        0 => Ok(()),
+        waiting => Err(format!("{waiting} wait")),
+    });
+    // It dies when its database has an application that its state does not know of for certain, and the log of that begins anew.
+    cluster.nodes[1].spawn_with(&[(VARIABLE, &format!("{}:8", Point::UserCommitted.name()))]);
+    cluster.nodes[1].wait_for_end();
+    let node = &cluster.nodes[1];
+    node.sql("INSERT INTO other VALUES(1)");
+    node.sql("PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO other VALUES(2)");
+    let shown = "SELECT (SELECT count(*) FROM ledger) || ' ' || (SELECT n FROM counter)";
+    let before = node.value(shown);
+    let (db, is_over) = (node.db.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let reader = std::thread::spawn({
+        let is_over = std::sync::Arc::clone(&is_over);
+        move || {
+            let reader = Connection::open(db).unwrap();
+            reader.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+            let mut seen: Vec<String> = Vec::new();
+            while !is_over.load(std::sync::atomic::Ordering::SeqCst) {
+                let now: String = reader.query_row(shown, [], |row| row.get(0)).unwrap();
+                if seen.last() != Some(&now) {
+                    seen.push(now);
+                }
+            }
+            seen
+        }
+    });
+    cluster.nodes[1].start();
+    cluster.settle();
+    is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+    let seen = reader.join().unwrap();
+    assert_ne!(before, "'900 900'", "it died before it had all");
+    let is_whole = |shown: &&String| shown.split_once(' ').is_some_and(|(rows, counter)| rows == counter);
+    let torn: Vec<&String> = seen.iter().filter(|shown| !is_whole(shown)).collect();
+    assert!(torn.is_empty(), "begun with {before}, seen {torn:?} of {seen:?}");
+    cluster.stop();
+}

@@ -244,6 +244,45 @@ fn a_node_that_fell_behind_catches_up_while_its_application_writes() {
     cluster.stop();
 }
 
+/// The path of the snapshot was read as UTF-16, and no file is called so: the node ended at every start.
+#[test]
+fn a_node_in_utf_16_that_fell_behind_catches_up() {
+    let args = ["--max-log-entries", "20", "--shards", "2"];
+    let mut cluster = Cluster::prepare(2, &format!("PRAGMA encoding = 'UTF-16le'; {SCHEMA}"), "", &args);
+    cluster.start_nodes();
+    cluster.settle();
+    cluster.nodes[1].stop();
+    let count = fill(&cluster.nodes[0], 10_000, 25) as usize;
+    cluster.nodes[1].start();
+    assert!(cluster.nodes[1].log().contains("caught up from snapshot"), "{}", cluster.nodes[1].log());
+    assert_eq!(cluster.settle()["t"].len(), count);
+    cluster.stop();
+}
+
+/// It waited for five minutes.
+#[test]
+fn a_node_whose_question_for_a_snapshot_nobody_answers_any_more_asks_again() {
+    let mut cluster = Cluster::start(1, SCHEMA);
+    cluster.nodes[0].stop();
+    // One that takes the question and dies.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut third = runtime.block_on(async {
+        let client = async_nats::connect(&cluster.server.url()).await.unwrap();
+        let subject = "woodchuck-change-log-ask.8.snapshot".to_owned();
+        let mut questions = client.queue_subscribe(subject, "woodchuck".to_owned()).await.unwrap();
+        client.flush().await.unwrap();
+        let mut third = another(&cluster, 3, &[]);
+        third.spawn();
+        assert!(futures_util::StreamExt::next(&mut questions).await.is_some());
+        third
+    });
+    cluster.nodes[0].start();
+    third.wait_until_ready();
+    cluster.nodes.push(third);
+    cluster.settle();
+    cluster.stop();
+}
+
 #[test]
 fn a_copy_that_the_log_does_not_reach_back_to_is_refused_and_replaced_on_demand() {
     let mut cluster = Cluster::prepare(2, SCHEMA, "", &["--max-log-entries", "20"]);

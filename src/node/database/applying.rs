@@ -112,6 +112,15 @@ impl Database {
             let blocked = self.blocked.get(shard).map(|(blocked, _)| blocked.seq);
             verified.into_iter().chain(blocked).min()
         };
+        // What the database shows from before a crash must not be taken apart, unless a shard stands in the way.
+        let mut ahead_to = Vec::new();
+        if self.blocked.is_empty() {
+            for (shard, seq) in self.replica.state().ahead_to()? {
+                if self.replica.state().position(shard)? < seq {
+                    ahead_to.push((shard, seq));
+                }
+            }
+        }
         let own = self.replica.state().origin();
         let is_own = |shard: &ShardId| self.inbox.headers(*shard, 1).iter().take(1).all(|header| header.origin == own);
         // Own messages keep nobody from writing, and come while there is much to capture: a little at a time.
@@ -132,7 +141,11 @@ impl Database {
                 .collect();
             let counts = consistent_cut(&shards);
             let whole = self.inbox.message_count();
-            if counts.iter().any(|count| *count > 0) {
+            let reaches = |(shard, seq): &(ShardId, StreamSeq)| {
+                let count = self.shards.iter().zip(&counts).find(|(other, _)| *other == shard).map(|(_, count)| *count);
+                count.is_none_or(|count| self.inbox.last_of(*shard, count).is_some_and(|last| last >= *seq))
+            };
+            if counts.iter().any(|count| *count > 0) && ahead_to.iter().all(reaches) {
                 return Ok(self.shards.iter().copied().zip(counts).collect());
             }
             if limits.iter().sum::<usize>() >= whole || bytes >= usize::MAX / 2 {
