@@ -3,6 +3,7 @@
 //!
 //! `SEED=n` runs one schedule; `make simulate` runs as many as there is time for.
 
+mod ahead;
 mod behind;
 mod check;
 mod cluster;

@@ -56,6 +56,11 @@ impl Cluster {
         assert!(is_fold, "I1: the database of node {no} with base in place is the fold: {db:#?} and {fold:#?}");
         assert!(is_filtered || db == fold, "I1: the database of node {no} with base in place is the fold");
         if is_ahead {
+            // What the database shows is whole as long as it is folded again as a whole.
+            let state = self.nodes[no].node.as_mut().unwrap().replica().state();
+            if !state.ahead_to().unwrap().is_empty() {
+                assert_eq!(positions, self.nodes[no].started_at, "node {no} takes apart what it shows");
+            }
             return;
         }
         let Cluster { nodes, spec, .. } = self;

@@ -200,7 +200,7 @@ impl Storm {
         (self.migrations, self.deaths)
     }
 
-    fn turn(&mut self, no: usize) {
+    pub(super) fn turn(&mut self, no: usize) {
         let dies = self.is_again && self.random.chance(10);
         let at = dies.then(|| (*self.random.pick(POINTS), 1 + self.random.below(3) as u32));
         let was_up = self.nodes[no].node.is_some();
@@ -493,7 +493,7 @@ impl Storm {
         self.migrations += u64::from(schema(&self.nodes[no].app) != schema_before);
     }
 
-    fn send(&mut self, no: usize, count: usize) {
+    pub(super) fn send(&mut self, no: usize, count: usize) {
         for shard in self.shards() {
             for _ in 0..count {
                 let waiting = self.nodes[no].publisher.shards.get(&shard);
@@ -533,7 +533,7 @@ impl Storm {
         state.backlog().unwrap().units > 0 || applied != ends
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for turn in 0.. {
             let mut is_busy = false;
             for no in 0..self.nodes.len() {

@@ -93,6 +93,8 @@ pub struct SimNode {
     pub applied: Vec<u64>,
     /// After a gap behind an intent rows are ahead of the fold until the log is folded up to here again.
     pub ahead_until: Vec<u64>,
+    /// The positions at the last start.
+    pub started_at: Vec<u64>,
     /// Of these some came while nobody followed: together they may be one, or nothing.
     pub uncaptured: usize,
     pub may_merge: bool,
@@ -131,6 +133,7 @@ impl SimNode {
             commits: 0,
             applied: Vec::new(),
             ahead_until: Vec::new(),
+            started_at: Vec::new(),
             uncaptured: 0,
             may_merge: false,
             wants_newer: false,
@@ -227,6 +230,7 @@ impl SimNode {
         });
         if let Some((node, next)) = self.after(opened) {
             self.node = Some(node);
+            self.started_at = next.values().map(|next| next.0 - 1).collect();
             self.next = next;
             self.with(None, |node| {
                 while node.capture()? {}
