@@ -223,6 +223,22 @@ fn the_version_that_wrote_last_tells_of_the_lost_restart() {
 }
 
 #[test]
+fn an_fts5_index_that_an_old_version_writes_is_named() {
+    let scene = Scene::new(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY NOT NULL, v); CREATE VIRTUAL TABLE found USING fts5(v, content='t', content_rowid='id')",
+    );
+    for (version, is_told) in [(3_043_002u32, true), (3_044_000, false), (3_053_000, false)] {
+        let mut bytes = std::fs::read(&scene.path).unwrap();
+        bytes[96..100].copy_from_slice(&version.to_be_bytes());
+        std::fs::write(&scene.path, &bytes).unwrap();
+        let (_, value) = doctor(&scene.path, &[]);
+        let told = value["findings"].as_array().unwrap().iter().find(|finding| finding["code"] == "fts5-versions");
+        assert_eq!(told.is_some(), is_told, "{version}: {value}");
+        assert!(told.is_none_or(|finding| finding["table"] == "found"), "{value}");
+    }
+}
+
+#[test]
 fn people_read_what_why_and_remedy() {
     let scene = Scene::new("CREATE TABLE nokey(a)");
     let run = Command::new(env!("CARGO_BIN_EXE_woodchuck")).arg("doctor").arg(&scene.path).output().unwrap();

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::sql::quoted;
 use crate::log::SchemaStep;
-use crate::schema::Tokens;
+use crate::schema::{Column, Table, Tokens};
 
 /// What a change of a table does to its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,12 @@ pub(super) fn renames_of_table<'a>(from: &'a str, to: &'a str) -> Vec<(&'a str, 
         (false, true) => vec![(from, BETWEEN), (BETWEEN, to)],
         (false, false) => vec![(from, to)],
     }
+}
+
+/// The column of a table as it was that a column of it comes from. `sources` are what [`reshape`](crate::change::reshape) tells of the two.
+pub(super) fn column_before<'t>(old: &'t Table, sources: Option<&[Option<usize>]>, index: usize) -> Option<&'t Column> {
+    let source = sources.map_or(Some(index), |sources| sources.get(index).copied().flatten());
+    old.columns.get(source?)
 }
 
 /// A name as a statement has it.

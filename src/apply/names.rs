@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::alteration::ColumnStep;
+use super::alteration::{ColumnStep, column_before};
 use super::codec::{Reader, push_row};
 use super::error::ApplyError;
 use super::narrowed::narrower;
@@ -404,8 +404,7 @@ impl State {
         };
         let sources = reshape(&old, &new);
         for (index, column) in new.columns.iter().enumerate() {
-            let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
-            let source = source.and_then(|source| old.columns.get(source));
+            let source = column_before(&old, sources.as_deref(), index);
             let was_null = source.is_some_and(|column| !column.not_null);
             if is_added(&column.name) || column.not_null && was_null {
                 self.note_fill(&step.name, &column.name, &column.default)?;

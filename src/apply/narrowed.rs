@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::Value as Owned;
 
+use super::alteration::column_before;
 use super::conflicts::{ConflictKind, Met};
 use super::connection::value_of;
 use super::error::ApplyError;
@@ -84,9 +85,7 @@ impl LocalTable {
         }
         row
     }
-}
 
-impl LocalTable {
     /// The row that a change wrote, where columns take less by now than they did.
     pub(super) fn written(&self, fit: &Fit, change: &UnitChange) -> Option<Row> {
         if self.narrowed.is_empty() { None } else { change.image.as_ref().map(|image| self.fitted(fit, image)) }
@@ -127,8 +126,7 @@ impl Call<'_, '_> {
         let sources = reshape(&old, &new);
         let takes = |column: &Column| (column.affinity, column.strict, column.not_null);
         let is_other = |(index, column): (usize, &Column)| {
-            let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
-            source.and_then(|source| old.columns.get(source)).is_some_and(|source| takes(source) != takes(column))
+            column_before(&old, sources.as_deref(), index).is_some_and(|source| takes(source) != takes(column))
         };
         if !new.columns.iter().enumerate().any(is_other) {
             return Ok(());

@@ -37,8 +37,8 @@ pub(super) fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
     }
 }
 
-/// Tells parts of changes apart. A change that was found after a time without the daemon can be several at once, and its parts tell that others
-/// have made some of them.
+/// Tells parts of changes apart. A change that was found after a time without the daemon can be several at once, and its parts tell that
+/// others have made some of them.
 fn part_digest(words: [&str; 3]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for word in words {
@@ -153,13 +153,18 @@ impl State {
         (origin, tx, seen): (Origin, u64, StreamSeq),
         seq: StreamSeq,
     ) -> Result<(), ApplyError> {
+        let by = (origin_bytes(origin), to_db(tx));
         for digest in steps.iter().flat_map(digests) {
-            let sql = match self.digest_before(digest, origin, seen)? {
-                None => "UPDATE steps_made SET seq = ?4 WHERE digest = ?1 AND origin = ?2 AND tx = ?3",
-                Some(_) => "DELETE FROM steps_made WHERE digest = ?1 AND origin = ?2 AND tx = ?3 AND ?4",
-            };
-            let of = params![digest, origin_bytes(origin), to_db(tx), to_db(seq.0)];
-            self.db.prepare_cached(sql)?.execute(of)?;
+            match self.digest_before(digest, origin, seen)? {
+                None => {
+                    let sql = "UPDATE steps_made SET seq = ?4 WHERE digest = ?1 AND origin = ?2 AND tx = ?3";
+                    self.db.prepare_cached(sql)?.execute(params![digest, by.0, by.1, to_db(seq.0)])?;
+                }
+                Some(_) => {
+                    let sql = "DELETE FROM steps_made WHERE digest = ?1 AND origin = ?2 AND tx = ?3";
+                    self.db.prepare_cached(sql)?.execute(params![digest, by.0, by.1])?;
+                }
+            }
         }
         Ok(())
     }

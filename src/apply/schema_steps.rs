@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::alteration::{
-    ColumnStep, alteration, columns_of, is_part_of, renames_of_table, retitled, sql_of, statement,
+    ColumnStep, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of, statement,
 };
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
@@ -574,8 +574,7 @@ impl Maker<'_, '_> {
         let (mut into, mut values, mut bound) = (Vec::new(), Vec::new(), Vec::new());
         for (index, column) in new.columns.iter().enumerate().filter(|(_, column)| !column.generated) {
             into.push(quoted(&column.name));
-            let source = sources.as_ref().map_or(Some(index), |sources| sources.get(index).copied().flatten());
-            match source.and_then(|source| old.columns.get(source)) {
+            match column_before(old, sources.as_deref(), index) {
                 Some(source) => {
                     let mut value = quoted(&source.name);
                     // Where it could not stay, the origin has given it something, of the rows that it knew.

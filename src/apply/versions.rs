@@ -180,8 +180,9 @@ mod tests {
         let old = [2, short(&hash(1)), short(&hash(2)), short(&hash(3))];
         let bytes: Vec<u8> = old.iter().flat_map(|number: &i64| number.to_be_bytes()).collect();
         state.db.execute("INSERT INTO meta(name, value) VALUES('intent_versions', ?1)", [bytes]).unwrap();
-        let newer = ["intent_versions", "beginnings", "intent_schema", "moved_in"];
+        let newer = ["intent_versions", "beginnings", "intent_schema", "moved_in", "steps_made"];
         newer.iter().for_each(|table| state.db.execute_batch(&format!("DROP TABLE {table}")).unwrap());
+        state.db.execute_batch("CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID").unwrap();
         state.db.execute_batch("PRAGMA user_version = 2").unwrap();
         drop(state);
         let state = open();

@@ -230,7 +230,8 @@ impl Follower {
             return Err(ShadowError::PageSize { path, found, wanted }.into());
         }
         let (_, bound) = look_at_bound(&frames, bounds, file)?;
-        let (position, differ) = (shadow.position(), Differ::open(shadow)?);
+        let (position, mut differ) = (shadow.position(), Differ::open(shadow)?);
+        differ.follow_copies();
         Ok(Stood { page_size, bound, frames, position, differ, start: Start::Unsettled })
     }
 

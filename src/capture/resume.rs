@@ -142,6 +142,7 @@ impl Follower {
         let total_bytes = self.file.file_bytes()?;
         let mut done_bytes = if shadow.share_blocks(&self.file) { total_bytes } else { 0 };
         self.shadow = Some(shadow);
+        self.differ.follow_copies();
         while done_bytes < total_bytes {
             let Some(shadow) = &self.shadow else { break };
             let copied = shadow.copy_piece(&self.file, done_bytes)?;

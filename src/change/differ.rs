@@ -43,6 +43,7 @@ pub struct Differ {
     pub(super) overflow: Option<OverflowMap>,
     damage: Vec<DiffError>,
     map_bytes_max: usize,
+    follows_copies: bool,
     skipped: Option<Mutex<Vec<DiffError>>>,
     /// Memory that one transaction leaves for the next.
     buffers: Buffers,
@@ -117,6 +118,7 @@ impl Differ {
             overflow: None,
             damage: Vec::new(),
             map_bytes_max: MAP_BYTES_MAX,
+            follows_copies: false,
             skipped: None,
             buffers: Buffers::default(),
         };
@@ -205,6 +207,12 @@ impl Differ {
     pub fn take_passed_over(&mut self) -> Vec<DiffError> {
         let skipped = self.skipped.as_mut().and_then(|skipped| skipped.get_mut().ok());
         skipped.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// From here on a table whose rows were copied into one of another name, and which was dropped in the same transaction, is that one: what
+    /// others write to it belongs there. Who only looks is shown what was done.
+    pub fn follow_copies(&mut self) {
+        self.follows_copies = true;
     }
 
     /// Bounds the rows that wait for their partner within a transaction, in bytes.
@@ -451,7 +459,8 @@ impl Differ {
         let (mut touched, schema) = match schema {
             None => (self.touched_trees(&old, &new, &groups)?, None),
             Some((schema, catalogue)) => {
-                let matched = match_trees((&old, &self.trees, &self.schema), (&new, &schema, &catalogue));
+                let matched =
+                    match_trees((&old, &self.trees, &self.schema), (&new, &schema, &catalogue), self.follows_copies);
                 let continued = matched.continued(&self.trees);
                 let touched = self.rebuilt_trees(&old, &new, &groups, (&schema, &catalogue), matched)?;
                 (touched, Some(SchemaAfter { schema, catalogue, continued }))

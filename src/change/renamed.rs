@@ -6,43 +6,56 @@ use std::collections::HashMap;
 use super::pages::{DiffError, Version};
 use super::rows::reshape;
 use super::trees::{Schema, Tree, rows_continue};
-use crate::format::{PageNo, Row};
+use crate::format::{PageNo, Row, Value};
 use crate::schema::{Catalogue, Identity, SchemaRow, Table, Tokens, unquote};
 
 /// A tree with no schema row any more, by its index among them, and the schema row that goes on with it.
 type Pair = (usize, i64);
 
-/// Finds the tables that go on under other names. `orphans` have no schema row of their name any more, the `new` schema rows no tree.
+/// Finds the tables that go on under other names. `orphans` have no schema row of their name any more, the `new` schema rows no tree. `by_rows`:
+/// also those that only their rows tell.
 pub(crate) fn renamed(
     (old, orphans): (&Version<'_>, &[&Tree]),
     (version, schema, catalogue): (&Version<'_>, &Schema, &Catalogue),
     before: &Schema,
     new: &[i64],
+    by_rows: bool,
 ) -> Vec<Pair> {
     let mut pairs: Vec<Pair> = Vec::new();
-    for (index, tree) in orphans.iter().enumerate().filter(|(_, tree)| *tree.kind == *"table") {
-        let in_place = schema
-            .get(&tree.schema_rowid)
-            .filter(|row| row.kind == "table" && row.root == Some(tree.root.page) && new.contains(&tree.schema_rowid));
-        let Some(row) = in_place else { continue };
+    let stands_in_place = |tree: &Tree, rowid: i64, row: &SchemaRow| {
+        tree.schema_rowid == rowid && row.kind == "table" && row.root == Some(tree.root.page)
+    };
+    let tables = || orphans.iter().enumerate().filter(|(_, tree)| *tree.kind == *"table");
+    for (index, tree) in tables().filter(|(_, tree)| new.contains(&tree.schema_rowid)) {
+        let Some(row) = schema.get(&tree.schema_rowid) else { continue };
         let now = catalogue.table(&row.name).map(AsRef::as_ref);
-        if same_columns(tree.table.as_deref(), now) && !is_still_named(before, schema, &tree.name) {
+        if stands_in_place(tree, tree.schema_rowid, row)
+            && same_columns(tree.table.as_deref(), now)
+            && !is_still_named(before, schema, &tree.name)
+        {
             pairs.push((index, tree.schema_rowid));
         }
     }
-    // By their rows: only where there is no doubt which.
+    if !by_rows {
+        return pairs;
+    }
+    // Only where there is no doubt which.
     let mut likely: Vec<Pair> = Vec::new();
     let stands_for_itself = |table: &&Table| !table.is_internal() && table.shadow_of.is_none();
-    for (index, tree) in orphans.iter().enumerate().filter(|(index, _)| pairs.iter().all(|(found, _)| found != index)) {
+    for (index, tree) in tables().filter(|(index, _)| pairs.iter().all(|(found, _)| found != index)) {
         let Some(was) = tree.table.as_deref().filter(stands_for_itself) else { continue };
         for rowid in new.iter().filter(|rowid| pairs.iter().all(|(_, found)| found != *rowid)) {
             let Some(row) = schema.get(rowid).filter(|row| row.kind == "table") else { continue };
             let Some(now) = catalogue.table(&row.name).map(AsRef::as_ref).filter(stands_for_itself) else { continue };
-            if rows_continue(was, now)
-                // What cannot be read tells nothing; who needs it will say so.
-                && same_rows((old, tree.root.page, was), (version, now.root, now)).unwrap_or(false)
-                && !is_still_named(before, schema, &tree.name)
-            {
+            if !rows_continue(was, now) {
+                continue;
+            }
+            let was_renamed =
+                stands_in_place(tree, *rowid, row) && Tokens::new(&was.sql).count() == Tokens::new(&now.sql).count();
+            // What cannot be read tells nothing; who needs it will say so.
+            let rows = evidence((old, tree.root.page, was), (version, now.root, now)).unwrap_or(0);
+            let found = if was_renamed && rows > 0 { rows + IN_PLACE_BITS } else { rows };
+            if found >= EVIDENCE_BITS_MIN && !is_still_named(before, schema, &tree.name) {
                 likely.push((index, *rowid));
             }
         }
@@ -52,9 +65,8 @@ pub(crate) fn renamed(
         *by_tree.entry(*index).or_default() += 1;
         *by_row.entry(*rowid).or_default() += 1;
     }
-    pairs.extend(
-        likely.into_iter().filter(|(index, rowid)| by_tree.get(index) == Some(&1) && by_row.get(rowid) == Some(&1)),
-    );
+    let is_sure = |(index, rowid): &Pair| by_tree.get(index) == Some(&1) && by_row.get(rowid) == Some(&1);
+    pairs.extend(likely.into_iter().filter(is_sure));
     pairs
 }
 
@@ -72,33 +84,94 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
     }
 }
 
-/// Whether the first rows of both are the same in what both have, which has to be most of it. Tables without rows do not tell.
-fn same_rows(
-    (old, old_root, was): (&Version<'_>, PageNo, &Table),
-    (new, new_root, now): (&Version<'_>, PageNo, &Table),
-) -> Result<bool, DiffError> {
-    let sources = reshape(was, now).unwrap_or_else(|| (0..now.columns.len()).map(Some).collect());
-    let shared: Vec<(usize, usize)> = (0..)
-        .zip(&sources)
-        .filter_map(|(column, source)| Some(((*source)?, column)))
-        .filter(|(_, column)| now.columns.get(*column).is_some_and(|column| !column.generated))
-        .collect();
-    if 2 * shared.len() < was.columns.len().max(now.columns.len()) {
-        return Ok(false);
+/// What equal values must tell together, in bits: a table that is taken for another one gets rows that were never meant for it, which is
+/// worse than rows that are in the conflict journal.
+const EVIDENCE_BITS_MIN: u32 = 32;
+/// What it tells that a table stands where the other one did, with a statement of the same form, as ALTER TABLE leaves it.
+const IN_PLACE_BITS: u32 = 16;
+/// The rows that are compared.
+const ROWS_MAX: usize = 64;
+
+/// What a value that is found again tells. Most values are small numbers, and NULL is everywhere.
+fn bits_of(value: &Value) -> u32 {
+    match value {
+        Value::Null => 0,
+        Value::Integer(number) => (u64::BITS - number.unsigned_abs().leading_zeros()).min(16),
+        Value::Real(_) => 16,
+        Value::Text(bytes) | Value::Blob(bytes) => {
+            u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_mul(4).min(32)
+        }
     }
-    let (before, after) = (first_rows(old, old_root, was)?, first_rows(new, new_root, now)?);
-    let by_rowid = now.identity == Identity::Rowid;
-    let is_same = |((rowid, row), (other_rowid, other)): (&(Option<i64>, Row), &(Option<i64>, Row))| {
-        (!by_rowid || rowid == other_rowid)
-            && shared.iter().all(|(source, column)| row.get(*source) == other.get(*column))
-    };
-    Ok(!before.is_empty() && !after.is_empty() && before.iter().zip(&after).all(is_same))
 }
 
-/// The rows of a tree's first leaf, in its order.
-fn first_rows(version: &Version<'_>, root: PageNo, table: &Table) -> Result<Vec<(Option<i64>, Row)>, DiffError> {
-    let mut page = root;
-    for _ in 0..version.height(root)? {
+/// How much the first rows of both tell that they are the same table, in bits; 0 where they are not, or the one has not all that the other had.
+fn evidence(
+    (old, old_root, was): (&Version<'_>, PageNo, &Table),
+    (new, new_root, now): (&Version<'_>, PageNo, &Table),
+) -> Result<u32, DiffError> {
+    let sources = reshape(was, now).unwrap_or_else(|| (0..now.columns.len()).map(Some).collect());
+    let shared: Vec<(usize, usize)> =
+        (0..).zip(&sources).filter_map(|(column, source)| Some(((*source)?, column))).collect();
+    let is_shared = |source: usize| shared.iter().any(|(other, _)| *other == source);
+    if !(0..was.columns.len()).all(is_shared) {
+        return Ok(0);
+    }
+    let (before, after) = (first_rows(old, old_root, was)?, first_rows(new, new_root, now)?);
+    // Of tables of one page all rows are known.
+    if before.is_whole != after.is_whole || before.is_whole && before.count != after.count {
+        return Ok(0);
+    }
+    let by_rowid = now.identity == Identity::Rowid;
+    let mut values: Vec<Vec<&Value>> = vec![Vec::new(); shared.len()];
+    for (one, other) in before.rows.iter().zip(&after.rows) {
+        match (&one.row, &other.row) {
+            (Some(row), Some(other)) => {
+                for ((source, column), values) in shared.iter().zip(&mut values) {
+                    let (Some(value), Some(other)) = (row.get(*source), other.get(*column)) else { return Ok(0) };
+                    if value != other {
+                        return Ok(0);
+                    }
+                    if !values.contains(&value) {
+                        values.push(value);
+                    }
+                }
+            }
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => return Ok(0),
+        }
+        if by_rowid && one.rowid != other.rowid {
+            return Ok(0);
+        }
+    }
+    // Keys are counted up everywhere.
+    let is_key = |column: usize| match &now.identity {
+        Identity::RowidAlias(key) => *key == column,
+        Identity::Declared(_) | Identity::Rowid => false,
+    };
+    let told = shared.iter().zip(&values).filter(|((_, column), _)| !is_key(*column));
+    Ok(told.flat_map(|(_, values)| values).map(|value| bits_of(value)).fold(0, u32::saturating_add))
+}
+
+/// A row longer than this is not read to tell tables apart.
+const ROW_BYTES_MAX: u64 = 1 << 16;
+
+struct FirstRow {
+    rowid: Option<i64>,
+    /// `None` where it is too long.
+    row: Option<Row>,
+}
+
+/// The first rows of a table.
+struct FirstRows {
+    rows: Vec<FirstRow>,
+    /// How many rows the first leaf has, and whether these are all.
+    count: usize,
+    is_whole: bool,
+}
+
+fn first_rows(version: &Version<'_>, root: PageNo, table: &Table) -> Result<FirstRows, DiffError> {
+    let (mut page, height) = (root, version.height(root)?);
+    for _ in 0..height {
         let bytes = version.bytes(page)?;
         match version.parse(page, &bytes)?.children().next() {
             Some(child) => page = child?,
@@ -107,14 +180,21 @@ fn first_rows(version: &Version<'_>, root: PageNo, table: &Table) -> Result<Vec<
     }
     let bytes = version.bytes(page)?;
     let leaf = version.parse(page, &bytes)?;
-    let mut rows = Vec::with_capacity(leaf.cell_count());
-    for index in 0..leaf.cell_count() {
+    let count = leaf.cell_count();
+    let mut rows = Vec::with_capacity(count.min(ROWS_MAX));
+    for index in 0..count.min(ROWS_MAX) {
         let cell = leaf.cell(index)?;
+        let rowid = cell.rowid;
+        if cell.payload_bytes > ROW_BYTES_MAX {
+            rows.push(FirstRow { rowid, row: None });
+            continue;
+        }
         let payload = version.payload(page, &cell, None)?;
-        let row = table.decode_row(&payload, cell.rowid, version.encoding);
-        rows.push((cell.rowid, row.map_err(|source| DiffError::Record { table: table.name.clone(), page, source })?));
+        let row = table.decode_row(&payload, rowid, version.encoding);
+        let row = row.map_err(|source| DiffError::Record { table: table.name.clone(), page, source })?;
+        rows.push(FirstRow { rowid, row: Some(row) });
     }
-    Ok(rows)
+    Ok(FirstRows { rows, count, is_whole: height == 0 })
 }
 
 /// Whether an object that did not change speaks of a table of this name: ALTER TABLE would have changed that too.

@@ -140,6 +140,7 @@ impl Matched {
 pub(crate) fn match_trees(
     (old, trees, before): (&Version<'_>, &[Option<Tree>], &Schema),
     (new, schema, catalogue): (&Version<'_>, &Schema, &Catalogue),
+    by_rows: bool,
 ) -> Matched {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut by_name: HashMap<(String, String), i64> = HashMap::new();
@@ -172,7 +173,7 @@ pub(crate) fn match_trees(
     }
     matched.new = by_name.into_values().collect();
     matched.new.sort_unstable();
-    let found = renamed((old, &orphans), (new, schema, catalogue), before, &matched.new);
+    let found = renamed((old, &orphans), (new, schema, catalogue), before, &matched.new, by_rows);
     let found: BTreeMap<TreeNo, i64> =
         found.into_iter().filter_map(|(index, rowid)| Some((*numbers.get(index)?, rowid))).collect();
     let taken: BTreeSet<i64> = found.values().copied().collect();

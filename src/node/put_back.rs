@@ -12,8 +12,9 @@ use bytes::Bytes;
 use super::place::Seen;
 use crate::log::{Log, LogError, ShardId, StreamSeq};
 
-/// How often the stream is looked at while it is another node's turn.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How soon the stream is looked at again while it is another node's turn: at first, as turns are short, and in the end, as long as nothing comes.
+const LOOK_FIRST: Duration = Duration::from_millis(4);
+const LOOK_CAP: Duration = Duration::from_millis(200);
 /// How long another node may take before it is said that it is waited for, and how often from then on.
 const TELL_AFTER: Duration = Duration::from_secs(5);
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
@@ -45,6 +46,8 @@ pub(super) async fn put_back(log: &dyn Log, shard: ShardId, lost: LostTail) -> R
     // What is waited for, and since when; when it is to be said next.
     let mut waiting = (StreamSeq(0), Instant::now());
     let mut tell_at = waiting.1;
+    // The end at the last look, and how long it is until the next.
+    let (mut last, mut wait) = (StreamSeq(0), LOOK_FIRST);
     loop {
         // Servers that do not answer are asked again; they may be what this is about.
         if let Ok(bounds) = log.bounds(shard).await {
@@ -54,8 +57,11 @@ pub(super) async fn put_back(log: &dyn Log, shard: ShardId, lost: LostTail) -> R
                 if !error.is_transient() {
                     return Err(error);
                 }
-                tokio::time::sleep(LOOK_INTERVAL).await;
+                tokio::time::sleep(LOOK_CAP).await;
                 continue;
+            }
+            if bounds.last != last {
+                (last, wait) = (bounds.last, LOOK_FIRST);
             }
             if bounds.last >= known {
                 tracing::info!("stream {} has its {} messages again", log.stream_name(shard), known.0);
@@ -87,6 +93,7 @@ pub(super) async fn put_back(log: &dyn Log, shard: ShardId, lost: LostTail) -> R
                 }
             }
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LOOK_CAP);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Failure, Finding, Level};
 use crate::capture::{CaptureError, DatabaseFile};
 use crate::cli::inspect;
-use crate::schema::Catalogue;
+use crate::schema::{Catalogue, Module};
 
 /// The first and the last version of SQLite that can lose a restart of the log, and those between that were corrected.
 const WAL_RESET_BUG: std::ops::RangeInclusive<u32> = 3_007_000..=3_051_002;
@@ -76,6 +76,9 @@ pub(super) fn examine(path: &Path, findings: &mut Vec<Finding>) -> Result<Examin
     }
     if let Some(version) = files.sqlite_version() {
         judge_version(version, findings);
+        if let Some(catalogue) = &examined.catalogue {
+            judge_fts5(version, catalogue, findings);
+        }
     }
     if files.has_spilled() {
         findings.push(Finding::new(
@@ -106,8 +109,29 @@ fn refusal(error: &CaptureError) -> Finding {
     Finding::new(Level::Refused, code, super::Failure::of(error).message, why, error.hint())
 }
 
+/// The first version whose FTS5 indexes were found sound beside later ones; see docs/operations.md.
+const FTS5_SOUND_SINCE: u32 = 3_044_000;
+
+fn judge_fts5(version: u32, catalogue: &Catalogue, findings: &mut Vec<Finding>) {
+    let indexes = catalogue.virtual_tables().iter().filter(|table| table.module == Module::Fts5);
+    for table in indexes.filter(|_| version < FTS5_SOUND_SINCE) {
+        let finding = Finding::new(
+            Level::Warning,
+            "fts5-versions",
+            format!("{} is an FTS5 index, and SQLite {} wrote this database last", table.name, version_text(version)),
+            "an index that SQLite 3.43 or earlier writes can be damaged as soon as a later one writes it, too, and Woodchuck brings a later one",
+            "use SQLite 3.46 or later in every program that writes the index",
+        );
+        findings.push(finding.of_table(&table.name));
+    }
+}
+
+fn version_text(version: u32) -> String {
+    format!("{}.{}.{}", version / 1_000_000, version / LINE % LINE, version % LINE)
+}
+
 fn judge_version(version: u32, findings: &mut Vec<Finding>) {
-    let text = format!("{}.{}.{}", version / 1_000_000, version / LINE % LINE, version % LINE);
+    let text = version_text(version);
     let is_corrected = |since: &u32| version / LINE == since / LINE && version >= *since;
     if WAL_RESET_BUG.contains(&version) && !WAL_RESET_CORRECTED.iter().any(is_corrected) {
         findings.push(Finding::new(
