@@ -479,9 +479,9 @@ fn a_table_that_looks_like_one_that_is_dropped_is_another_one() {
         list(&|n| format!("DROP TABLE a{n}; CREATE TABLE b{n}({}); INSERT INTO b{n} VALUES{}", pairs[n].2, pairs[n].3));
     let writes = list(&|n| format!("INSERT INTO a{n} VALUES{}", pairs[n].4));
     let mut cluster = meanwhile(&schema, &writes, &migration, true);
-    for n in 0..pairs.len() {
+    for (n, pair) in pairs.iter().enumerate() {
         for node in &cluster.nodes {
-            assert_eq!(node.value(&format!("SELECT count(*) FROM b{n} WHERE id = 9")), "0", "{:?}", pairs[n]);
+            assert_eq!(node.value(&format!("SELECT count(*) FROM b{n} WHERE id = 9")), "0", "{pair:?}");
         }
     }
     // What had no place is in the journal.
