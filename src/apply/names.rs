@@ -62,12 +62,20 @@ pub(super) fn taken_from(id: i64) -> String {
     format!(" (gone, {id})")
 }
 
-/// The table that a statement makes; `None` where SQLite does not take it alone.
-pub(super) fn table_of(step: &SchemaStep, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
+/// The table as a step found it and as it leaves it; `None` where there is none, or SQLite does not take its statement alone.
+pub(super) fn tables_of(step: &SchemaStep) -> Result<(Option<Arc<Table>>, Option<Arc<Table>>), ApplyError> {
+    let named = |name: &str, sql: &Option<String>| match sql {
+        Some(sql) if step.kind == "table" => table_of(name, sql),
+        _ => Ok(None),
+    };
+    Ok((named(step.name_before.as_ref().unwrap_or(&step.name), &step.before)?, named(&step.name, &step.after)?))
+}
+
+fn table_of(name: &str, sql: &str) -> Result<Option<Arc<Table>>, ApplyError> {
     let row = SchemaRow {
-        kind: step.kind.clone(),
-        name: step.name.clone(),
-        table: step.name.clone(),
+        kind: "table".to_owned(),
+        name: name.to_owned(),
+        table: name.to_owned(),
         root: PageNo::new(2),
         sql: Some(sql.to_owned()),
     };
@@ -395,8 +403,7 @@ impl State {
     /// Takes note of what rows hold that know nothing of a column which came, or that had NULL where that cannot be any more, and of columns that
     /// take other types of values. It stays so whatever becomes of the default.
     fn note_fills(&self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
-        let (Some(before), Some(after)) = (&step.before, &step.after) else { return Ok(()) };
-        let (Some(old), Some(new)) = (table_of(step, before)?, table_of(step, after)?) else { return Ok(()) };
+        let (Some(old), Some(new)) = tables_of(step)? else { return Ok(()) };
         let is_added = |name: &str| {
             columns
                 .iter()

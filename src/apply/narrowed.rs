@@ -13,7 +13,7 @@ use super::alteration::column_before;
 use super::conflicts::{ConflictKind, Met};
 use super::connection::value_of;
 use super::error::ApplyError;
-use super::names::{Named, table_of};
+use super::names::{Named, tables_of};
 use super::shape::{Change, Fit, LocalTable};
 use super::undo_redo::Call;
 use crate::change::reshape;
@@ -119,10 +119,7 @@ impl Call<'_, '_> {
     /// A step that is about to be made gives columns other types of values: the table shows the fold, so that all nodes convert the same rows. A
     /// pending change comes behind the step in the order of all, and is judged by the types that it meets there.
     pub(super) fn prepare_types(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
-        let (Some(before), Some(after), "table") = (&step.before, &step.after, step.kind.as_str()) else {
-            return Ok(());
-        };
-        let (Some(old), Some(new)) = (table_of(step, before)?, table_of(step, after)?) else { return Ok(()) };
+        let (Some(old), Some(new)) = tables_of(step)? else { return Ok(()) };
         let sources = reshape(&old, &new);
         let takes = |column: &Column| (column.affinity, column.strict, column.not_null);
         let is_other = |(index, column): (usize, &Column)| {

@@ -17,7 +17,7 @@ use super::base::BaseRow;
 use super::duplicates::Trial;
 use super::error::ApplyError;
 use super::fitting::Found;
-use super::names::{Named, table_of, taken_from};
+use super::names::{Named, tables_of, taken_from};
 use super::pending_units::PendingUnits;
 use super::shape::{Change, LocalTable};
 use super::state::{State, TableState};
@@ -67,8 +67,9 @@ pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError>
         ("index", Some(after)) if after.get(..BEGIN.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BEGIN)) => {
             Some(step.table.as_str())
         }
-        ("table", Some(after)) => {
-            table_of(step, after)?.filter(|table| !table.uniques.is_empty()).map(|_| step.name.as_str())
+        ("table", Some(_)) => {
+            let (_, after) = tables_of(step)?;
+            after.filter(|table| !table.uniques.is_empty()).map(|_| step.name.as_str())
         }
         _ => None,
     })

@@ -560,3 +560,22 @@ fn migrations_that_two_nodes_make_side_by_side_are_made_once() {
     }
     cluster.stop();
 }
+
+/// What rows hold that know nothing of a new column was not noted where the same transaction renamed the table, and a later default stood there on the node
+/// that made both, and the first one on the others.
+#[test]
+fn rows_that_come_without_a_column_hold_the_same_everywhere_whatever_becomes_of_its_default() {
+    let first = "ALTER TABLE t RENAME TO p; ALTER TABLE p ADD COLUMN e TEXT NOT NULL DEFAULT 'a'";
+    let second = "CREATE TABLE np(id TEXT PRIMARY KEY, x TEXT, e TEXT NOT NULL DEFAULT 'b'); INSERT INTO np SELECT * FROM p; DROP TABLE p; ALTER TABLE np RENAME TO p";
+    let schema = "CREATE TABLE t(id TEXT PRIMARY KEY, x TEXT); INSERT INTO t VALUES('one', 'x and more to tell')";
+    for writes_first in [false, true] {
+        let migration = format!("{first}; COMMIT; BEGIN; {second}");
+        let mut cluster = meanwhile(schema, "INSERT INTO t VALUES('two', 'w')", &migration, writes_first);
+        // Both are one change where the daemon was away.
+        let expected = if writes_first { "'onea,twob'" } else { "'onea,twoa'" };
+        for node in &cluster.nodes {
+            assert_eq!(node.value("SELECT group_concat(id || e) FROM p"), expected, "{writes_first}");
+        }
+        cluster.stop();
+    }
+}
