@@ -62,8 +62,11 @@ pub(super) fn taken_from(id: i64) -> String {
     format!(" (gone, {id})")
 }
 
-/// The table as a step found it and as it leaves it; `None` where there is none, or SQLite does not take its statement alone.
-pub(super) fn tables_of(step: &SchemaStep) -> Result<(Option<Arc<Table>>, Option<Arc<Table>>), ApplyError> {
+/// A table before a step, or behind it; `None` where there is none, or SQLite does not take its statement alone.
+pub(super) type TableOfStep = Option<Arc<Table>>;
+
+/// The table as a step found it and as it leaves it.
+pub(super) fn tables_of(step: &SchemaStep) -> Result<(TableOfStep, TableOfStep), ApplyError> {
     let named = |name: &str, sql: &Option<String>| match sql {
         Some(sql) if step.kind == "table" => table_of(name, sql),
         _ => Ok(None),
