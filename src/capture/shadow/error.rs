@@ -90,7 +90,8 @@ pub enum ShadowError {
     },
     /// The database was restored from a backup, and taking it as it is would delete much.
     #[error(
-        "{}: the database seems to be restored from a backup: taking it as it is would delete {deletes} of {rows} rows",
+        "{}: {deletes} of {rows} rows are gone that were there when it was last followed: an older file was put back, or so much was deleted, or \
+         given other keys, since",
         path.display()
     )]
     Restored {
@@ -126,7 +127,7 @@ impl ShadowError {
             }
             ShadowError::Interrupted => "start again: it begins anew",
             ShadowError::Restored { .. } => {
-                "give --accept-restored to publish the difference as changes, or restore the node from a snapshot"
+                "if the application did that, give --accept-restored: the difference is published as changes; if not, restore the node from a snapshot"
             }
         }
     }
