@@ -95,6 +95,8 @@ pub struct SimNode {
     pub ahead_until: Vec<u64>,
     /// The positions at the last start.
     pub started_at: Vec<u64>,
+    /// The machine was started anew, and the node not since: it may have to write first, and waits for who writes.
+    pub is_rebooted: bool,
     /// Of these some came while nobody followed: together they may be one, or nothing.
     pub uncaptured: usize,
     pub may_merge: bool,
@@ -134,6 +136,7 @@ impl SimNode {
             applied: Vec::new(),
             ahead_until: Vec::new(),
             started_at: Vec::new(),
+            is_rebooted: false,
             uncaptured: 0,
             may_merge: false,
             wants_newer: false,
@@ -245,6 +248,7 @@ impl SimNode {
 
     /// What it has stored is on disk, and the machine was started anew since.
     pub fn note_other_boot(&mut self) {
+        self.is_rebooted = true;
         let state = State::look(&self.state_dir.join("state.db")).unwrap();
         let mut note = state.capture_position().unwrap();
         note.truncate(POSITION_BYTES);
