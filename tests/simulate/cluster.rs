@@ -368,11 +368,13 @@ impl Cluster {
 
     fn start(&mut self, no: usize, at: Option<(Point, u32)>) -> bool {
         let last = self.first.keys().map(|shard| (*shard, StreamSeq(self.spec.count(*shard)))).collect();
-        if std::mem::take(&mut self.nodes[no].is_rebooted) {
+        if self.nodes[no].is_rebooted {
             // While it waits nothing else goes on here, and the application has to come to its end.
             self.end(no, true);
         }
-        self.nodes[no].start(at, last)
+        let is_up = self.nodes[no].start(at, last);
+        self.nodes[no].is_rebooted &= !is_up;
+        is_up
     }
 
     fn checkpoint(&mut self, no: usize) {
