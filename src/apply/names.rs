@@ -305,20 +305,20 @@ impl State {
         } else if !self.born_again.contains(&lower) {
             return Ok(());
         }
-        let sql = "INSERT OR REPLACE INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
-        let seq = birth.seq.map(|seq| to_db(seq.0));
-        self.db.prepare_cached(sql)?.execute(params![lower, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
+        self.add_birth(&lower, birth)?;
         self.born_again.insert(lower);
         Ok(())
     }
 
     /// The table was made by another transaction as well.
     pub(super) fn note_birth_too(&self, table: &str, birth: &Birth) -> Result<(), ApplyError> {
-        if self.born_again.contains(table) {
-            let sql = "INSERT OR REPLACE INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
-            let seq = birth.seq.map(|seq| to_db(seq.0));
-            self.db.prepare_cached(sql)?.execute(params![table, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
-        }
+        if self.born_again.contains(table) { self.add_birth(table, birth) } else { Ok(()) }
+    }
+
+    fn add_birth(&self, lower: &str, birth: &Birth) -> Result<(), ApplyError> {
+        let sql = "INSERT OR REPLACE INTO births(table_name, origin, tx, seq) VALUES(?1, ?2, ?3, ?4)";
+        let seq = birth.seq.map(|seq| to_db(seq.0));
+        self.db.prepare_cached(sql)?.execute(params![lower, origin_bytes(birth.origin), to_db(birth.tx), seq])?;
         Ok(())
     }
 

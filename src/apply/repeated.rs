@@ -12,6 +12,7 @@ use super::error::ApplyError;
 use super::names::Birth;
 use super::schema_steps::step_digest;
 use super::state::{State, from_db, origin_bytes, origin_of, to_db};
+use super::undo_redo::Call;
 use crate::log::{Origin, SchemaStep, ShardId, StreamSeq};
 
 /// An own change of the schema that the fold has not reached.
@@ -191,5 +192,36 @@ impl State {
         }
         self.forget_tables();
         Ok(())
+    }
+}
+
+impl Call<'_, '_> {
+    /// Leaves out what was made before it on the log, or is pending here, so that there is nothing to do for it.
+    pub(super) fn pass_over_repeated(
+        &mut self,
+        steps: Vec<SchemaStep>,
+        seen: StreamSeq,
+        birth: &Birth,
+        shard: ShardId,
+    ) -> Result<Vec<SchemaStep>, ApplyError> {
+        let mut left = Vec::with_capacity(steps.len());
+        let own = self.state.origin();
+        let pending = self.state.steps_pending(shard)?;
+        for step in steps {
+            if let Some(first) = self.state.made_before(&step, birth.origin, seen)? {
+                self.state.note_again(&step, &first, birth)?;
+                continue;
+            }
+            let digest = step_digest(&step);
+            let mut same = pending.iter().filter(|pending| pending.first.is_none());
+            match same.find(|pending| step_digest(&pending.step) == digest) {
+                Some(ours) => {
+                    self.state.note_made(&step, birth)?;
+                    self.state.note_again(&step, &Birth { origin: own, tx: ours.tx, seq: None }, birth)?;
+                }
+                None => left.push(step),
+            }
+        }
+        Ok(left)
     }
 }

@@ -409,6 +409,7 @@ impl Maker<'_, '_> {
         Ok(self.state.column_made_before(step, column, self.birth.origin, self.seen)?.is_some())
     }
 
+    /// Makes of a table what the step makes of it, as far as that is not done yet.
     fn alter(&mut self, step: &SchemaStep, all: &[SchemaStep], before: &str, after: &str) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         let way = alteration(step, before, after).map_err(&refused)?;

@@ -23,7 +23,7 @@ use super::names::Birth;
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
 use super::replica::Taking;
-use super::schema_steps::{BegunAnew, Maker, catalogue_of, step_digest};
+use super::schema_steps::{BegunAnew, Maker, catalogue_of};
 use super::shape::{Change, LocalTable, Merge, Tables};
 use super::state::State;
 use super::statements::SELECT_ROWS;
@@ -132,35 +132,6 @@ impl<'a, 'c> Call<'a, 'c> {
         self.put_back(&apart, units, origin, true)?;
         // Own messages move base alone, and there is none while a table shows the fold.
         self.redo()
-    }
-
-    /// Leaves out what was made before it on the log, or is pending here, so that there is nothing to do for it.
-    fn pass_over_repeated(
-        &mut self,
-        steps: Vec<SchemaStep>,
-        seen: StreamSeq,
-        birth: &Birth,
-        shard: ShardId,
-    ) -> Result<Vec<SchemaStep>, ApplyError> {
-        let mut left = Vec::with_capacity(steps.len());
-        let own = self.state.origin();
-        let pending = self.state.steps_pending(shard)?;
-        for step in steps {
-            if let Some(first) = self.state.made_before(&step, birth.origin, seen)? {
-                self.state.note_again(&step, &first, birth)?;
-                continue;
-            }
-            let digest = step_digest(&step);
-            let mut same = pending.iter().filter(|pending| pending.first.is_none());
-            match same.find(|pending| step_digest(&pending.step) == digest) {
-                Some(ours) => {
-                    self.state.note_made(&step, birth)?;
-                    self.state.note_again(&step, &Birth { origin: own, tx: ours.tx, seq: None }, birth)?;
-                }
-                None => left.push(step),
-            }
-        }
-        Ok(left)
     }
 
     /// Goes on with the schema that was made. `before` is what it was, and the temporary triggers are gone.
