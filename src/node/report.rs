@@ -18,6 +18,9 @@ use crate::log::{ShardId, StreamSeq};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Writing it takes at most this part of the thread's time: counting a long outbox is work.
 const STATUS_SHARE: u32 = 50;
+/// What reads it takes a node whose status is much older for one that hangs. A process that was stopped while it wrote seems to have worked for
+/// as long as it stood.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 /// Counts, and writes down once a second.
 #[derive(Debug)]
@@ -121,8 +124,13 @@ impl Reporter {
         if let Err(error) = written {
             tracing::warn!("cannot write {}: {error}", directory.file(STATUS_FILE).display());
         }
-        self.due_at = Instant::now() + STATUS_INTERVAL.max(began.elapsed() * STATUS_SHARE);
+        self.due_at = Instant::now() + until_next(began.elapsed());
     }
+}
+
+/// How long it is until the next status after one that took `took`.
+fn until_next(took: Duration) -> Duration {
+    took.saturating_mul(STATUS_SHARE).clamp(STATUS_INTERVAL, STATUS_INTERVAL_MAX)
 }
 
 /// How often the progress of a copy or a comparison is told.
@@ -156,5 +164,18 @@ impl Told {
         };
         tracing::info!("{what}: {percent} % of {} MiB", progress.total_bytes >> 20);
         ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_takes_its_share_of_the_time_and_is_never_long_in_coming() {
+        assert_eq!(until_next(Duration::from_millis(1)), STATUS_INTERVAL);
+        assert_eq!(until_next(Duration::from_millis(100)), Duration::from_secs(5));
+        // The process was stopped, or its disk hung.
+        assert_eq!(until_next(Duration::from_secs(3600)), STATUS_INTERVAL_MAX);
     }
 }

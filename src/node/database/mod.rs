@@ -47,6 +47,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the write lock is tried when nothing can go on without it.
 const BEGIN_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a start may wait for the write lock before it says so.
+const TELL_LOCKED_AFTER: Duration = Duration::from_secs(1);
 
 /// How a node is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -316,8 +318,16 @@ impl Database {
     /// A power failure can take commits that were captured. Their rows are as the other nodes have them; here they are written again.
     fn put_back_lost(&mut self) -> Result<(), NodeError> {
         let Some(lost) = self.attached.follower.lost()? else { return Ok(()) };
+        let began = Instant::now();
+        let mut is_told = false;
         while !self.begin()? {
             refuse_stopped(&self.links.stop)?;
+            if !is_told && began.elapsed() >= TELL_LOCKED_AFTER {
+                is_told = true;
+                tracing::warn!(
+                    "an application keeps the write lock: what the database lost, as in a power failure, is written again when it lets go"
+                );
+            }
             std::thread::sleep(BEGIN_INTERVAL);
         }
         let connection = &self.attached.connection;
