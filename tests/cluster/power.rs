@@ -147,6 +147,27 @@ fn what_the_application_appends_to_a_log_that_lost_its_tail_is_its_own_change() 
     expected(&tables, &["integer:3|text:'after'|integer:6", "integer:40|text:'after'|integer:80"]);
 }
 
+/// The daemon dies as soon as it has written again what was lost; what the application then takes back, while nobody follows, is meant.
+#[test]
+fn what_the_application_does_after_the_daemon_has_started_in_the_new_boot_is_its_own_change() {
+    let mut scene = Scene::before_the_failure().fail();
+    scene.another_boot();
+    scene.cluster.nodes[0].start();
+    assert!(scene.cluster.nodes[0].log().contains("the database lost commits"));
+    scene.cluster.nodes[0].kill();
+    scene.cluster.nodes[0].sql("UPDATE t SET v = 'early' WHERE id = 3; DELETE FROM t WHERE id = 20");
+    assert!(!scene.wal().exists(), "the application closed its database");
+    scene.cluster.nodes[0].start();
+    let log = scene.cluster.nodes[0].log();
+    assert!(!log.contains("the database lost commits"), "{log}");
+    let mut tables = scene.cluster.settle();
+    assert_eq!(tables["t"].iter().filter(|row| row.starts_with("integer:20|")).count(), 0);
+    tables.get_mut("t").unwrap().push("integer:20|text:'late'|integer:40".to_owned());
+    tables.get_mut("t").unwrap().sort_unstable();
+    expected(&tables, &["integer:3|text:'early'|integer:6"]);
+    scene.cluster.stop();
+}
+
 #[test]
 fn a_daemon_that_dies_while_it_writes_lost_rows_again_goes_on_where_it_was() {
     for point in ["journal-appended", "captured", "own-taken"] {

@@ -364,6 +364,10 @@ impl Database {
         if self.replica.state().is_suspecting() {
             self.replica.suspect_waiting()?;
         }
+        if self.attached.is_rebooted {
+            // What the failure took is found. To whoever starts next in this boot, what an application does from here on must not look like more of it.
+            self.attached.follower.make_durable()?;
+        }
         Ok(())
     }
 
