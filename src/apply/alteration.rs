@@ -30,6 +30,9 @@ pub(super) enum ColumnStep {
         to: String,
         /// The same as SQL has it: a renamed column is quoted where the statement that renamed it had it so.
         written: String,
+        /// The definition of a new column, with the name, that came in its place: no value of the one goes along. It counts as the same column,
+        /// so that nodes which make the same change, and take it for a rename, mean the same by each name.
+        in_place: Option<String>,
     },
 }
 
@@ -75,21 +78,39 @@ pub(super) fn alteration(step: &SchemaStep, before: &str, after: &str) -> rusqli
     let lacks = |all: &[String], name: &String| !all.iter().any(|other| other.eq_ignore_ascii_case(name));
     let gone: Vec<&String> = old.iter().filter(|name| lacks(&new, name)).collect();
     let come: Vec<&String> = new.iter().filter(|name| lacks(&old, name)).collect();
-    // A name in the place of one that is gone is the same column under another name: so rows are compared as well.
-    let renames: Vec<(&String, &String)> =
-        old.iter().zip(&new).filter(|(from, to)| gone.contains(from) && come.contains(to)).collect();
+    // Rows are compared by the same.
+    let renames: Vec<(&String, &String)> = match &step.renamed_columns {
+        Some(told) => told.iter().filter_map(|(from, to)| one_of(&gone, from).zip(one_of(&come, to))).collect(),
+        None => old.iter().zip(&new).filter(|(from, to)| gone.contains(from) && come.contains(to)).collect(),
+    };
     let rename = |(from, to): &(&String, &String)| {
         let written = written(to, after);
-        ColumnStep::Rename { from: (*from).clone(), to: (*to).clone(), written }
+        ColumnStep::Rename { from: (*from).clone(), to: (*to).clone(), written, in_place: None }
     };
     let mut columns: Vec<ColumnStep> = renames.iter().map(rename).collect();
     let is_left = |name: &&&String| !renames.iter().any(|(from, to)| *from == **name || *to == **name);
     columns.extend(gone.iter().filter(is_left).map(|name| ColumnStep::Drop { name: (*name).clone() }));
     let rest: Vec<&String> = come.iter().filter(is_left).copied().collect();
-    columns.extend(added(&scratch, &step.name, &columns, &rest, after)?);
+    for came in added(&scratch, &step.name, &columns, &rest, after)? {
+        let ColumnStep::Add { name, definition } = &came else { continue };
+        let before = new.iter().position(|other| other == name).and_then(|place| old.get(place));
+        let is_gone = |column: &ColumnStep| matches!(column, ColumnStep::Drop { name } if before == Some(name));
+        match columns.iter_mut().find(|column| is_gone(column)) {
+            Some(gone) => {
+                let from = before.cloned().unwrap_or_default();
+                let (written, in_place) = (written(name, after), Some(definition.clone()));
+                *gone = ColumnStep::Rename { from, to: name.clone(), written, in_place };
+            }
+            None => columns.push(came),
+        }
+    }
     put_row(&scratch, &step.name)?;
     let is_alter = leads_to(&scratch, &step.name, &columns, after)?;
     Ok(Alteration { columns, is_alter, renamed })
+}
+
+fn one_of<'n>(names: &[&'n String], name: &str) -> Option<&'n String> {
+    names.iter().copied().find(|other| other.eq_ignore_ascii_case(name))
 }
 
 /// The renames that give a table another name. SQLite takes a name that differs in case alone for that of another table.
@@ -175,7 +196,7 @@ fn added(
         return Ok(Vec::new());
     }
     scratch.execute_batch("SAVEPOINT without")?;
-    let done = dropped.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
+    let done = dropped.iter().try_for_each(|step| scratch.execute_batch(&statement(table, step)));
     let now = sql_of(scratch, "table", table);
     scratch.execute_batch("ROLLBACK TO without; RELEASE without")?;
     let (true, Some(now)) = (done.is_ok(), now?) else { return Ok(unknown().collect()) };
@@ -216,13 +237,18 @@ fn definitions(text: &str) -> Vec<&str> {
     parts
 }
 
+/// The statements that do it.
 pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
     let table = quoted(table);
     match step {
         ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
         ColumnStep::Drop { name } => format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name)),
-        ColumnStep::Rename { from, written, .. } => {
+        ColumnStep::Rename { from, written, in_place: None, .. } => {
             format!("ALTER TABLE {table} RENAME COLUMN {} TO {written}", quoted(from))
+        }
+        ColumnStep::Rename { from, in_place: Some(definition), .. } => {
+            let from = quoted(from);
+            format!("ALTER TABLE {table} DROP COLUMN {from}; ALTER TABLE {table} ADD COLUMN {definition}")
         }
     }
 }
@@ -245,7 +271,7 @@ fn put_row(scratch: &Connection, table: &str) -> rusqlite::Result<()> {
 /// Whether the statements lead to `after`. The scratch database is as it was.
 fn leads_to(scratch: &Connection, table: &str, columns: &[ColumnStep], after: &str) -> rusqlite::Result<bool> {
     scratch.execute_batch("SAVEPOINT attempt")?;
-    let done = columns.iter().try_for_each(|step| scratch.execute(&statement(table, step), []).map(drop));
+    let done = columns.iter().try_for_each(|step| scratch.execute_batch(&statement(table, step)));
     let now = sql_of(scratch, "table", table);
     scratch.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
     Ok(done.is_ok() && now?.as_deref() == Some(after))

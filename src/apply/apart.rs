@@ -16,7 +16,7 @@ use super::fitting::Found;
 use super::shape::LocalTable;
 use super::state::State;
 use super::undo_redo::Call;
-use crate::change::{RowKey, canonical_key, reshape};
+use crate::change::{RenamedColumns, RowKey, canonical_key, reshape};
 use crate::format::{Row, Value};
 use crate::log::{Origin, ShardId, TableShape, Unit, UnitKey};
 
@@ -46,7 +46,13 @@ impl RoundUnits for OwnUnits {
 pub(super) struct Apart {
     db: Option<Connection>,
     /// The tables as the rows have them, by the name that they get, in lower case.
-    tables: BTreeMap<String, Arc<LocalTable>>,
+    tables: BTreeMap<String, ApartTable>,
+}
+
+struct ApartTable {
+    table: Arc<LocalTable>,
+    /// What the transaction tells of columns that get other names.
+    renamed: Option<RenamedColumns>,
 }
 
 impl Apart {
@@ -99,10 +105,9 @@ fn key_names(shape: &TableShape) -> impl Iterator<Item = String> + '_ {
     shape.key.iter().filter_map(|index| shape.columns.get(usize::from(*index))).map(|name| name.to_ascii_lowercase())
 }
 
-/// A row as the table has it by now: columns by their names, a renamed one by its place, and what is new holds what rows hold that know nothing
-/// of it.
-fn reshaped(old: &LocalTable, new: &LocalTable, row: Row) -> Row {
-    let Some(sources) = reshape(&old.table, &new.table) else { return row };
+/// A row as the table has it by now: what is new holds what rows hold that know nothing of it.
+fn reshaped(ApartTable { table: old, renamed }: &ApartTable, new: &LocalTable, row: Row) -> Row {
+    let Some(sources) = reshape(&old.table, &new.table, renamed.as_deref()) else { return row };
     let value = |(name, default): (&String, &Value)| {
         let index = new.table.column_index(name);
         let source = index.and_then(|index| sources.get(index).copied().flatten());
@@ -127,8 +132,12 @@ impl Call<'_, '_> {
             return Ok(());
         }
         let name = name.to_ascii_lowercase();
+        let mut renamed = None;
         for index in 0..units.count() {
             for unit in units.load(self.state, index)? {
+                let mut steps = unit.schema.iter().filter(|step| step.kind == "table");
+                let step = steps.find(|step| step.name.eq_ignore_ascii_case(&name));
+                renamed = renamed.or_else(|| step.and_then(|step| step.renamed_columns.clone()));
                 // A table with another key is another table.
                 let is_of = |change: &u16| {
                     unit.tables.get(usize::from(*change)).is_some_and(|shape| {
@@ -145,7 +154,7 @@ impl Call<'_, '_> {
             }
             self.store_many_versions()?;
         }
-        apart.tables.entry(name).or_insert_with(|| Arc::clone(table));
+        apart.tables.entry(name).or_insert_with(|| ApartTable { table: Arc::clone(table), renamed });
         Ok(())
     }
 

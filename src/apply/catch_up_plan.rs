@@ -283,7 +283,7 @@ fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(
         for column in &way.columns {
             let all = columns_of(&scratch, &name).map_err(refused)?;
             if column.is_due(&all) {
-                scratch.execute(&statement(&name, column), []).map_err(refused)?;
+                scratch.execute_batch(&statement(&name, column)).map_err(refused)?;
             }
         }
     }

@@ -210,6 +210,7 @@ impl Call<'_, '_> {
             table: wanted.name.clone(),
             before: Some(now.to_owned()),
             after: Some(wanted.sql.clone()),
+            renamed_columns: None,
         };
         let way = alteration(&step, now, &wanted.sql).map_err(refused)?;
         let birth = Birth { origin: self.state.origin(), tx: 0, seq: None };
@@ -219,7 +220,7 @@ impl Call<'_, '_> {
         if way.is_alter {
             // Rows or views can be in the way of what an empty table takes alone.
             let done =
-                way.columns.iter().try_for_each(|column| conn.execute(&statement(&wanted.name, column), []).map(drop));
+                way.columns.iter().try_for_each(|column| conn.execute_batch(&statement(&wanted.name, column)));
             if done.is_ok() && sql_of(conn, "table", &wanted.name).map_err(refused)?.as_ref() == Some(&wanted.sql) {
                 return Ok(());
             }

@@ -293,8 +293,8 @@ impl<'r> LocalSink<'r> {
         if change.of_shadow || is_internal(&change.name) || !travels(&change.table) || !is_known(&change) {
             return Ok(());
         }
-        let SchemaChange { kind, name, name_before, table, before, after, root_before, .. } = change;
-        let step = SchemaStep { kind, name, name_before, table, before, after };
+        let SchemaChange { kind, name, name_before, table, before, after, root_before, renamed_columns, .. } = change;
+        let step = SchemaStep { kind, name, name_before, table, before, after, renamed_columns };
         let columns = match (&step.before, &step.after) {
             // What SQLite cannot be asked about without the application's functions changes no names that are known.
             (Some(before), Some(after)) if step.kind == "table" => {

@@ -27,6 +27,11 @@ const ITSELF: &str = "";
 /// And under this one what became of the table that had the name before.
 const BEFORE: &str = "\u{1}";
 
+/// In the place of a column's name, for the one in its place into which no value goes that is written under the name.
+pub(super) fn name_that_stays(column: &str) -> String {
+    format!("{BEFORE}{}", column.to_ascii_lowercase())
+}
+
 /// Under this name of a column stands, of what fills columns, that some take fewer types of values than once.
 pub(super) const TYPES: &str = "\u{1}";
 
@@ -258,9 +263,13 @@ impl State {
                             self.set_name(&step.name, name, None)?;
                             self.forget_fill(&step.name, name)?;
                         }
-                        ColumnStep::Rename { from, to, .. } => {
+                        ColumnStep::Rename { from, to, in_place, .. } => {
                             self.forget_name(&step.name, to)?;
-                            self.set_name(&step.name, from, Some(to))?;
+                            self.note_values(&step.name, from, to, in_place.is_none())?;
+                            if in_place.is_some() {
+                                self.forget_fill(&step.name, from)?;
+                                continue;
+                            }
                             self.db
                                 .prepare_cached("UPDATE OR REPLACE fills SET column_name = ?3 WHERE table_name = ?1 AND column_name = ?2")?
                                 .execute([&step.name, from, to].map(|name| name.to_ascii_lowercase()))?;
@@ -272,6 +281,17 @@ impl State {
         }
         self.forget_tables();
         Ok(())
+    }
+
+    /// Whether values that are written under the name that a column had go into the one that is in its place.
+    pub(super) fn note_values(&self, table: &str, from: &str, to: &str, go_along: bool) -> Result<(), ApplyError> {
+        let stay = name_that_stays(from);
+        if go_along {
+            self.forget_name(table, &stay)?;
+            return self.set_name(table, from, Some(to));
+        }
+        self.set_name(table, &stay, Some(to))?;
+        self.set_name(table, from, None)
     }
 
     /// Takes note of changes of the schema that were made here together.
@@ -408,11 +428,14 @@ impl State {
     fn note_fills(&self, step: &SchemaStep, columns: &[ColumnStep]) -> Result<(), ApplyError> {
         let (Some(old), Some(new)) = tables_of(step)? else { return Ok(()) };
         let is_added = |name: &str| {
-            columns
-                .iter()
-                .any(|step| matches!(step, ColumnStep::Add { name: added, .. } if added.eq_ignore_ascii_case(name)))
+            columns.iter().any(|step| match step {
+                ColumnStep::Add { name: added, .. } | ColumnStep::Rename { to: added, in_place: Some(_), .. } => {
+                    added.eq_ignore_ascii_case(name)
+                }
+                ColumnStep::Drop { .. } | ColumnStep::Rename { .. } => false,
+            })
         };
-        let sources = reshape(&old, &new);
+        let sources = reshape(&old, &new, step.renamed_columns.as_deref());
         for (index, column) in new.columns.iter().enumerate() {
             let source = column_before(&old, sources.as_deref(), index);
             let was_null = source.is_some_and(|column| !column.not_null);

@@ -213,7 +213,8 @@ mod tests {
         let owned = |text: Option<&str>| text.map(str::to_owned);
         let (name, table) = (name.to_owned(), name.to_owned());
         let (before, after) = (owned(before), owned(after));
-        SchemaStep { kind: "table".to_owned(), name, name_before: owned(name_before), table, before, after }
+        let (kind, name_before, renamed_columns) = ("table".to_owned(), owned(name_before), None);
+        SchemaStep { kind, name, name_before, table, before, after, renamed_columns }
     }
 
     fn note(state: &mut State, step: &SchemaStep, columns: &[ColumnStep]) {

@@ -120,7 +120,7 @@ impl Call<'_, '_> {
     /// pending change comes behind the step in the order of all, and is judged by the types that it meets there.
     pub(super) fn prepare_types(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
         let (Some(old), Some(new)) = tables_of(step)? else { return Ok(()) };
-        let sources = reshape(&old, &new);
+        let sources = reshape(&old, &new, step.renamed_columns.as_deref());
         let takes = |column: &Column| (column.affinity, column.strict, column.not_null);
         let is_other = |(index, column): (usize, &Column)| {
             column_before(&old, sources.as_deref(), index).is_some_and(|source| takes(source) != takes(column))

@@ -175,6 +175,18 @@ impl State {
         Ok(self.db.prepare_cached("SELECT 1 FROM steps_made WHERE digest = ?1")?.exists([step_digest(step)])?)
     }
 
+    /// Rows can tell nodes differently what became of a column. The change that stands first on the log has the word.
+    fn note_values_of(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        let Some(table) = self.name_in_the_end(&step.name)? else { return Ok(()) };
+        for column in columns_of_step(step) {
+            if let ColumnStep::Rename { from, to, in_place, .. } = column {
+                self.note_values(&table, &from, &to, in_place.is_none())?;
+            }
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
     /// Takes note of a change that is the same as the `first` one: what it began is what that began.
     pub(super) fn note_again(&mut self, step: &SchemaStep, first: &Birth, birth: &Birth) -> Result<(), ApplyError> {
         match (&step.before, &step.after) {
@@ -217,6 +229,7 @@ impl Call<'_, '_> {
             match same.find(|pending| step_digest(&pending.step) == digest) {
                 Some(ours) => {
                     self.state.note_made(&step, birth)?;
+                    self.state.note_values_of(&step)?;
                     self.state.note_again(&step, &Birth { origin: own, tx: ours.tx, seq: None }, birth)?;
                 }
                 None => left.push(step),

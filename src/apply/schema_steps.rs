@@ -373,8 +373,8 @@ impl Maker<'_, '_> {
         if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
-        drop(self.mirror.execute(sql, []));
-        self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
+        drop(self.mirror.execute_batch(sql));
+        self.conn.execute_batch(sql).map_err(Maker::refused(step))
     }
 
     /// Two nodes have made a table of one name. Where one has added columns to it since it has what both have made.
@@ -457,7 +457,8 @@ impl Maker<'_, '_> {
                 return self.note_columns(noted, &way.columns);
             }
             // Several nodes make the same changes, and one has made more of them at once: the one that does more to columns has the others in it.
-            let ours = alteration(step, before, &here).map(|way| way.columns).unwrap_or_default();
+            let by_place = SchemaStep { renamed_columns: None, ..step.clone() };
+            let ours = alteration(&by_place, before, &here).map(|way| way.columns).unwrap_or_default();
             if is_part_of(&way.columns, &ours) {
                 return self.note_columns(noted, &way.columns);
             }
@@ -567,7 +568,7 @@ impl Maker<'_, '_> {
 
     fn copy(&mut self, step: &SchemaStep, old: &Arc<Table>, new: &Table) -> Result<(), ApplyError> {
         let refused = &Maker::refused(step);
-        let sources = reshape(old, new);
+        let sources = reshape(old, new, step.renamed_columns.as_deref());
         let mut found =
             self.conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\"").map_err(refused)?;
         let never_null: BTreeSet<String> =

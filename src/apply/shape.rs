@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::beginnings::{THE_TABLE, always, column_kept};
 use super::error::{ApplyError, Cannot};
-use super::names::TYPES;
+use super::names::{TYPES, name_that_stays};
 use super::narrowed::{Narrowed, narrower};
 use super::routing::Travels;
 use super::sql::Sql;
@@ -238,6 +238,7 @@ impl LocalTable {
             };
             match became {
                 Some(None) => return Here::Gone,
+                Some(Some(now)) if self.stays(name, now) => return Here::Gone,
                 Some(Some(now)) => return place(now).unwrap_or(Here::Gone),
                 None => {}
             }
@@ -247,6 +248,12 @@ impl LocalTable {
             None if self.names.contains_key(&name.to_ascii_lowercase()) => Here::Gone,
             None => Here::Unknown,
         }
+    }
+
+    /// Whether values written under this name do not go into the column that it became: another one came in its place.
+    fn stays(&self, name: &str, now: &str) -> bool {
+        let to = self.names.get(&name_that_stays(name)).and_then(|to| self.name_here(to.as_ref()?));
+        to.is_some_and(|to| to.eq_ignore_ascii_case(now)) && !now.eq_ignore_ascii_case(name)
     }
 
     /// A row that was stored under other columns, as this table has them now. `columns` are as `columns_kept` made them.

@@ -12,6 +12,7 @@ use super::overflow::OverflowMap;
 use super::owners::{Owners, TreeNo};
 use super::pages::{DiffError, PageSource, Version};
 use super::row::{ChangeSink, TxSpan};
+use super::columns::{Renamed, RenamedColumns, renamed_columns};
 use super::rows::{RowBuffers, TableDiff, names_moved, note, reshape};
 use super::structure::{Root, TreeChange, tree_change};
 use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};
@@ -63,13 +64,20 @@ pub(super) struct Touched {
     /// The tree after; `None` when it is gone.
     tree: Option<Tree>,
     old: Option<Arc<Table>>,
+    renamed: Renamed,
     pub(super) change: TreeChange,
 }
 
 impl Touched {
     /// A tree that stays as it is.
     pub(super) fn unchanged(number: TreeNo, tree: &Tree) -> Touched {
-        Touched { number, tree: Some(tree.clone()), old: tree.table.clone(), change: TreeChange::default() }
+        let (old, change) = (tree.table.clone(), TreeChange::default());
+        Touched { number, tree: Some(tree.clone()), old, renamed: Renamed::default(), change }
+    }
+
+    /// The schema row after, with the columns that have other names.
+    fn renamed(&self) -> Option<(i64, RenamedColumns)> {
+        Some(self.tree.as_ref()?.schema_rowid).zip(self.renamed.columns.clone())
     }
 
     fn new_table(&self) -> Option<&Arc<Table>> {
@@ -321,7 +329,8 @@ impl Differ {
         if let Some(SchemaAfter { schema, catalogue, continued }) = &plan.schema {
             let is_shadow =
                 |name: &str| catalogue.shadow_of(name).is_some() || self.catalogue.shadow_of(name).is_some();
-            for change in schema_changes(&self.schema, schema, continued, &is_shadow) {
+            let renamed = plan.touched.iter().filter_map(Touched::renamed).collect();
+            for change in schema_changes(&self.schema, schema, continued, &renamed, &is_shadow) {
                 given.begin()?;
                 given.sink.schema(change).map_err(TransactionError::Sink)?;
             }
@@ -338,7 +347,8 @@ impl Differ {
                 after: plan.after,
                 before_pages: &row_pages(old, &touched.change.before),
                 after_pages: &row_pages(new, &touched.change.after),
-                reshape: reshape(old, new),
+                reshape: reshape(old, new, touched.renamed.columns.as_deref()),
+                doubts: if self.follows_copies { &touched.renamed.doubts } else { &[] },
                 old,
                 new,
                 walk_chains: plan.walk_chains,
@@ -389,6 +399,7 @@ impl Differ {
                 before_pages: pages,
                 after_pages: pages,
                 reshape: None,
+                doubts: &[],
                 old: table,
                 new: table,
                 walk_chains: false,
@@ -640,14 +651,18 @@ fn touch(
     let roots = (was.map(|was| was.root), tree.as_ref().map(|tree| tree.root));
     let mut change = tree_change(old, new, roots.0, roots.1, pages)?;
     let tables = (was.and_then(|was| was.table.clone()), tree.as_ref().and_then(|tree| tree.table.clone()));
+    let mut renamed = Renamed::default();
+    if let ((Some(was), Some(is)), (Some(before), Some(after))) = (roots, &tables) {
+        renamed = renamed_columns((old, was.page, before), (new, is.page, after));
+    }
     if let (Some(before), Some(after)) = &tables
-        && names_moved(before, after)
+        && names_moved(before, after, renamed.columns.as_deref())
     {
         // Every row is compared, also where no page changed.
         change.before = tree_change(old, new, roots.0, None, &[])?.before;
         change.after = tree_change(old, new, None, roots.1, &[])?.after;
     }
-    Ok(Touched { number, tree, old: tables.0, change })
+    Ok(Touched { number, tree, old: tables.0, renamed, change })
 }
 
 /// The pages that carry rows of a table: leaves, and in index-shaped trees all. Ascending by height and number.

@@ -1,5 +1,6 @@
 //! Layer 2: two versions of the pages become row changes. Uses `format` and `schema`.
 
+mod columns;
 mod differ;
 mod explain;
 mod identity;
@@ -13,10 +14,12 @@ mod pages;
 mod renamed;
 mod row;
 mod rows;
+mod sample;
 mod structure;
 mod suspects;
 mod trees;
 
+pub use columns::RenamedColumns;
 pub use differ::{Differ, TransactionError};
 pub use identity::{canonical_key, row_key};
 pub use pages::{DiffError, PageError, PageSource};

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use super::pages::{DiffError, Version};
 use super::rows::reshape;
+use super::sample::{End, bits_of, rows_at};
 use super::trees::{Schema, Tree, rows_continue};
-use crate::format::{PageNo, Row, Value};
+use crate::format::{PageNo, Value};
 use crate::schema::{Catalogue, Identity, SchemaRow, Table, Tokens, unquote};
 
 /// A tree with no schema row any more, by its index among them, and the schema row that goes on with it.
@@ -89,34 +90,19 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
 const EVIDENCE_BITS_MIN: u32 = 32;
 /// What it tells that a table stands where the other one did, with a statement of the same form, as ALTER TABLE leaves it.
 const IN_PLACE_BITS: u32 = 16;
-/// The rows that are compared.
-const ROWS_MAX: usize = 64;
-
-/// What a value that is found again tells. Most values are small numbers, and NULL is everywhere.
-fn bits_of(value: &Value) -> u32 {
-    match value {
-        Value::Null => 0,
-        Value::Integer(number) => (u64::BITS - number.unsigned_abs().leading_zeros()).min(16),
-        Value::Real(_) => 16,
-        Value::Text(bytes) | Value::Blob(bytes) => {
-            u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_mul(4).min(32)
-        }
-    }
-}
-
 /// How much the first rows of both tell that they are the same table, in bits; 0 where they are not, or the one has not all that the other had.
 fn evidence(
     (old, old_root, was): (&Version<'_>, PageNo, &Table),
     (new, new_root, now): (&Version<'_>, PageNo, &Table),
 ) -> Result<u32, DiffError> {
-    let sources = reshape(was, now).unwrap_or_else(|| (0..now.columns.len()).map(Some).collect());
+    let sources = reshape(was, now, None).unwrap_or_else(|| (0..now.columns.len()).map(Some).collect());
     let shared: Vec<(usize, usize)> =
         (0..).zip(&sources).filter_map(|(column, source)| Some(((*source)?, column))).collect();
     let is_shared = |source: usize| shared.iter().any(|(other, _)| *other == source);
     if !(0..was.columns.len()).all(is_shared) {
         return Ok(0);
     }
-    let (before, after) = (first_rows(old, old_root, was)?, first_rows(new, new_root, now)?);
+    let (before, after) = (rows_at(End::First, old, old_root, was)?, rows_at(End::First, new, new_root, now)?);
     // Of tables of one page all rows are known.
     if before.is_whole != after.is_whole || before.is_whole && before.count != after.count {
         return Ok(0);
@@ -150,51 +136,6 @@ fn evidence(
     };
     let told = shared.iter().zip(&values).filter(|((_, column), _)| !is_key(*column));
     Ok(told.flat_map(|(_, values)| values).map(|value| bits_of(value)).fold(0, u32::saturating_add))
-}
-
-/// A row longer than this is not read to tell tables apart.
-const ROW_BYTES_MAX: u64 = 1 << 16;
-
-struct FirstRow {
-    rowid: Option<i64>,
-    /// `None` where it is too long.
-    row: Option<Row>,
-}
-
-/// The first rows of a table.
-struct FirstRows {
-    rows: Vec<FirstRow>,
-    /// How many rows the first leaf has, and whether these are all.
-    count: usize,
-    is_whole: bool,
-}
-
-fn first_rows(version: &Version<'_>, root: PageNo, table: &Table) -> Result<FirstRows, DiffError> {
-    let (mut page, height) = (root, version.height(root)?);
-    for _ in 0..height {
-        let bytes = version.bytes(page)?;
-        match version.parse(page, &bytes)?.children().next() {
-            Some(child) => page = child?,
-            None => break,
-        }
-    }
-    let bytes = version.bytes(page)?;
-    let leaf = version.parse(page, &bytes)?;
-    let count = leaf.cell_count();
-    let mut rows = Vec::with_capacity(count.min(ROWS_MAX));
-    for index in 0..count.min(ROWS_MAX) {
-        let cell = leaf.cell(index)?;
-        let rowid = cell.rowid;
-        if cell.payload_bytes > ROW_BYTES_MAX {
-            rows.push(FirstRow { rowid, row: None });
-            continue;
-        }
-        let payload = version.payload(page, &cell, None)?;
-        let row = table.decode_row(&payload, rowid, version.encoding);
-        let row = row.map_err(|source| DiffError::Record { table: table.name.clone(), page, source })?;
-        rows.push(FirstRow { rowid, row: Some(row) });
-    }
-    Ok(FirstRows { rows, count, is_whole: height == 0 })
 }
 
 /// Whether an object that did not change speaks of a table of this name: ALTER TABLE would have changed that too.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::columns::RenamedColumns;
 use super::identity::key_of;
 use crate::format::{Checksum, FrameNo, PageNo, Row, Salts, Value};
 use crate::schema::{RowView, Table};
@@ -118,6 +119,9 @@ pub struct SchemaChange {
     pub after: Option<String>,
     /// Root page of the table that was there before.
     pub root_before: Option<PageNo>,
+    /// The columns that have other names, where the statements alone tell it wrong; `None` where each new name in the place of one that is gone
+    /// is such a column.
+    pub renamed_columns: Option<RenamedColumns>,
 }
 
 /// Where in the WAL a transaction stands: from its first frame to its commit frame, both included.

@@ -11,7 +11,7 @@ use super::order::{ByKey, ByRowid};
 use super::pages::{DiffError, Version};
 use super::row::{ChangedRow, Op};
 use crate::format::{PageKind, PageNo, Row, Value};
-use crate::schema::{Identity, KeyColumn, RowPlaces, RowView, Table};
+use crate::schema::{Column, Identity, KeyColumn, RowPlaces, RowView, Table};
 
 /// One tree of rows, between two versions.
 pub(crate) struct TableDiff<'s> {
@@ -24,6 +24,8 @@ pub(crate) struct TableDiff<'s> {
     pub(crate) new: &'s Arc<Table>,
     /// Where each column of `new` comes from in `old`; `None` when the columns are the same.
     pub(crate) reshape: Option<Vec<Option<usize>>>,
+    /// The columns of `new` that other nodes could take for what `old` has in their places.
+    pub(crate) doubts: &'s [usize],
     pub(crate) walk_chains: bool,
     pub(crate) map_bytes_max: usize,
     /// Where rows that cannot be read are noted, and passed over. Without it the first one is an error.
@@ -61,8 +63,13 @@ pub(crate) type LentRow<'r> = (RowView<'r>, Option<i64>);
 /// What takes the rows that changed.
 pub(crate) type Emit<'e, E> = dyn FnMut(ChangedRow<'_>) -> Result<(), E> + 'e;
 
-/// Where the columns of a changed table come from: by name, else, for a renamed column, by place.
-pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
+/// Where the columns of a changed table come from: by name, else as `renamed` tells; without it a name in the place of one that is gone is the
+/// same column.
+pub(crate) fn reshape(
+    old: &Table,
+    new: &Table,
+    renamed: Option<&[(String, String)]>,
+) -> Option<Vec<Option<usize>>> {
     if std::ptr::eq(old, new) {
         return None;
     }
@@ -74,9 +81,15 @@ pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
         return None;
     }
     let sources = new.columns.iter().enumerate().map(|(index, column)| {
-        old.column_index(&column.name).or_else(|| {
-            let here = old.columns.get(index)?;
-            new.column_index(&here.name).is_none().then_some(index)
+        old.column_index(&column.name).or_else(|| match renamed {
+            Some(renamed) => {
+                let (from, _) = renamed.iter().find(|(_, to)| to.eq_ignore_ascii_case(&column.name))?;
+                old.column_index(from).filter(|_| new.column_index(from).is_none())
+            }
+            None => {
+                let here = old.columns.get(index)?;
+                new.column_index(&here.name).is_none().then_some(index)
+            }
         })
     });
     Some(sources.collect())
@@ -84,8 +97,8 @@ pub(crate) fn reshape(old: &Table, new: &Table) -> Option<Vec<Option<usize>>> {
 
 /// Whether rows on pages that did not change hold something else now, going by the names of the columns: ALTER TABLE RENAME COLUMN
 /// rewrites no row, and a name that one column gave up can be another's.
-pub(crate) fn names_moved(old: &Table, new: &Table) -> bool {
-    let Some(sources) = reshape(old, new) else { return false };
+pub(crate) fn names_moved(old: &Table, new: &Table, renamed: Option<&[(String, String)]>) -> bool {
+    let Some(sources) = reshape(old, new, renamed) else { return false };
     let place = |table: &Table, column: usize| table.record_columns.iter().position(|other| *other == column);
     (0..new.columns.len()).any(|column| match sources.get(column).copied().flatten() {
         Some(source) => place(old, source) != place(new, column),
@@ -101,7 +114,12 @@ impl TableDiff<'_> {
         if self.reshape.is_some() {
             let mut rows = Reshaped { diff: self, read };
             return pair_by_key(&mut rows, self.map_bytes_max, &mut |before, after| {
-                self.give(before.map(lent), after.map(lent), emit)
+                let doubted = before.filter(|_| !self.doubts.is_empty()).map(|before| self.settled(before.row, after));
+                let old = match (&doubted, before) {
+                    (Some(row), Some(before)) => Some((RowView::of(row), before.rowid)),
+                    (_, before) => before.map(lent),
+                };
+                self.give(old, after.map(lent), emit)
             });
         }
         let mut left = Leftovers::new(std::mem::take(listed), self.map_bytes_max);
@@ -322,13 +340,32 @@ impl Reshaped<'_, '_> {
 }
 
 impl TableDiff<'_> {
-    /// A row of the old table as one of the new.
+    /// A row of the old table as one of the new; behind its columns what those in doubt would hold.
     fn as_after(&self, row: RowView<'_>, sources: &[Option<usize>]) -> Row {
-        let value = |(source, column): (&Option<usize>, &crate::schema::Column)| match source {
-            Some(source) => row.get(*source).map_or(Value::Null, |value| value.to_value()),
+        let value = |(source, column): (Option<usize>, &Column)| match source {
+            Some(source) => row.get(source).map_or(Value::Null, |value| value.to_value()),
             None => column.default.clone(),
         };
-        sources.iter().zip(&self.new.columns).map(value).collect()
+        let columns = sources.iter().copied().zip(&self.new.columns).map(value);
+        let in_place = self.doubts.iter().map(|place| row.get(*place).map_or(Value::Null, |value| value.to_value()));
+        columns.chain(in_place).collect()
+    }
+
+    /// A row before, without what those in doubt could hold. One that could hold something else than the row after has that: then the row is told,
+    /// and is the same everywhere, whatever another node takes the column for.
+    fn settled(&self, before: RowView<'_>, after: Option<Keyed<'_>>) -> Row {
+        let mut row = before.to_row();
+        let in_place = row.split_off(self.new.columns.len().min(row.len()));
+        for (place, other) in self.doubts.iter().zip(in_place) {
+            let now = after.and_then(|after| after.row.get(*place)).map(|value| value.to_value());
+            if let (Some(now), Some(was)) = (now, row.get_mut(*place))
+                && *was == now
+                && other != now
+            {
+                *was = other;
+            }
+        }
+        row
     }
 }
 

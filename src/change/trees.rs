@@ -10,6 +10,7 @@ use super::owners::TreeNo;
 use super::pages::{DiffError, TREE_HEIGHT_MAX, Version};
 use super::renamed::renamed;
 use super::row::SchemaChange;
+use super::columns::RenamedColumns;
 use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};
@@ -186,7 +187,7 @@ pub(crate) fn match_trees(
 /// Whether rows that are equal under the new table's key were so under the old one's: only then do rows of both sides pair one to one. Where a
 /// key is stored as something else than before, what others write by the one kind of key is not found by the other.
 pub(super) fn rows_continue(old: &Table, new: &Table) -> bool {
-    let Some(sources) = reshape(old, new) else { return true };
+    let Some(sources) = reshape(old, new, None) else { return true };
     let source = |column: usize| sources.get(column).copied().flatten();
     if old.without_rowid != new.without_rowid {
         return false;
@@ -240,6 +241,7 @@ pub(crate) fn schema_changes(
     before: &Schema,
     after: &Schema,
     continued: &HashMap<i64, i64>,
+    renamed: &HashMap<i64, RenamedColumns>,
     is_shadow: &dyn Fn(&str) -> bool,
 ) -> Vec<SchemaChange> {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
@@ -255,6 +257,7 @@ pub(crate) fn schema_changes(
         before: before.and_then(|row| row.sql.clone()),
         after: after.and_then(|row| row.sql.clone()),
         root_before: before.and_then(|row| row.root),
+        renamed_columns: None,
     };
     // Tables that have their name from before and nothing else: what stood on them went with them.
     let remade: BTreeSet<String> = after
@@ -274,7 +277,10 @@ pub(crate) fn schema_changes(
         let fell = |row: &SchemaRow| row.kind != "view" && remade.contains(&row.table.to_ascii_lowercase());
         let previous = previous.filter(|_| row.kind == "table" || !fell(row)).and_then(|previous| old.remove(previous));
         if previous.is_none_or(|previous| previous.sql != row.sql || previous.name != row.name) {
-            others.push(change(row, previous, Some(row)));
+            others.push(SchemaChange {
+                renamed_columns: renamed.get(rowid).cloned(),
+                ..change(row, previous, Some(row))
+            });
         }
     }
     others.sort_by_key(|change: &SchemaChange| {

@@ -97,6 +97,9 @@ pub struct SchemaStep {
     pub before: Option<String>,
     /// Its CREATE statement after; `None` if it is gone.
     pub after: Option<String>,
+    /// Of a table: the columns that have other names, each as it was called and as it is. `None` where each new name in the place of one that is
+    /// gone is such a column; where there is a list, one in such a place that is not in it has none of its values.
+    pub renamed_columns: Option<Vec<(String, String)>>,
 }
 
 /// The part of one transaction that travels in one shard, or, of a transaction larger than a message, a piece of that part.

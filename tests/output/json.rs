@@ -99,6 +99,7 @@ fn lines_are_those_of_the_manual() {
             before: None,
             after: Some(sql),
             root_before: None,
+            renamed_columns: None,
         })
         .unwrap();
         out.change(change(Op::Insert, None, row("x"))).unwrap();

@@ -419,6 +419,16 @@ impl Storm {
             }
             0 if !is_there => format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, a TEXT DEFAULT 'of a', b INT)"),
             0 | 1 => format!("ALTER TABLE {name} ADD COLUMN {}", definition(column, self.is_again)),
+            2 if !self.all_migrate && self.random.chance(60) => {
+                let came = definition(other, self.is_again);
+                let left = columns(&self.nodes[no].app, &name);
+                let left = pick(&mut self.random, &left).cloned().unwrap_or_default();
+                let renamed = match self.random.chance(20) {
+                    true => format!("ALTER TABLE {name} RENAME COLUMN {left} TO l; "),
+                    false => String::new(),
+                };
+                format!("{renamed}ALTER TABLE {name} DROP COLUMN {column}; ALTER TABLE {name} ADD COLUMN {came}")
+            }
             2 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
             3 => format!("DROP TABLE {name}"),
             4 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {other}"),
@@ -601,6 +611,9 @@ fn script(random: &mut Random, app: &Connection) -> Vec<String> {
             1 | 2 => format!("ALTER TABLE {name} ADD COLUMN {column_new} TEXT DEFAULT 'y'"),
             3 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {column_new}"),
             4 => format!("ALTER TABLE {name} RENAME TO {table_new}"),
+            5 if random.chance(50) => {
+                format!("ALTER TABLE {name} DROP COLUMN {column}; ALTER TABLE {name} ADD COLUMN {column_new} TEXT")
+            }
             5 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
             6 => format!("CREATE INDEX i{next} ON {name}({column})"),
             7 if all.len() > 1 => format!("DROP TABLE {name}"),

@@ -258,6 +258,7 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
 
 fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
     let (mut kind, mut name, mut table, mut name_before, mut before, mut after) = (None, None, None, None, None, None);
+    let mut renamed_columns = None;
     for _ in 0..map(d)? {
         let value = match next(d, Decoder::str)? {
             "kind" => &mut kind,
@@ -266,6 +267,10 @@ fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
             "name_before" => &mut name_before,
             "before" => &mut before,
             "after" => &mut after,
+            "renamed_columns" => {
+                renamed_columns = Some(read_list(d, read_pair)?);
+                continue;
+            }
             _ => {
                 skip(d, 0)?;
                 continue;
@@ -281,7 +286,16 @@ fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
         name_before,
         before,
         after,
+        renamed_columns,
     })
+}
+
+/// A list of two texts.
+fn read_pair(d: &mut Decoder<'_>) -> Result<(String, String)> {
+    let texts = read_list(d, |d| next(d, Decoder::str).map(str::to_owned))?;
+    let [from, to] = <[String; 2]>::try_from(texts)
+        .map_err(|texts| EnvelopeError::Inconsistent(format!("a renamed column has {} names, not 2", texts.len())))?;
+    Ok((from, to))
 }
 
 fn read_tables<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Vec<Arc<TableShape>>> {

@@ -150,7 +150,8 @@ fn push_unit(out: &mut Vec<u8>, unit: &Unit) {
 fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
     let optional = [("name_before", &step.name_before), ("before", &step.before), ("after", &step.after)]
         .map(|(key, value)| (key, value.as_deref()));
-    head(out, MAP, 3 + optional.iter().filter(|(_, value)| value.is_some()).count() as u64);
+    let optional_count = optional.iter().filter(|(_, value)| value.is_some()).count();
+    head(out, MAP, 3 + optional_count as u64 + u64::from(step.renamed_columns.is_some()));
     for (key, value) in [("kind", &step.kind), ("name", &step.name), ("table", &step.table)] {
         text(out, key);
         text(out, value);
@@ -159,6 +160,15 @@ fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
         if let Some(value) = value {
             text(out, key);
             text(out, value);
+        }
+    }
+    if let Some(renamed) = &step.renamed_columns {
+        text(out, "renamed_columns");
+        head(out, ARRAY, renamed.len() as u64);
+        for (from, to) in renamed {
+            head(out, ARRAY, 2);
+            text(out, from);
+            text(out, to);
         }
     }
 }
@@ -332,7 +342,8 @@ pub(in super::super) fn schema_bytes(step: &SchemaStep) -> usize {
         step.before.as_ref(),
         step.after.as_ref(),
     ];
-    96 + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    let renamed = step.renamed_columns.iter().flatten().map(|(from, to)| from.len() + to.len() + 19).sum::<usize>();
+    128 + texts.into_iter().flatten().map(String::len).sum::<usize>() + renamed
 }
 
 /// The most bytes that a table's shape takes when encoded.
