@@ -252,8 +252,20 @@ impl LocalTable {
 
     /// Whether values written under this name do not go into the column that it became: another one came in its place.
     fn stays(&self, name: &str, now: &str) -> bool {
-        let to = self.names.get(&name_that_stays(name)).and_then(|to| self.name_here(to.as_ref()?));
-        to.is_some_and(|to| to.eq_ignore_ascii_case(now)) && !now.eq_ignore_ascii_case(name)
+        let mut column = name.to_ascii_lowercase();
+        // No chain of names is longer than all of them.
+        for _ in 0..=self.names.len() {
+            if column.eq_ignore_ascii_case(now) {
+                return false;
+            }
+            let in_place = self.names.get(&name_that_stays(&column)).and_then(|to| self.name_here(to.as_ref()?));
+            if in_place.is_some_and(|in_place| in_place.eq_ignore_ascii_case(now)) {
+                return true;
+            }
+            let Some(Some(next)) = self.names.get(&column) else { return false };
+            column.clone_from(next);
+        }
+        false
     }
 
     /// A row that was stored under other columns, as this table has them now. `columns` are as `columns_kept` made them.

@@ -105,7 +105,11 @@ fn pairs(before: Side<'_, '_>, after: Side<'_, '_>) -> Result<Vec<(Row, Row)>, D
     let mut key = Vec::new();
     for end in [End::First, End::Last] {
         let mut by_key = HashMap::new();
-        for found in rows_at(end, old, old_root, was)?.rows {
+        let sample = rows_at(end, old, old_root, was)?;
+        if end == End::Last && sample.is_whole {
+            break;
+        }
+        for found in sample.rows {
             let Some(row) = found.row else { continue };
             canonical_of(was, &RowView::of(&row), found.rowid, &mut key);
             by_key.insert(key.clone(), row);
