@@ -209,16 +209,20 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-/// Whether own pending changes drop the table of this name that others know.
+/// Whether own pending changes drop the table of this name that others know, under whatever name they have given it.
 fn is_dropped(pending: &[PendingStep], name: &str) -> bool {
-    let mut is_own = false;
-    for PendingStep { step, .. } in pending.iter().filter(|other| other.is_about("table", name)) {
-        let is_named = step.name.eq_ignore_ascii_case(name);
+    let mut now = name.to_ascii_lowercase();
+    let mut own: BTreeSet<String> = BTreeSet::new();
+    for PendingStep { step, .. } in pending.iter().filter(|other| other.first.is_none() && other.step.kind == "table") {
+        let named = step.name.to_ascii_lowercase();
+        let before = step.name_before.as_ref().map_or_else(|| named.clone(), |before| before.to_ascii_lowercase());
         match (&step.before, &step.after) {
-            (None, Some(_)) => is_own = true,
-            (_, None) if is_named && !is_own => return true,
-            (_, None) => is_own = false,
-            (Some(_), Some(_)) => is_own &= is_named,
+            (None, Some(_)) => drop(own.insert(named)),
+            (_, None) if own.remove(&named) => {}
+            (_, None) if named == now => return true,
+            (Some(_), Some(_)) if own.remove(&before) => drop(own.insert(named)),
+            (Some(_), Some(_)) if before == now => now = named,
+            (_, None) | (Some(_), Some(_)) => {}
         }
     }
     false

@@ -129,6 +129,10 @@ impl Storm {
     fn trim(&mut self) {
         let behind = self.behind.as_mut().unwrap();
         let Some((_, manifest)) = behind.snapshots.last() else { return };
+        // One of a node that is behind in some shard would leave nobody a snapshot that reaches back in all of them.
+        if manifest.stand.iter().any(|(shard, stand)| behind.gone.get(shard).is_some_and(|gone| *gone > stand.seq)) {
+            return;
+        }
         for (shard, stand) in &manifest.stand {
             self.log.trim(*shard, StreamSeq(stand.seq.0 + 1));
             let gone = behind.gone.entry(*shard).or_default();
