@@ -20,7 +20,7 @@ use super::sql::quoted;
 use super::state::{State, origin_bytes};
 use super::undo_redo::Call;
 use crate::log::{SchemaStep, Stand, StreamSeq};
-use crate::schema::{Catalogue, VirtualTable};
+use crate::schema::{Catalogue, SchemaRow, VirtualTable};
 
 /// What tables are called while their names are given to others.
 const ASIDE: &str = "woodchuck_aside_";
@@ -30,7 +30,8 @@ const ASIDE: &str = "woodchuck_aside_";
 pub(super) struct Made {
     /// Tables that are not what they were, in lower case.
     pub(super) tables: BTreeSet<String>,
-    before: Option<Catalogue>,
+    /// As it was at first, and as it is without the indexes.
+    before: Option<(Catalogue, Catalogue)>,
     /// What was changed, in words.
     pub(super) told: Vec<String>,
 }
@@ -141,18 +142,31 @@ impl Call<'_, '_> {
         make_others(conn, plan, &|kind| kind != "index", &mut made)?;
         effect.merge(&schema_effect(conn)?);
         self.made_anew(conn, &before, &effect)?;
-        made.before = Some(catalogue_of(conn)?);
+        made.before = Some((before, catalogue_of(conn)?));
         Ok(made)
     }
 
     /// Makes the rest, when the rows are the snapshot's.
     pub(super) fn make_indexes(&mut self, conn: &Connection, plan: &Plan, made: &mut Made) -> Result<(), ApplyError> {
-        let Some(before) = made.before.take() else { return Ok(()) };
+        let Some((first, before)) = made.before.take() else { return Ok(()) };
         let mut effect = schema_effect(conn)?;
         indexes::forget(conn)?;
         make_others(conn, plan, &|kind| kind == "index", made)?;
         effect.merge(&schema_effect(conn)?);
+        self.note_schema_made(&first, &catalogue_of(conn)?)?;
         self.made_anew(conn, &before, &effect)
+    }
+
+    /// Remembers what was made, for when the commit that makes it true is found together with others.
+    fn note_schema_made(&self, before: &Catalogue, after: &Catalogue) -> Result<(), ApplyError> {
+        let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
+        let objects = |of: &Catalogue| of.rows().iter().map(|row| (key(row), row.sql.clone())).collect::<BTreeMap<_, _>>();
+        let (before, after) = (objects(before), objects(after));
+        for object in before.keys().chain(after.keys()).filter(|object| before.get(object) != after.get(object)) {
+            let sql = after.get(object).and_then(Option::as_deref);
+            self.state.note_intent_schema(&object.0, &object.1, sql)?;
+        }
+        Ok(())
     }
 
     fn rename_tables(&mut self, conn: &Connection, plan: &Plan, made: &mut Made) -> Result<(), ApplyError> {
