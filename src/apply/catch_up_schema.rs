@@ -160,7 +160,8 @@ impl Call<'_, '_> {
     /// Remembers what was made, for when the commit that makes it true is found together with others.
     fn note_schema_made(&self, before: &Catalogue, after: &Catalogue) -> Result<(), ApplyError> {
         let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
-        let objects = |of: &Catalogue| of.rows().iter().map(|row| (key(row), row.sql.clone())).collect::<BTreeMap<_, _>>();
+        let objects =
+            |of: &Catalogue| of.rows().iter().map(|row| (key(row), row.sql.clone())).collect::<BTreeMap<_, _>>();
         let (before, after) = (objects(before), objects(after));
         for object in before.keys().chain(after.keys()).filter(|object| before.get(object) != after.get(object)) {
             let sql = after.get(object).and_then(Option::as_deref);
@@ -233,8 +234,7 @@ impl Call<'_, '_> {
         }
         if way.is_alter {
             // Rows or views can be in the way of what an empty table takes alone.
-            let done =
-                way.columns.iter().try_for_each(|column| conn.execute_batch(&statement(&wanted.name, column)));
+            let done = way.columns.iter().try_for_each(|column| conn.execute_batch(&statement(&wanted.name, column)));
             if done.is_ok() && sql_of(conn, "table", &wanted.name).map_err(refused)?.as_ref() == Some(&wanted.sql) {
                 return Ok(());
             }

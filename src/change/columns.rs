@@ -39,7 +39,7 @@ pub(super) struct Renamed {
     /// The columns that have other names. `None` where each new name in the place of one that is gone is such a column, which is what
     /// [`reshape`](super::reshape) takes for granted.
     pub(super) columns: Option<RenamedColumns>,
-    /// The columns that came in the place of others: a node that makes the same change over few rows takes them for those.
+    /// The columns that came in the place of others: a node that makes the same change over other rows may take them for those.
     pub(super) doubts: Vec<usize>,
 }
 
@@ -61,12 +61,14 @@ pub(super) fn renamed_columns(before: Side<'_, '_>, after: Side<'_, '_>) -> Rena
     let places: Vec<usize> = gone.iter().copied().filter(|place| come.contains(place)).collect();
     let mut doubts = Vec::new();
     for place in places.iter().copied() {
-        // A key that was another column would not pair the rows of both.
         if found.iter().any(|(from, to)| *from == place || *to == place) {
-        } else if !is_key(new, place) && verdict(place, place) == Verdict::Other {
-            doubts.push(place);
-        } else {
-            found.push((place, place));
+            continue;
+        }
+        let is_alike = old.columns.get(place).zip(new.columns.get(place)).is_some_and(|(was, now)| is_alike(was, now));
+        // A key that was another column would not pair the rows of both.
+        match is_key(new, place) || is_alike && verdict(place, place) != Verdict::Other {
+            true => found.push((place, place)),
+            false => doubts.push(place),
         }
     }
     if found.len() == places.len() && found.iter().all(|(from, to)| from == to) {
@@ -96,6 +98,14 @@ fn is_key(table: &Table, column: usize) -> bool {
         Identity::Declared(key) => key.iter().any(|key| key.column == column),
         Identity::Rowid => false,
     }
+}
+
+/// Whether a column is defined as the other but for its name, as ALTER TABLE RENAME COLUMN leaves it.
+fn is_alike(was: &Column, now: &Column) -> bool {
+    let Column { name: _, declared_type, affinity, default, not_null, strict, generated } = was;
+    now.declared_type.eq_ignore_ascii_case(declared_type)
+        && (now.affinity, now.not_null, now.strict, now.generated) == (*affinity, *not_null, *strict, *generated)
+        && now.default == *default
 }
 
 /// Rows at both ends of a table, before and after.
@@ -184,6 +194,9 @@ mod tests {
         assert_eq!(judged(&of(&|row| (number(1000 + row), Value::Null), 3)), Verdict::Unknown);
         // A flag that most rows have by chance as well, and one that changed in some rows.
         assert_eq!(judged(&of(&|row| (number(i64::from(row % 8 > 0)), number(1)), 64)), Verdict::Other);
-        assert_eq!(judged(&of(&|row| (number(i64::from(row % 8 > 0)), number(i64::from(row % 4 > 0))), 64)), Verdict::Unknown);
+        assert_eq!(
+            judged(&of(&|row| (number(i64::from(row % 8 > 0)), number(i64::from(row % 4 > 0))), 64)),
+            Verdict::Unknown
+        );
     }
 }

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
+use super::columns::{Renamed, RenamedColumns, renamed_columns};
 use super::explain::heads;
 use super::keyed::MAP_BYTES_MAX;
 use super::overflow::OverflowMap;
 use super::owners::{Owners, TreeNo};
 use super::pages::{DiffError, PageSource, Version};
 use super::row::{ChangeSink, TxSpan};
-use super::columns::{Renamed, RenamedColumns, renamed_columns};
 use super::rows::{RowBuffers, TableDiff, names_moved, note, reshape};
 use super::structure::{Root, TreeChange, tree_change};
 use super::trees::{Matched, Schema, Tree, match_trees, read_schema, schema_changes, schema_table};

@@ -65,11 +65,7 @@ pub(crate) type Emit<'e, E> = dyn FnMut(ChangedRow<'_>) -> Result<(), E> + 'e;
 
 /// Where the columns of a changed table come from: by name, else as `renamed` tells; without it a name in the place of one that is gone is the
 /// same column.
-pub(crate) fn reshape(
-    old: &Table,
-    new: &Table,
-    renamed: Option<&[(String, String)]>,
-) -> Option<Vec<Option<usize>>> {
+pub(crate) fn reshape(old: &Table, new: &Table, renamed: Option<&[(String, String)]>) -> Option<Vec<Option<usize>>> {
     if std::ptr::eq(old, new) {
         return None;
     }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::columns::RenamedColumns;
 use super::owners::TreeNo;
 use super::pages::{DiffError, TREE_HEIGHT_MAX, Version};
 use super::renamed::renamed;
 use super::row::SchemaChange;
-use super::columns::RenamedColumns;
 use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};

@@ -590,7 +590,7 @@ fn a_column_that_comes_in_the_place_of_one_that_goes_is_another_one() {
          CREATE TABLE renamed(id INTEGER PRIMARY KEY, pages TEXT); CREATE TABLE moved(id INTEGER PRIMARY KEY, a TEXT, b TEXT);
          CREATE TABLE flags(id INTEGER PRIMARY KEY, is_active INT NOT NULL DEFAULT 1);
          INSERT INTO dropped VALUES(1, 'a'), (2, 'b'), (3, 'c'), (4, 'd'); INSERT INTO rebuilt SELECT * FROM dropped;
-         INSERT INTO renamed VALUES(1, '10'), (2, '20'), (3, '30');
+         INSERT INTO renamed VALUES(1, '1000'), (2, '2000'), (3, '3000');
          INSERT INTO moved VALUES(1, '{text} a', '{text} 1'), (2, '{text} b', '{text} 2'), (3, '{text} c', '{text} 3');
          WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) INSERT INTO flags SELECT i, i > 4 FROM n",
     );
@@ -599,7 +599,7 @@ fn a_column_that_comes_in_the_place_of_one_that_goes_is_another_one() {
     cluster.nodes[0].stop();
     cluster.nodes[1].sql(
         "UPDATE dropped SET note = 'meanwhile' WHERE id = 2; UPDATE rebuilt SET note = 'meanwhile' WHERE id = 2;
-         INSERT INTO renamed VALUES(4, '40'); UPDATE moved SET a = 'gone', b = 'stays' WHERE id = 2;
+         INSERT INTO renamed VALUES(4, '4000'); UPDATE moved SET a = 'gone', b = 'stays' WHERE id = 2;
          UPDATE flags SET is_active = 0 WHERE id = 7; INSERT INTO flags VALUES(40, 0);",
     );
     cluster.nodes[0].sql(
@@ -619,10 +619,11 @@ fn a_column_that_comes_in_the_place_of_one_that_goes_is_another_one() {
     };
     has("dropped", "coalesce(state, '-')", "1 -; 2 -; 3 -; 4 -");
     has("rebuilt", "state", "1 made; 2 made; 3 made; 4 made");
-    has("renamed", "page_count, typeof(page_count)", "1 10 integer; 2 20 integer; 3 30 integer; 4 40 integer");
+    has("renamed", "page_count, typeof(page_count)", "1 1000 integer; 2 2000 integer; 3 3000 integer; 4 4000 integer");
     has("moved", "body, coalesce(c, '-')", &format!("1 {text} 1 -; 2 stays -; 3 {text} 3 -"));
     assert_eq!(cluster.nodes[0].value("SELECT concat(count(*), ' ', sum(is_shown)) FROM flags"), "'21 21'");
-    let journal = woodchuck(&["conflicts", "--format", "json", "--db-path"]).arg(&cluster.nodes[0].db).output().unwrap();
+    let journal =
+        woodchuck(&["conflicts", "--format", "json", "--db-path"]).arg(&cluster.nodes[0].db).output().unwrap();
     let journal = String::from_utf8(journal.stdout).unwrap();
     for lost in ["\"note\":\"meanwhile\"", "\"a\":\"gone\"", "\"is_active\":0"] {
         assert!(journal.contains(lost), "{lost} is in the journal: {journal}");

@@ -615,8 +615,8 @@ fn script(random: &mut Random, app: &Connection) -> Vec<String> {
             6 => format!("CREATE INDEX i{next} ON {name}({column})"),
             7 if all.len() > 1 => format!("DROP TABLE {name}"),
             _ => {
-                // One that came in the place of another is told from one with another name by its rows, of which some nodes have too few.
-                let second = "SELECT name FROM pragma_table_info(?1) WHERE cid = 2";
+                // One that came in the place of another that is defined alike is told from it by its rows, of which some nodes have too few.
+                let second = "SELECT name FROM pragma_table_info(?1) WHERE cid = 2 AND dflt_value LIKE '_z_'";
                 let second: Option<String> = scratch.query_row(second, [&name], |row| row.get(0)).optional().unwrap();
                 let is_in_place = second.is_some_and(|second| second != column);
                 let came = if is_in_place { String::new() } else { format!(", {column_new} TEXT DEFAULT 'z'") };
