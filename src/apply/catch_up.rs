@@ -216,7 +216,8 @@ impl There {
         let has = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
         let missing = here.shape.columns.iter().find(|name| !has(&shape.columns, name));
         let same_columns = missing.is_none() && here.shape.columns.len() == shape.columns.len();
-        if same_columns && here.table.name.eq_ignore_ascii_case(&theirs.name) {
+        // Own changes can have given the same columns other types, or no room for NULL.
+        if same_columns && !is_altered && here.table.name.eq_ignore_ascii_case(&theirs.name) {
             return Ok(There { other: None });
         }
         match missing {

@@ -192,12 +192,16 @@ impl Storm {
     }
 }
 
+/// Schedules in which something was wrong: a table that pending changes had renamed and dropped came back; what a catch-up had made of the schema was taken
+/// for an own change after a crash; NULL of the snapshot had no place in a table that a pending change had rebuilt.
+const FOUND: [u64; 3] = [260, 424, 1522];
+
 #[test]
 fn a_node_that_was_away_while_the_schema_changed_ends_with_the_rows_and_the_schema_of_the_others() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("WOODCHUCK_MIGRATIONS").unwrap_or(150),
+    let seeds: Vec<u64> = match number("SEED") {
+        Some(seed) => vec![seed],
+        None => FOUND.into_iter().chain(0..number("WOODCHUCK_MIGRATIONS").unwrap_or(150)).collect(),
     };
     let (mut migrations, mut deaths, mut catch_ups, mut joins) = (0, 0, 0, 0);
     for seed in seeds {
