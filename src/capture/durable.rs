@@ -60,6 +60,16 @@ impl Follower {
         self.durability.interval = interval;
     }
 
+    /// Takes note that the position is stored, also where transactions up to it changed no row: the shadow must know it for as long as it is.
+    pub fn note_stored(&mut self) {
+        let position = self.position;
+        if let Some(shadow) = self.shadow.as_mut().filter(|shadow| shadow.position() == position) {
+            shadow.note_given();
+            // The one that was stored before is known no longer after a merge, which must not come before this one is on disk.
+            self.durability.synced = None;
+        }
+    }
+
     /// Makes everything up to the position durable: the log, the journal, and what the sink stored.
     ///
     /// # Errors

@@ -140,6 +140,11 @@ impl Shadow {
         self.journal.append(Standing { position, given }, pages, source, image)
     }
 
+    /// The sink has stored the shadow's position, although it was given nothing there: it must be known again after the next merge.
+    pub(in crate::capture) fn note_given(&mut self) {
+        self.journal.note_given();
+    }
+
     pub(in crate::capture) fn accept(&mut self, entry: Appended) {
         let before = self.journal.extent().1;
         self.written_bytes += entry.image_bytes;

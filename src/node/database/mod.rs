@@ -441,6 +441,7 @@ impl Database {
         let position = self.attached.follower.position();
         if self.stored != Some(position) && !self.replica.is_recovering() {
             self.replica.store_capture_position(&position_bytes(&position, self.attached.follower.next_tx()))?;
+            self.attached.follower.note_stored();
             self.stored = Some(position);
         }
         Ok(())

@@ -373,6 +373,11 @@ impl Journal {
         self.standing
     }
 
+    /// The sink has stored the position that the shadow stands at.
+    pub(in crate::capture::shadow) fn note_given(&mut self) {
+        self.standing.given = self.standing.position;
+    }
+
     /// Where `shadow.db` itself stands.
     pub(in crate::capture::shadow) fn merged(&self) -> Position {
         self.header.standing.position
