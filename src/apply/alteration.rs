@@ -196,7 +196,7 @@ fn added(
         return Ok(Vec::new());
     }
     scratch.execute_batch("SAVEPOINT without")?;
-    let done = dropped.iter().try_for_each(|step| scratch.execute_batch(&statement(table, step)));
+    let done = dropped.iter().try_for_each(|step| execute(scratch, table, step));
     let now = sql_of(scratch, "table", table);
     scratch.execute_batch("ROLLBACK TO without; RELEASE without")?;
     let (true, Some(now)) = (done.is_ok(), now?) else { return Ok(unknown().collect()) };
@@ -237,20 +237,24 @@ fn definitions(text: &str) -> Vec<&str> {
     parts
 }
 
-/// The statements that do it.
-pub(super) fn statement(table: &str, step: &ColumnStep) -> String {
+/// The statements that do it, one by one: what comes from another node is never more than one where one is meant.
+pub(super) fn statements(table: &str, step: &ColumnStep) -> Vec<String> {
     let table = quoted(table);
+    let add = |definition: &str| format!("ALTER TABLE {table} ADD COLUMN {definition}");
+    let drop = |name: &str| format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name));
     match step {
-        ColumnStep::Add { definition, .. } => format!("ALTER TABLE {table} ADD COLUMN {definition}"),
-        ColumnStep::Drop { name } => format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name)),
+        ColumnStep::Add { definition, .. } => vec![add(definition)],
+        ColumnStep::Drop { name } => vec![drop(name)],
+        ColumnStep::Rename { from, in_place: Some(definition), .. } => vec![drop(from), add(definition)],
         ColumnStep::Rename { from, written, in_place: None, .. } => {
-            format!("ALTER TABLE {table} RENAME COLUMN {} TO {written}", quoted(from))
-        }
-        ColumnStep::Rename { from, in_place: Some(definition), .. } => {
-            let from = quoted(from);
-            format!("ALTER TABLE {table} DROP COLUMN {from}; ALTER TABLE {table} ADD COLUMN {definition}")
+            vec![format!("ALTER TABLE {table} RENAME COLUMN {} TO {written}", quoted(from))]
         }
     }
+}
+
+/// Carries them out, as far as SQLite takes them.
+pub(super) fn execute(conn: &Connection, table: &str, step: &ColumnStep) -> rusqlite::Result<()> {
+    statements(table, step).iter().try_for_each(|sql| conn.execute(sql, []).map(drop))
 }
 
 /// Puts a row into an empty table: there are columns that SQLite does not add where rows are.
@@ -271,7 +275,7 @@ fn put_row(scratch: &Connection, table: &str) -> rusqlite::Result<()> {
 /// Whether the statements lead to `after`. The scratch database is as it was.
 fn leads_to(scratch: &Connection, table: &str, columns: &[ColumnStep], after: &str) -> rusqlite::Result<bool> {
     scratch.execute_batch("SAVEPOINT attempt")?;
-    let done = columns.iter().try_for_each(|step| scratch.execute_batch(&statement(table, step)));
+    let done = columns.iter().try_for_each(|step| execute(scratch, table, step));
     let now = sql_of(scratch, "table", table);
     scratch.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
     Ok(done.is_ok() && now?.as_deref() == Some(after))

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::Connection;
 
-use super::alteration::{alteration, columns_of, sql_of, statement};
+use super::alteration::{alteration, columns_of, execute, sql_of};
 use super::error::{ApplyError, Cannot};
 use super::names::TableNames;
 use super::repeated::PendingStep;
@@ -287,7 +287,7 @@ fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(
         for column in &way.columns {
             let all = columns_of(&scratch, &name).map_err(refused)?;
             if column.is_due(&all) {
-                scratch.execute_batch(&statement(&name, column)).map_err(refused)?;
+                execute(&scratch, &name, column).map_err(refused)?;
             }
         }
     }

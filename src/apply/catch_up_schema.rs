@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
-use super::alteration::{alteration, sql_of, statement};
+use super::alteration::{alteration, execute, sql_of};
 use super::catch_up::SNAPSHOT_SCHEMA;
 use super::catch_up_plan::{Object, Plan, Wanted, plan, travelling};
 use super::error::{ApplyError, Cannot};
@@ -234,7 +234,7 @@ impl Call<'_, '_> {
         }
         if way.is_alter {
             // Rows or views can be in the way of what an empty table takes alone.
-            let done = way.columns.iter().try_for_each(|column| conn.execute_batch(&statement(&wanted.name, column)));
+            let done = way.columns.iter().try_for_each(|column| execute(conn, &wanted.name, column));
             if done.is_ok() && sql_of(conn, "table", &wanted.name).map_err(refused)?.as_ref() == Some(&wanted.sql) {
                 return Ok(());
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::alteration::{
-    ColumnStep, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of, statement,
+    ColumnStep, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of, statements,
 };
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
@@ -373,8 +373,8 @@ impl Maker<'_, '_> {
         if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
-        drop(self.mirror.execute_batch(sql));
-        self.conn.execute_batch(sql).map_err(Maker::refused(step))
+        drop(self.mirror.execute(sql, []));
+        self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
     }
 
     /// Two nodes have made a table of one name. Where one has added columns to it since it has what both have made.
@@ -443,7 +443,7 @@ impl Maker<'_, '_> {
             for column in way.columns.iter().filter(|column| !column.names().into_iter().any(is_pending)) {
                 let all = columns_of(self.conn, &step.name).map_err(&refused)?;
                 if column.is_due(&all) && !self.is_done(step, column)? {
-                    self.run(step, &statement(&step.name, column))?;
+                    statements(&step.name, column).iter().try_for_each(|sql| self.run(step, sql))?;
                 }
             }
             return self.note_columns(noted, &way.columns);

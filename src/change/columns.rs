@@ -7,15 +7,13 @@ use std::collections::HashMap;
 
 use super::identity::canonical_of;
 use super::pages::{DiffError, Version};
-use super::sample::{End, bits_of, rows_at};
+use super::sample::{EVIDENCE_BITS_MIN, End, bits_of, rows_at};
 use crate::format::{PageNo, Row, Value};
 use crate::schema::{Column, Identity, RowView, Table};
 
 /// The columns that have other names, each as it was called and as it is.
 pub type RenamedColumns = Vec<(String, String)>;
 
-/// What equal values of two columns in different places must tell together, in bits.
-const EVIDENCE_BITS_MIN: u32 = 32;
 /// How many rows must have other values for a column in the place of another one not to be that. Nodes that make the same change side by side
 /// must come to the same answer, also where some of them have a few rows more.
 const UNEQUAL_ROWS_MIN: usize = 4;

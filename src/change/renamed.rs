@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::pages::{DiffError, Version};
 use super::rows::reshape;
-use super::sample::{End, bits_of, rows_at};
+use super::sample::{EVIDENCE_BITS_MIN, End, bits_of, rows_at};
 use super::trees::{Schema, Tree, rows_continue};
 use crate::format::{PageNo, Value};
 use crate::schema::{Catalogue, Identity, SchemaRow, Table, Tokens, unquote};
@@ -85,11 +85,9 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
     }
 }
 
-/// What equal values must tell together, in bits: a table that is taken for another one gets rows that were never meant for it, which is
-/// worse than rows that are in the conflict journal.
-const EVIDENCE_BITS_MIN: u32 = 32;
 /// What it tells that a table stands where the other one did, with a statement of the same form, as ALTER TABLE leaves it.
 const IN_PLACE_BITS: u32 = 16;
+
 /// How much the first rows of both tell that they are the same table, in bits; 0 where they are not, or the one has not all that the other had.
 fn evidence(
     (old, old_root, was): (&Version<'_>, PageNo, &Table),

@@ -4,6 +4,9 @@ use super::pages::{DiffError, Version};
 use crate::format::{PageNo, Row, Value};
 use crate::schema::Table;
 
+/// What equal values must tell together, in bits: what is taken for another table or column gets values that were never meant for it, which is
+/// worse than values that are in the conflict journal.
+pub(super) const EVIDENCE_BITS_MIN: u32 = 32;
 /// The rows that are looked at, of one page.
 const ROWS_MAX: usize = 64;
 /// A row longer than this is not read for it.
