@@ -173,9 +173,16 @@ impl Call<'_, '_> {
             }
             return Ok(());
         }
-        let Some(row) = self.folder.rows.get(table, &key)? else { return Ok(()) };
-        apart.add(name, &canonical, &key, &row)?;
-        self.folder.remove(table, &key, &canonical, &row)
+        match self.folder.rows.get(table, &key)? {
+            Some(row) => {
+                apart.add(name, &canonical, &key, &row)?;
+                self.folder.remove(table, &key, &canonical, &row)
+            }
+            None => match self.folder.take_unseen(table, &key)? {
+                Some(row) => apart.add(name, &canonical, &key, &row),
+                None => Ok(()),
+            },
+        }
     }
 
     /// Brings them back as the transaction left them.

@@ -13,11 +13,11 @@ use super::codec::{Reader, push_key};
 use super::error::ApplyError;
 use super::replica::Route;
 use super::shape::LocalTable;
-use crate::change::{ChangeSink, RowChange, RowKey, SchemaChange, TxSpan};
+use crate::change::{ChangeSink, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 
 /// The order of `no` is that in which keys were found: rows that lie together come together.
 const SCHEMA: &str = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-    CREATE TABLE candidate(name TEXT, no INTEGER, key BLOB, PRIMARY KEY(name, no), UNIQUE(name, key)) WITHOUT ROWID;
+    CREATE TABLE candidate(name TEXT, no INTEGER, key BLOB, canonical BLOB, PRIMARY KEY(name, no), UNIQUE(name, canonical)) WITHOUT ROWID;
     BEGIN";
 
 /// Keys of rows that may differ from a snapshot. They are in a file of their own, for there may be many.
@@ -64,16 +64,17 @@ impl Beforehand {
         self.compared.contains(&table.name_lower)
     }
 
-    /// Takes note of a row that may differ.
+    /// Takes note of a row that may differ. Keys that a collation calls equal are those of one row, and have one canonical form.
     ///
     /// # Errors
     /// When the file fails.
-    pub(super) fn add(&mut self, table: &str, key: &RowKey) -> Result<(), ApplyError> {
+    pub(super) fn add(&mut self, table: &str, key: &RowKey, canonical: &[u8]) -> Result<(), ApplyError> {
         let mut bytes = Vec::with_capacity(32);
         push_key(&mut bytes, key);
         self.no += 1;
-        let insert = self.found.prepare_cached("INSERT OR IGNORE INTO candidate(name, no, key) VALUES(?1, ?2, ?3)");
-        insert.and_then(|mut insert| insert.execute(params![table, self.no, bytes])).map_err(failed)?;
+        let sql = "INSERT OR IGNORE INTO candidate(name, no, key, canonical) VALUES(?1, ?2, ?3, ?4)";
+        let insert = self.found.prepare_cached(sql);
+        insert.and_then(|mut insert| insert.execute(params![table, self.no, bytes, canonical])).map_err(failed)?;
         Ok(())
     }
 
@@ -107,7 +108,10 @@ impl ChangeSink<ApplyError> for Beforehand {
     fn change(&mut self, change: RowChange) -> Result<(), ApplyError> {
         match change.table.is_internal() || (self.route)(&change.table, None).is_none() {
             true => Ok(()),
-            false => self.add(&change.table.name.to_ascii_lowercase(), &change.key),
+            false => {
+                let canonical = canonical_key(&change.table, &change.key);
+                self.add(&change.table.name.to_ascii_lowercase(), &change.key, &canonical)
+            }
         }
     }
 

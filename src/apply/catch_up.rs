@@ -10,14 +10,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
-use super::base::BaseRow;
 use super::beforehand::Beforehand;
 use super::catch_up_schema::{Made, Said};
 use super::codec::{Reader, push_key};
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::net_effect::NetEffect;
-use super::pending_units::PendingUnits;
 use super::replica::{Phase, Replica, Route, Taking, taking};
 use super::shape::{Fit, LocalTable, Merge, Tables};
 use super::snapshot::tables_of;
@@ -122,6 +120,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         state.take_routing(with.routing)?;
     }
     state.take_stand(with.stand, &ahead)?;
+    state.forget_tables();
     let folder = Folder::new(with.conn)?;
     let mut call = Call::new(state, folder, (with.tables, with.taking), with.merge, true);
     let mut done = CaughtUp::default();
@@ -169,6 +168,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
             continue;
         }
         call.drop_hidden(&here, &is_ahead)?;
+        call.folder.drop_unseen(&here, &is_ahead)?;
         // What is the application's alone looks like a difference there, and would be one for ever.
         let is_comparable = !here.is_filtered() && there.is_same() && !made.tables.contains(&here.name_lower);
         match with.beforehand.as_deref().filter(|_| is_comparable) {
@@ -179,6 +179,8 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         take_rows(with.conn, &mut call, &here, &there)?;
     }
     with.conn.execute_batch("DROP TABLE IF EXISTS temp.woodchuck_difference").map_err(failed)?;
+    let shown: Vec<i64> = call.undone.keys().copied().collect();
+    shown.into_iter().try_for_each(|table| call.drop_fold_only(table))?;
     if let Some(plan) = &plan
         && is_newer
     {
@@ -282,7 +284,7 @@ fn note_base(call: &mut Call<'_, '_>, with: &mut Ahead<'_>) -> Result<(), ApplyE
         let Some(here) = call.table_now(&table.name) else { continue };
         let here = call.state.local_table(&here)?;
         if beforehand.has(&here) {
-            call.state.each_base(&here, |_, base| beforehand.add(&here.name_lower, &base.key))?;
+            call.state.each_base(&here, |canonical, base| beforehand.add(&here.name_lower, &base.key, canonical))?;
         }
     }
     Ok(())
@@ -371,6 +373,22 @@ fn take_rows(
         }
         Ok(())
     };
+    // What others wrote to rows that own changes are pending on.
+    if call.state.pending_count()? > 0 {
+        keys("SELECT key FROM temp.woodchuck_difference", &mut |key| {
+            let canonical = canonical_key(&table.table, &key);
+            if !call.state.was_pending(table, &canonical)? {
+                return Ok(());
+            }
+            let (old, new) = (call.folder.row_of_fold(table, &key)?, there.row(call, table, &key)?);
+            let mask = match (&old, &new) {
+                (Some(old), Some(new)) => old.iter().zip(new).map(|(old, new)| old != new).collect(),
+                (Some(_) | None, _) => Vec::new(),
+            };
+            call.theirs.add_row(table, (&key, &canonical), None, new, mask);
+            Ok(())
+        })?;
+    }
     // Rows that lose or swap UNIQUE values go out together; then each of the snapshot's finds its place free.
     let all_out = table.is_unique();
     let out = match all_out {
@@ -416,10 +434,9 @@ fn take_rows(
                     call.folder.added(table, &canonical, &new);
                     Ok(())
                 }
-                // It has values that are unique here alone.
-                Written::InTheWay if call.state.is_alone(table) => {
-                    let base = BaseRow { pending: PendingUnits::NONE, key, row: Some(new) };
-                    call.state.set_base(table, &canonical, &base)
+                // It has values that are UNIQUE here alone.
+                Written::InTheWay if table.can_hide() => {
+                    call.folder.put(call.state, table, &key, &canonical, &new, false)
                 }
                 Written::InTheWay | Written::NoRow => Err(UNSTEADY),
             },

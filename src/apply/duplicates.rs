@@ -42,8 +42,20 @@ pub(super) fn is_duplicate(source: &rusqlite::Error) -> bool {
     }
 }
 
+/// An empty database, on disk where it does not fit into SQLite's cache, in which values count as in another one.
+pub(super) fn scratch(conn: &Connection) -> rusqlite::Result<Connection> {
+    let db = Connection::open("")?;
+    // Text is compared as it is there.
+    let encoding: String = conn.query_row("PRAGMA encoding", [], |row| row.get(0))?;
+    db.execute_batch(&format!(
+        "PRAGMA encoding = '{encoding}'; PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON"
+    ))?;
+    register(&db)?;
+    Ok(db)
+}
+
 impl Trial {
-    /// Makes the table by `create`, on disk where it does not fit into SQLite's cache. `insert` puts a row in: behind what is `bound` its
+    /// Makes the table by `create`. `insert` puts a row in: behind what is `bound` its
     /// columns in order, and then its rowid.
     pub(super) fn new(
         conn: &Connection,
@@ -51,14 +63,10 @@ impl Trial {
         insert: String,
         bound: Row,
     ) -> rusqlite::Result<Trial> {
-        let db = Connection::open("")?;
-        // Text is compared as it is there.
-        let encoding: String = conn.query_row("PRAGMA encoding", [], |row| row.get(0))?;
-        db.execute_batch(&format!(
-            "PRAGMA encoding = '{encoding}'; PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;
-             CREATE TABLE woodchuck_rows(canonical BLOB PRIMARY KEY, key BLOB NOT NULL, row BLOB NOT NULL) WITHOUT ROWID"
-        ))?;
-        register(&db)?;
+        let db = scratch(conn)?;
+        db.execute_batch(
+            "CREATE TABLE woodchuck_rows(canonical BLOB PRIMARY KEY, key BLOB NOT NULL, row BLOB NOT NULL) WITHOUT ROWID",
+        )?;
         create.iter().try_for_each(|sql| db.execute(sql.as_ref(), []).map(drop))?;
         db.execute_batch("BEGIN")?;
         Ok(Trial { db, insert, bound })

@@ -14,6 +14,7 @@ use super::pending_units::PendingUnits;
 use super::shape::{Change, LocalTable};
 use super::state::State;
 use super::statements::{Rows, Written};
+use super::unseen::Unseen;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
 use crate::log::Origin;
@@ -57,6 +58,8 @@ pub(super) struct Folder<'c> {
     pub(super) of_fold: HashMap<(i64, Vec<u8>), (Arc<LocalTable>, RowKey)>,
     /// The application's own rows outside of the filter that stand aside for what is folded.
     pub(super) aside: Vec<Aside>,
+    /// Rows of tables that show the fold which have no place in them, by table.
+    pub(super) unseen: HashMap<i64, Unseen>,
 }
 
 /// A row that stands aside.
@@ -77,6 +80,7 @@ impl<'c> Folder<'c> {
             displaced: Vec::new(),
             of_fold: HashMap::new(),
             aside: Vec::new(),
+            unseen: HashMap::new(),
         })
     }
 
@@ -92,30 +96,55 @@ impl<'c> Folder<'c> {
         changes: &[Change<'_>],
         redo: Option<i64>,
     ) -> Result<(), ApplyError> {
+        let rest = self.fold_in_place(state, table, changes, redo)?;
+        self.fold_rest(state, table, &rest, redo)?;
+        if let Some(unit) = redo {
+            for change in changes {
+                self.note_pending(state, table, change, unit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of it that needs no row to make room, in order. Returns the changes from the first one on that does.
+    pub(super) fn fold_in_place<'a, 'b>(
+        &mut self,
+        state: &mut State,
+        table: &Arc<LocalTable>,
+        changes: &'a [Change<'b>],
+        redo: Option<i64>,
+    ) -> Result<Vec<&'a Change<'b>>, ApplyError> {
         for change in changes.iter().filter(|change| change.op == Op::Delete) {
             self.take_out(state, table, change, redo)?;
         }
         let mut put = changes.iter().filter(|change| change.op != Op::Delete);
         let mut rest = Vec::new();
-        for change in put.by_ref() {
+        let is_all_there = redo.is_some() || !self.unseen.contains_key(&table.id);
+        while is_all_there && let Some(change) = put.next() {
             if !self.in_place(state, table, change, redo)? {
                 rest.push(change);
                 break;
             }
         }
         rest.extend(put);
+        Ok(rest)
+    }
+
+    /// What [`Folder::fold_in_place`] left.
+    pub(super) fn fold_rest(
+        &mut self,
+        state: &mut State,
+        table: &Arc<LocalTable>,
+        rest: &[&Change<'_>],
+        redo: Option<i64>,
+    ) -> Result<(), ApplyError> {
         let mut images = Vec::with_capacity(rest.len());
-        for change in &rest {
+        for change in rest {
             let old = self.take_out(state, table, change, redo)?;
             images.extend(change.step(old.as_ref()).map(|image| (*change, image)));
         }
         for (change, image) in &images {
             self.put(state, table, &change.key, &change.canonical, image, redo.is_some())?;
-        }
-        if let Some(unit) = redo {
-            for change in changes {
-                self.note_pending(state, table, change, unit)?;
-            }
         }
         Ok(())
     }
@@ -172,29 +201,6 @@ impl<'c> Folder<'c> {
         Ok(true)
     }
 
-    /// Makes a table show a row, or no row, unless another row is in the way: then nothing is done, and that is returned.
-    pub(super) fn try_show(
-        &mut self,
-        table: &LocalTable,
-        key: &RowKey,
-        canonical: &[u8],
-        old: Option<&Row>,
-        new: Option<&Row>,
-    ) -> Result<bool, ApplyError> {
-        match (old, new) {
-            (Some(old), Some(new)) => self.set(table, key, canonical, old, new),
-            (Some(old), None) => self.remove(table, key, canonical, old).map(|()| true),
-            (None, Some(new)) => {
-                let is_done = self.rows.insert(table, key, new)? == Written::Done;
-                if is_done {
-                    self.added(table, canonical, new);
-                }
-                Ok(is_done)
-            }
-            (None, None) => Ok(true),
-        }
-    }
-
     /// Deletes rows that cannot stay under a change of the schema.
     pub(super) fn remove_duplicates(
         &mut self,
@@ -236,6 +242,8 @@ impl<'c> Folder<'c> {
         }
         if let Some(old) = &old {
             self.remove(table, &change.key, &change.canonical, old)?;
+        } else if redo.is_none() {
+            return self.take_unseen(table, &change.key);
         }
         Ok(old)
     }
@@ -268,6 +276,12 @@ impl<'c> Folder<'c> {
         row: &Row,
         redo: bool,
     ) -> Result<(), ApplyError> {
+        let is_of_fold = !redo && table.can_hide();
+        if is_of_fold {
+            for (other, lost) in self.displace_unseen(table, key, row)? {
+                self.note_displaced(state, table, (&other, &lost), row)?;
+            }
+        }
         // Each index can name one row, and so can the key and the hidden rowid.
         for _ in 0..table.uniques.len() + 3 {
             let Some((other, lost)) = self.rows.insert_or_meet(table, key, row)? else {
@@ -282,22 +296,38 @@ impl<'c> Folder<'c> {
                 self.stand_aside(table, &other, other_canonical, lost)?;
                 continue;
             }
+            if is_of_fold && !self.meet_in_fold(table, (key, row), (&other, &lost))? {
+                self.hide_from_here(table, &other, &other_canonical, &lost)?;
+                continue;
+            }
             if redo {
                 note(state, table, &other, &other_canonical, Some(&lost))?;
             }
             self.remove(table, &other, &other_canonical, &lost)?;
-            self.displaced.push((table.id, other_canonical));
-            let met = Met {
-                kind: ConflictKind::UniqueValue,
-                key: &other,
-                kept: Some(row),
-                lost: Some(&lost),
-                kept_origin: self.origin,
-                lost_origin: None,
-            };
-            self.counts.conflicts += u64::from(state.record_conflict(table, &met)?);
+            self.note_displaced(state, table, (&other, &lost), row)?;
         }
         Err(ApplyError::Damaged { what: "a UNIQUE index" })
+    }
+
+    /// A row had to go because a later one has a UNIQUE value of it.
+    fn note_displaced(
+        &mut self,
+        state: &State,
+        table: &LocalTable,
+        (key, lost): (&RowKey, &Row),
+        kept: &Row,
+    ) -> Result<(), ApplyError> {
+        self.displaced.push((table.id, canonical_key(&table.table, key)));
+        let met = Met {
+            kind: ConflictKind::UniqueValue,
+            key,
+            kept: Some(kept),
+            lost: Some(lost),
+            kept_origin: self.origin,
+            lost_origin: None,
+        };
+        self.counts.conflicts += u64::from(state.record_conflict(table, &met)?);
+        Ok(())
     }
 
     pub(super) fn added(&mut self, table: &LocalTable, canonical: &[u8], row: &[Value]) {

@@ -332,12 +332,17 @@ impl<'r> LocalSink<'r> {
 
     fn end(&mut self) -> Result<(), ApplyError> {
         self.take_steps()?;
+        let is_barrier = self.barrier;
         for (shard, open) in std::mem::take(&mut self.open) {
             let (id, tables) = (open.id, open.tables);
             let last: Option<Unit> = open.builder.finish();
             if let Some(unit) = last {
                 self.replica.state.push_pending(id, shard, &unit, &tables, self.barrier)?;
             }
+        }
+        if is_barrier {
+            // The change of the schema is among those that are ahead of the fold.
+            self.replica.state.forget_tables();
         }
         // With a changed schema only some rows are compared, and after a gap others may be in between.
         let tells_ours = std::mem::take(&mut self.tells_ours);

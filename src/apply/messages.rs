@@ -181,7 +181,7 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let (origin, round_no) = (header.origin, header.round_no);
         let is_sealed = is_own_sealed(call, shard, header, own).map_err(Stop::Failed)?;
         let made = if is_sealed {
-            call.state.steps_pending_first(shard).and_then(|steps| call.settle_moves(shard, &steps))
+            call.settle_round(shard)
         } else {
             let (tx, seen, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
             let units = ArrivedUnits::of_round(call.state, arrived, &shards, &at, (origin, round_no));

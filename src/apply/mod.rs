@@ -54,7 +54,10 @@ mod state_file;
 mod state_log;
 mod statements;
 mod text;
+mod theirs;
 mod undo_redo;
+mod uniques;
+mod unseen;
 mod versions;
 mod went_back;
 

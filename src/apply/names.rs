@@ -376,10 +376,11 @@ impl State {
     }
 
     /// The own steps that a shard comes to first, of those that the fold has not reached.
-    pub(super) fn steps_pending_first(&self, shard: ShardId) -> Result<Vec<SchemaStep>, ApplyError> {
+    pub(super) fn steps_pending_first(&self, shard: ShardId) -> Result<Option<(u64, Vec<SchemaStep>)>, ApplyError> {
         let sql = "SELECT id FROM pending WHERE barrier = 1 AND folded = 0 AND shard = ?1 ORDER BY id LIMIT 1";
-        let first = self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0)).optional()?;
-        first.map_or(Ok(Vec::new()), |id| Ok(self.pending_unit(id)?.schema))
+        let first: Option<i64> = self.db.prepare_cached(sql)?.query_row([shard.0], |row| row.get(0)).optional()?;
+        let unit = first.map(|id| self.pending_unit(id)).transpose()?;
+        Ok(unit.map(|unit| (unit.tx, unit.schema)))
     }
 
     /// The last round of an origin whose change of the schema was made here.

@@ -130,7 +130,6 @@ impl Call<'_, '_> {
         }
         let Named::Table(table) = self.named(step.name_before.as_ref().unwrap_or(&step.name))? else { return Ok(()) };
         let table = self.state.local_table(&table)?;
-        // One that has UNIQUE values here alone cannot show the fold.
-        if self.state.is_alone(&table) { Ok(()) } else { self.undo_locked(&table) }
+        self.undo_locked(&table)
     }
 }

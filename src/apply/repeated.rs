@@ -208,15 +208,16 @@ impl State {
 }
 
 impl Call<'_, '_> {
-    /// Leaves out what was made before it on the log, or is pending here, so that there is nothing to do for it.
+    /// Leaves out what was made before it on the log, or is pending here, so that there is nothing to do for it. Returns what is left, and
+    /// what is pending here.
     pub(super) fn pass_over_repeated(
         &mut self,
         steps: Vec<SchemaStep>,
         seen: StreamSeq,
         birth: &Birth,
         shard: ShardId,
-    ) -> Result<Vec<SchemaStep>, ApplyError> {
-        let mut left = Vec::with_capacity(steps.len());
+    ) -> Result<(Vec<SchemaStep>, Vec<SchemaStep>), ApplyError> {
+        let (mut left, mut passed) = (Vec::with_capacity(steps.len()), Vec::new());
         let own = self.state.origin();
         let pending = self.state.steps_pending(shard)?;
         for step in steps {
@@ -231,10 +232,11 @@ impl Call<'_, '_> {
                     self.state.note_made(&step, birth)?;
                     self.state.note_values_of(&step)?;
                     self.state.note_again(&step, &Birth { origin: own, tx: ours.tx, seq: None }, birth)?;
+                    passed.push(step);
                 }
                 None => left.push(step),
             }
         }
-        Ok(left)
+        Ok((left, passed))
     }
 }

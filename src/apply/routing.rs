@@ -10,19 +10,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
 use super::apart::{Apart, RoundUnits};
-use super::base::BaseRow;
-use super::duplicates::Trial;
 use super::error::ApplyError;
 use super::fitting::Found;
 use super::names::{Named, tables_of, taken_from};
-use super::pending_units::PendingUnits;
-use super::shape::{Change, LocalTable};
+use super::shape::LocalTable;
 use super::state::{State, TableState};
 use super::undo_redo::Call;
-use crate::change::canonical_key;
+use super::uniques::{definition_of_fold, is_unique_index};
 use crate::log::{Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
 
 /// How rows of a table travel.
@@ -61,25 +58,14 @@ impl Travels {
 
 /// The table that has UNIQUE values beyond its key since this step, if it is one of those. The text alone tells it: it is the same everywhere.
 pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError> {
-    // SQLite writes down how such a statement begins in one way.
-    const BEGIN: &str = "CREATE UNIQUE INDEX ";
     Ok(match (step.kind.as_str(), &step.after) {
-        ("index", Some(after)) if after.get(..BEGIN.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BEGIN)) => {
-            Some(step.table.as_str())
-        }
+        ("index", Some(after)) if is_unique_index(after) => Some(step.table.as_str()),
         ("table", Some(_)) => {
             let (_, after) = tables_of(step)?;
             after.filter(|table| !table.uniques.is_empty()).map(|_| step.name.as_str())
         }
         _ => None,
     })
-}
-
-/// The statements that made a table's UNIQUE indexes, but for those of its own statement.
-fn unique_indexes(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    let sql = "SELECT sql FROM main.sqlite_schema
-        WHERE type = 'index' AND tbl_name = ?1 COLLATE NOCASE AND sql LIKE 'CREATE UNIQUE INDEX %' ORDER BY rowid";
-    conn.prepare(sql)?.query_map([table], |row| row.get(0))?.collect()
 }
 
 impl State {
@@ -219,12 +205,6 @@ impl State {
         Ok(self.db.prepare_cached(sql)?.exists([table, unit])?)
     }
 
-    /// Whether a table has UNIQUE values here alone: the change of the schema that gave them is not on the log, and the fold knows nothing of
-    /// them. Each of its rows folds by itself then; one that is in another's way is in base and not seen.
-    pub(super) fn is_alone(&self, table: &LocalTable) -> bool {
-        table.travels == Travels::MovedHere && self.table_state(table).is_some_and(|state| state.moved_in.is_empty())
-    }
-
     fn shard_of_pending(&self, unit: i64) -> Result<ShardId, ApplyError> {
         let sql = "SELECT shard FROM pending WHERE id = ?1";
         Ok(ShardId(self.db.prepare_cached(sql)?.query_row([unit], |row| row.get(0))?))
@@ -232,20 +212,18 @@ impl State {
 }
 
 impl Call<'_, '_> {
-    /// All shards are folded up to a change of the schema that was made here.
-    pub(super) fn settle_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+    /// All shards are folded up to a round of our own that changes the schema.
+    pub(super) fn settle_round(&mut self, shard: ShardId) -> Result<(), ApplyError> {
+        let Some((tx, steps)) = self.state.steps_pending_first(shard)? else { return Ok(()) };
         let units = self.state.own_units_of_step(shard)?;
+        let (own, tables) = (self.state.origin(), self.tables_of_steps(&steps)?);
+        self.state.keep_names()?;
+        steps.iter().try_for_each(|step| self.state.set_reached(step, tx))?;
+        self.state.forget_tables();
+        self.known.clear();
         let mut apart = Apart::default();
-        for step in steps {
-            let Some(name) = made_unique(step)? else { continue };
-            if let Named::Table(table) = self.named(name)? {
-                let local = self.state.local_table(&table)?;
-                if self.state.is_alone(&local) {
-                    self.settle_alone(&local, step, &units, &mut apart)?;
-                }
-            }
-        }
-        self.put_back(&apart, &units, self.state.origin(), false)
+        tables.iter().try_for_each(|(table, step)| self.settle_uniques((table, step), &units, &mut apart))?;
+        self.put_back(&apart, &units, own, false)
     }
 
     /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
@@ -279,13 +257,32 @@ impl Call<'_, '_> {
             return Ok(());
         }
         let local = self.state.local_table(&table)?;
-        match self.state.is_alone(&local) {
-            true => self.settle_alone(&local, step, units, apart),
-            false => {
-                self.undo_locked(&local)?;
-                self.set_apart(apart, (&local, name), units)
+        self.undo_locked(&local)?;
+        self.set_apart(apart, (&local, name), units)?;
+        match &step.after {
+            // The others are here, and are dealt with where SQLite refuses the step.
+            Some(after) if step.kind == "index" && self.folder.unseen.contains_key(&local.id) => {
+                let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
+                let mut definition = definition_of_fold(self.folder.rows.conn(), &local).map_err(refused)?;
+                definition.push(after.clone());
+                self.remove_meeting(&local, &definition, step)
             }
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// A step that is about to be made leaves something UNIQUE no more: rows that pending pushed out of it are seen again.
+    pub(super) fn prepare_unmade(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        let name = match (step.kind.as_str(), &step.before) {
+            ("index", Some(before)) if is_unique_index(before) => &step.table,
+            ("table", Some(_)) if tables_of(step)?.0.is_some_and(|table| !table.uniques.is_empty()) => {
+                step.name_before.as_ref().unwrap_or(&step.name)
+            }
+            _ => return Ok(()),
+        };
+        let Named::Table(table) = self.named(name)? else { return Ok(()) };
+        let local = self.state.local_table(&table)?;
+        if self.state.base_rows(&local) == 0 { Ok(()) } else { self.undo_locked(&local) }
     }
 
     /// The step is made: rows of its table travel in one shard from here on, pending ones too.
@@ -301,83 +298,6 @@ impl Call<'_, '_> {
             *undone = Arc::clone(&local);
         }
         self.send_again(&local)
-    }
-
-    /// A change of a row while its table has UNIQUE values here alone.
-    pub(super) fn fold_alone(&mut self, table: &LocalTable, change: &Change<'_>) -> Result<(), ApplyError> {
-        let now = self.folder.rows.get(table, &change.key)?;
-        let new = change.step(now.as_ref());
-        if self.folder.try_show(table, &change.key, &change.canonical, now.as_ref(), new.as_ref())? {
-            return Ok(());
-        }
-        let base = BaseRow { pending: PendingUnits::NONE, key: change.key.clone(), row: new };
-        self.state.set_base(table, &change.canonical, &base)
-    }
-
-    /// Nothing is pending on a row of such a table any more: it leaves base if it can be seen.
-    pub(super) fn leave_alone(
-        &mut self,
-        table: &LocalTable,
-        canonical: &[u8],
-        base: &BaseRow,
-    ) -> Result<(), ApplyError> {
-        if !self.locked {
-            return Err(ApplyError::NotLocked);
-        }
-        match self.folder.rows.get(table, &base.key)? == base.row {
-            true => self.state.remove_base(table, canonical),
-            false => self.state.set_base(table, canonical, base),
-        }
-    }
-
-    /// The fold comes to the change of the schema that gave a table UNIQUE values here: rows in the way of others go, as on all nodes, and
-    /// the table shows the fold.
-    fn settle_alone(
-        &mut self,
-        table: &Arc<LocalTable>,
-        step: &SchemaStep,
-        units: &dyn RoundUnits,
-        apart: &mut Apart,
-    ) -> Result<(), ApplyError> {
-        if self.locked {
-            // What is held comes before the change.
-            self.let_go()?;
-            self.redo_rows()?;
-        }
-        if self.state.base_rows(table) == 0 {
-            return Ok(());
-        }
-        if !self.locked {
-            return Err(ApplyError::NotLocked);
-        }
-        self.set_apart(apart, (table, made_unique(step)?.unwrap_or(&table.table.name)), units)?;
-        let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
-        let conn = self.folder.rows.conn();
-        // As it is by now: own changes that came later have no part in what is unique, or the table could not show what it has to.
-        let mut create = vec![table.table.sql.clone()];
-        create.extend(unique_indexes(conn, &table.table.name).map_err(refused)?);
-        let trial = Trial::of_table(conn, &create, table).map_err(refused)?;
-        self.folder.rows.each_row(table, |key, row| {
-            let canonical = canonical_key(&table.table, &key);
-            match self.state.base_has(table, &canonical)? {
-                true => Ok(()),
-                false => trial.add(table, &key, &row).map_err(refused),
-            }
-        })?;
-        self.state.each_base(table, |_, base| match &base.row {
-            Some(row) => trial.add(table, &base.key, row).map_err(refused),
-            None => Ok(()),
-        })?;
-        for duplicate in trial.find(&step.kind, &step.name)? {
-            match self.state.base(table, &duplicate.canonical)? {
-                Some(base) => {
-                    self.state.set_base(table, &duplicate.canonical, &BaseRow { row: None, ..base })?;
-                    self.folder.note_duplicate(self.state, table, &duplicate.key, &duplicate.row)?;
-                }
-                None => self.folder.remove_duplicates(self.state, table, &[duplicate])?,
-            }
-        }
-        self.undo(table)
     }
 
     /// Whether changes of a table in a shard come from who had not seen that its rows travel in another one: they are sent again.
@@ -397,7 +317,7 @@ impl Call<'_, '_> {
     pub(super) fn send_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
         let Some(home) = (self.taking.route)(&table.routed, None) else { return Ok(()) };
         let own = self.state.origin();
-        let mut open: Option<UnitBuilder> = None;
+        let mut open: Option<(UnitBuilder, i64)> = None;
         let mut tx_last = None;
         for id in self.state.pending_touching(table.id)? {
             let is_astray = self.state.shard_of_pending(id)? != home;
@@ -412,21 +332,28 @@ impl Call<'_, '_> {
             }
             let (tx, salts, frame) = (unit.tx, unit.salts, unit.frame);
             let origin = UnitOrigin { tx, salts, frame, repaired: unit.repaired, seen: unit.seen };
-            let mut builder = open.take().unwrap_or_else(|| UnitBuilder::new(origin, UNIT_BYTES_MAX));
+            let (mut builder, mut again) =
+                open.take().unwrap_or_else(|| (UnitBuilder::new(origin, UNIT_BYTES_MAX), self.state.pending_id()));
             for (index, shape) in unit.tables.iter().enumerate() {
-                match self.fit_of(&unit, own, shape, false) {
-                    Ok(Found::Here(found, _)) if found.id == table.id => {}
+                let (found, fit) = match self.fit_of(&unit, own, shape, false) {
+                    Ok(Found::Here(found, fit)) if found.id == table.id => (found, fit),
                     Ok(_) | Err(ApplyError::Cannot(_)) => continue,
                     Err(error) => return Err(error),
-                }
+                };
                 for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
                     if let Some(full) = builder.push(shape, change.clone()) {
-                        let again = self.state.pending_id();
                         self.state.push_pending(again, home, &full, &[table.id], false)?;
+                        again = self.state.pending_id();
+                    }
+                    let canonical = found.change(&fit, change, self.merge).canonical;
+                    if let Some(mut base) = self.state.base(&found, &canonical)?
+                        && base.pending.note(again)
+                    {
+                        self.state.set_base(&found, &canonical, &base)?;
                     }
                 }
             }
-            open = Some(builder);
+            open = Some((builder, again));
             if is_astray {
                 let sql = "DELETE FROM pending_table WHERE table_id = ?1 AND pending_id = ?2";
                 self.state.db.prepare_cached(sql)?.execute([table.id, id])?;
@@ -438,9 +365,8 @@ impl Call<'_, '_> {
         }
     }
 
-    fn push_again(&mut self, last: UnitBuilder, home: ShardId, table: i64) -> Result<(), ApplyError> {
+    fn push_again(&mut self, (last, id): (UnitBuilder, i64), home: ShardId, table: i64) -> Result<(), ApplyError> {
         let Some(unit) = last.finish() else { return Ok(()) };
-        let id = self.state.pending_id();
         self.state.push_pending(id, home, &unit, &[table], false)
     }
 }

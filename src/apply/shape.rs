@@ -10,6 +10,7 @@ use super::names::{TYPES, name_that_stays};
 use super::narrowed::{Narrowed, narrower};
 use super::routing::Travels;
 use super::sql::Sql;
+use super::uniques::Parting;
 use crate::change::{Op, RowKey, canonical_key};
 use crate::format::{Row, Value};
 use crate::log::{Beginning, TableShape, UnitChange, UnitKey};
@@ -59,6 +60,8 @@ pub(super) struct LocalTable {
     pub(super) travels: Travels,
     /// UNIQUE beyond the key, as indexes into the written columns; `None` where values alone do not tell what collides.
     pub(super) uniques: Vec<Option<Vec<usize>>>,
+    /// How it differs from the fold in what is UNIQUE.
+    pub(super) parting: Option<Arc<Parting>>,
     /// What a column holds that a change does not carry.
     pub(super) defaults: Row,
     /// Columns that took more once than they do now.
@@ -88,7 +91,7 @@ impl LocalTable {
         let name_lower = table.name.to_ascii_lowercase();
         let travels = if uniques.is_empty() { Travels::ByKey } else { Travels::ByName };
         let (names, began, routed) = (HashMap::new(), HashMap::new(), Arc::clone(&table));
-        let (narrowed, filter) = (Vec::new(), None);
+        let (narrowed, filter, parting) = (Vec::new(), None, None);
         LocalTable {
             table,
             routed,
@@ -98,6 +101,7 @@ impl LocalTable {
             shape_id,
             travels,
             uniques,
+            parting,
             defaults,
             narrowed,
             names,
@@ -162,9 +166,9 @@ impl LocalTable {
         self.shape = Arc::new(shape);
     }
 
-    /// Whether rows can be in each other's way beyond the key: then the table is one conflict group, otherwise each row is.
+    /// Whether rows can be in each other's way beyond the key, here or in the fold: then the table is one conflict group, otherwise each row is.
     pub(super) fn is_unique(&self) -> bool {
-        !self.uniques.is_empty()
+        !self.uniques.is_empty() || self.parting.is_some()
     }
 
     /// The key of a row as SQLite returned it.

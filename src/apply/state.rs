@@ -13,6 +13,7 @@ use super::claims::claim_everything;
 use super::connection::keep_plans;
 use super::error::ApplyError;
 use super::known::Known;
+use super::repeated::PendingStep;
 use super::routing::Travels;
 use super::shape::LocalTable;
 use super::state_file;
@@ -75,6 +76,8 @@ pub struct State {
     /// Entries that the conflict journal keeps; the oldest go first.
     pub(super) conflicts_max: i64,
     pub(super) known: Known,
+    /// Own changes of the schema that are ahead of the fold, once they were looked for.
+    pub(super) steps_ahead: RefCell<Option<Arc<Vec<PendingStep>>>>,
 }
 
 /// The page size of a new state. Each captured transaction changes a place in nine trees and writes that many pages: smaller ones are less to
@@ -140,6 +143,7 @@ impl State {
             origin,
             conflicts_max: CONFLICTS_MAX,
             known: Known::default(),
+            steps_ahead: RefCell::default(),
         };
         state.reload()?;
         Ok(state)
@@ -308,7 +312,7 @@ impl State {
     pub(super) fn reload(&mut self) -> Result<(), ApplyError> {
         self.tables.clear();
         self.shapes.clear();
-        self.locals.clear();
+        self.forget_tables();
         self.revertible = false;
         self.known = Known::default();
         self.load_suspicion()?;
@@ -378,7 +382,9 @@ impl State {
         let shape = self.shape_of(table, &table.name)?;
         let shape_id = self.shape_id(&shape)?;
         let (names, began) = (self.columns_named(&table.name)?, self.columns_began(&table.name)?);
-        let mut local = LocalTable { travels, names, began, ..LocalTable::new(Arc::clone(table), id, shape_id) };
+        let parting = self.parting(table)?;
+        let mut local =
+            LocalTable { travels, names, began, parting, ..LocalTable::new(Arc::clone(table), id, shape_id) };
         local.set_shape(shape);
         local.set_fills(&self.fills(&table.name)?);
         local.set_filters(&self.filters)?;
@@ -396,9 +402,10 @@ impl State {
         Ok(LocalTable { name_lower: lower, ..LocalTable::new(Arc::clone(table), id, shape_id) })
     }
 
-    /// Tables or what became of their names are not what they were.
+    /// Tables, what became of their names, or the changes of the schema that are ahead of the fold are not what they were.
     pub(super) fn forget_tables(&mut self) {
         self.locals.clear();
+        self.steps_ahead.replace(None);
     }
 
     /// The number under which rows with these columns are stored.

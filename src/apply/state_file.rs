@@ -13,7 +13,7 @@ use crate::log::Origin;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
@@ -30,6 +30,7 @@ CREATE INDEX pending_sealed ON pending(shard, batch_no);
 CREATE INDEX pending_transaction ON pending(shard, tx, id);
 CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
 CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
+CREATE INDEX pending_barrier ON pending(shard, id) WHERE barrier = 1;
 CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
 CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
 CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
@@ -89,6 +90,11 @@ INSERT INTO steps_made(digest, origin, tx) SELECT digest, x'', 0 FROM schema_ste
 DROP TABLE schema_steps;
 ";
 
+/// What makes a state of version 5 one of version 6, which finds the changes of the schema among many pending units.
+const FROM_5: &str = "
+CREATE INDEX pending_barrier ON pending(shard, id) WHERE barrier = 1;
+";
+
 /// Makes the tables of a new file, brings those of an earlier version up to date, and refuses what is not ours.
 ///
 /// # Errors
@@ -141,6 +147,9 @@ fn upgrade(db: &Connection) -> Result<(), ApplyError> {
         if version < 5 {
             db.execute_batch(FROM_4)?;
         }
+        if version < 6 {
+            db.execute_batch(FROM_5)?;
+        }
         Ok(db.pragma_update(None, "user_version", VERSION)?)
     })();
     db.execute_batch(if upgraded.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -172,6 +181,7 @@ mod tests {
             (2, include_str!("../../fixtures/state/version-2.sql")),
             (3, include_str!("../../fixtures/state/version-3.sql")),
             (4, include_str!("../../fixtures/state/version-4.sql")),
+            (5, include_str!("../../fixtures/state/version-5.sql")),
         ];
         assert_eq!(scripts.len() as i64, VERSION - 1, "each earlier version has a script");
         for (version, script) in scripts {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::apart::{Apart, RoundUnits};
-use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
 use super::fitting::{Found, Known};
 use super::fold::Folder;
@@ -27,7 +26,8 @@ use super::schema_steps::{BegunAnew, Maker, catalogue_of};
 use super::shape::{Change, LocalTable, Merge, Tables};
 use super::state::State;
 use super::statements::SELECT_ROWS;
-use crate::change::{Op, canonical_key};
+use super::theirs::Theirs;
+use crate::change::canonical_key;
 use crate::format::Row;
 use crate::log::{Origin, SchemaStep, ShardId, StreamSeq, Unit};
 use crate::schema::{Catalogue, SchemaRow, Table};
@@ -37,24 +37,6 @@ struct Redo {
     table: Arc<LocalTable>,
     /// Who made the last foreign change of it.
     origin: Origin,
-    /// The row that this change made.
-    theirs: Option<Row>,
-    /// The columns that it wrote; empty for all.
-    mask: Vec<bool>,
-}
-
-impl Redo {
-    /// Whether pending overrides what the foreign change wrote. Columns that it did not write are no conflict.
-    fn is_overridden(&self, visible: Option<&Row>) -> bool {
-        match (&self.theirs, visible) {
-            (None, None) => false,
-            (Some(theirs), Some(visible)) => {
-                let differs = |i: usize| theirs.get(i) != visible.get(i);
-                (0..theirs.len()).any(|i| differs(i) && self.mask.get(i).copied().unwrap_or(true))
-            }
-            (None, Some(_)) | (Some(_), None) => true,
-        }
-    }
 }
 
 /// One call of fold: what is undone at the moment, and must be redone before the end.
@@ -68,10 +50,13 @@ pub(super) struct Call<'a, 'c> {
     pub(super) locked: bool,
     pub(super) undone: BTreeMap<i64, Arc<LocalTable>>,
     redo: HashMap<(i64, Vec<u8>), Redo>,
+    pub(super) theirs: Theirs,
     pub(super) known: HashMap<String, Vec<Known>>,
     /// The tables as they are since the schema was changed in this call, and what that did.
     pub(super) made: Option<(Catalogue, SchemaEffect)>,
     pub(super) changes: Changes,
+    /// The indexes that stand in for what is UNIQUE for the fold alone, by table.
+    pub(super) fold_only: HashMap<i64, Vec<String>>,
 }
 
 impl<'a, 'c> Call<'a, 'c> {
@@ -83,8 +68,22 @@ impl<'a, 'c> Call<'a, 'c> {
         locked: bool,
     ) -> Call<'a, 'c> {
         let (undone, redo, known) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        let changes = Changes::default();
-        Call { state, folder, tables, taking, merge, locked, undone, redo, known, made: None, changes }
+        let (changes, fold_only, theirs) = (Changes::default(), HashMap::new(), Theirs::default());
+        Call {
+            state,
+            folder,
+            tables,
+            taking,
+            merge,
+            locked,
+            undone,
+            redo,
+            theirs,
+            known,
+            made: None,
+            changes,
+            fold_only,
+        }
     }
 
     /// Makes changes of the schema that another origin made. Everything shows pending then, as between two calls. `units` are those of the
@@ -104,8 +103,15 @@ impl<'a, 'c> Call<'a, 'c> {
         self.let_go()?;
         self.redo()?;
         self.state.keep_names()?;
-        let steps = self.pass_over_repeated(steps, seen, &birth, shard)?;
+        let tables = self.tables_of_steps(&steps)?;
+        let (steps, passed) = self.pass_over_repeated(steps, seen, &birth, shard)?;
         let steps = steps.as_slice();
+        self.state.forget_tables();
+        self.known.clear();
+        let mut apart = Apart::default();
+        tables.iter().try_for_each(|(table, step)| self.settle_uniques((table, step), units, &mut apart))?;
+        self.put_back(&apart, units, birth.origin, false)?;
+        passed.iter().try_for_each(|step| self.move_rows(step))?;
         let mut pending = self.state.steps_pending(shard)?;
         pending.retain(|pending| pending.first.is_none());
         let mirror = Connection::open_in_memory()
@@ -114,9 +120,13 @@ impl<'a, 'c> Call<'a, 'c> {
         let mut apart = Apart::default();
         for step in steps {
             self.prepare_move(step, steps, units, &mut apart)?;
+            self.prepare_unmade(step)?;
             self.prepare_types(step)?;
             self.note_pending_gone(step, shard)?;
         }
+        // What has no place, and what stands in for what is UNIQUE for the fold, is not for the steps to meet.
+        let shown: Vec<i64> = self.undone.keys().copied().collect();
+        shown.into_iter().try_for_each(|table| self.end_showing(table))?;
         indexes::forget(conn)?;
         let (may_leave_rows, origin) = (false, birth.origin);
         let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
@@ -270,7 +280,7 @@ impl<'a, 'c> Call<'a, 'c> {
             if let Some(written) = written {
                 self.note_converted(table, &fitted, &written, origin)?;
             }
-            if table.is_unique() && !self.state.is_alone(table) {
+            if table.is_unique() {
                 sets.entry(index).or_default().push(fitted);
             } else if !self.state.suspecting {
                 self.hold(table, fitted, origin, at)?;
@@ -283,13 +293,20 @@ impl<'a, 'c> Call<'a, 'c> {
         for (index, changes) in &sets {
             let Some(Some((table, _))) = fits.get(usize::from(*index)) else { continue };
             self.make_room(table, changes)?;
-            if !self.undone.contains_key(&table.id) && !self.is_free(table, changes)? {
+            let is_shown = self.undone.contains_key(&table.id);
+            if !is_shown && (table.takes_more() || !self.is_free(table, changes)?) {
                 self.undo(table)?;
             }
             let were_there =
                 changes.iter().map(|change| self.is_there(table, change)).collect::<Result<Vec<_>, _>>()?;
             self.note_of_fold(table, changes);
-            self.folder.fold(self.state, table, changes, None)?;
+            let rest = self.folder.fold_in_place(self.state, table, changes, None)?;
+            if !rest.is_empty() && table.can_hide() && !self.undone.contains_key(&table.id) {
+                // Rows that are in each other's way here need not be so in the fold.
+                self.undo(table)?;
+            }
+            self.folder.fold_rest(self.state, table, &rest, None)?;
+            self.note_theirs(table, changes, origin)?;
             for (change, was_there) in changes.iter().zip(were_there) {
                 self.note_seen(table, change, was_there)?;
             }
@@ -309,7 +326,7 @@ impl<'a, 'c> Call<'a, 'c> {
         }
         Ok(match self.state.base(table, &change.canonical)? {
             Some(base) => base.row.is_some(),
-            None => table.taken(&change.key, self.folder.rows.get(table, &change.key)?)?.is_some(),
+            None => table.taken(&change.key, self.folder.row_of_fold(table, &change.key)?)?.is_some(),
         })
     }
 
@@ -327,18 +344,14 @@ impl<'a, 'c> Call<'a, 'c> {
             if table.is_filtered() {
                 return self.fold_within(table, change);
             }
-            if self.state.is_alone(table) {
-                return self.fold_alone(table, change);
-            }
             return self.folder.fold(self.state, table, std::slice::from_ref(change), None);
         };
         base.row = change.step(base.row.as_ref());
         self.state.set_base(table, &change.canonical, &base)?;
-        let mask = if change.op == Op::Update { change.mask.clone() } else { Vec::new() };
-        self.redo.insert(
-            (table.id, change.canonical.clone()),
-            Redo { table: Arc::clone(table), origin, theirs: base.row, mask },
-        );
+        if !base.pending.is_empty() && origin != self.state.origin() {
+            self.theirs.add(table, change, Some(origin), base.row);
+        }
+        self.redo.insert((table.id, change.canonical.clone()), Redo { table: Arc::clone(table), origin });
         Ok(())
     }
 
@@ -396,7 +409,8 @@ impl<'a, 'c> Call<'a, 'c> {
             let changes: Vec<Change<'_>> = of_table.map(|change| table.change(&fit, change, self.merge)).collect();
             let dirty = self.state.table_state(&table).is_some_and(|state| state.dirty);
             // With nothing foreign under it, pending was captured as exactly what the fold makes of it, transaction by transaction.
-            if !is_again && (!table.is_unique() || self.state.is_alone(&table) || (whole && !dirty)) {
+            let is_shown = self.undone.contains_key(&table.id);
+            if !is_again && !is_shown && (!table.is_unique() || (whole && !dirty)) {
                 for change in &changes {
                     self.move_base(&table, change, id)?;
                 }
@@ -404,7 +418,9 @@ impl<'a, 'c> Call<'a, 'c> {
                 self.undo_locked(&table)?;
                 self.make_room(&table, &changes)?;
                 self.note_of_fold(&table, &changes);
+                let met = self.rows_met(&table, &changes)?;
                 self.folder.fold(self.state, &table, &changes, None)?;
+                self.judge_met(&table, met)?;
             }
         }
         Ok(())
@@ -420,20 +436,15 @@ impl<'a, 'c> Call<'a, 'c> {
     /// An own change is in the log: base moves on, and ends where nothing is pending on the row any more.
     fn move_base(&mut self, table: &LocalTable, change: &Change<'_>, id: i64) -> Result<(), ApplyError> {
         let moved_under = !self.redo.is_empty() && self.redo.contains_key(&(table.id, change.canonical.clone()));
-        let is_alone = self.state.is_alone(table);
-        if !moved_under
-            && !is_alone
-            && !table.is_filtered()
-            && self.state.remove_base_of(table, &change.canonical, id)?
-        {
+        if !moved_under && !table.is_filtered() && self.state.remove_base_of(table, &change.canonical, id)? {
             return Ok(());
         }
         let Some(mut base) = self.state.base(table, &change.canonical)? else { return Ok(()) };
         base.pending.take(id);
-        base.row = change.step(base.row.as_ref());
-        if is_alone && base.pending.is_empty() && !moved_under {
-            return self.leave_alone(table, &change.canonical, &base);
-        }
+        let before = base.row.take();
+        base.row = change.step(before.as_ref());
+        let at = (table.id, change.canonical.clone());
+        self.judge_theirs(&at, before.as_ref(), base.row.as_ref())?;
         if base.pending.is_empty() && !moved_under {
             return self.leave_base(table, &change.canonical, &base);
         }
@@ -498,6 +509,7 @@ impl<'a, 'c> Call<'a, 'c> {
             folder.put(state, table, &key, &canonical, &row, false)?;
         }
         state.clear_base(&table.name_lower)?;
+        self.make_fold_only(table)?;
         self.undone.insert(table.id, Arc::clone(table));
         Ok(())
     }
@@ -507,6 +519,7 @@ impl<'a, 'c> Call<'a, 'c> {
         let own = self.state.origin();
         self.folder.origin = Some(own);
         for (id, table) in std::mem::take(&mut self.undone) {
+            self.end_showing(id)?;
             for pending in self.state.pending_touching(id)? {
                 let unit = self.state.pending_unit(pending)?;
                 for (index, shape) in unit.tables.iter().enumerate() {
@@ -526,7 +539,8 @@ impl<'a, 'c> Call<'a, 'c> {
             }
         }
         self.redo_rows()?;
-        self.show_within()
+        self.show_within()?;
+        self.judge_all_theirs()
     }
 
     pub(super) fn redo_rows(&mut self) -> Result<(), ApplyError> {
@@ -580,10 +594,9 @@ impl<'a, 'c> Call<'a, 'c> {
         let table = &redo.table;
         let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
         self.folder.counts.rows_redone += 1;
+        self.judge_theirs(&(table.id, canonical.to_vec()), base.row.as_ref(), visible.as_ref())?;
         let now = self.folder.rows.get(table, &base.key)?;
-        if self.state.is_alone(table) {
-            self.folder.try_show(table, &base.key, canonical, now.as_ref(), visible.as_ref())?;
-        } else if table.is_filtered() {
+        if table.is_filtered() {
             let shown = table.taken(&base.key, visible.clone())?;
             self.folder.origin = Some(redo.origin);
             self.show_row(table, &base.key, canonical, now, shown.as_ref())?;
@@ -599,20 +612,7 @@ impl<'a, 'c> Call<'a, 'c> {
                 (None, None) => {}
             }
         }
-        // What an own message that was forgotten meets is most often itself.
-        if redo.origin != self.state.origin() && redo.is_overridden(visible.as_ref()) {
-            let met = Met {
-                kind: ConflictKind::SameRow,
-                key: &base.key,
-                kept: visible.as_ref(),
-                lost: redo.theirs.as_ref(),
-                kept_origin: Some(self.state.origin()),
-                lost_origin: Some(redo.origin),
-            };
-            self.folder.counts.conflicts += u64::from(self.state.record_conflict(table, &met)?);
-        }
         match base.pending.is_empty() {
-            true if self.state.is_alone(table) => self.leave_alone(table, canonical, &base),
             true => self.leave_base(table, canonical, &base),
             false => Ok(()),
         }

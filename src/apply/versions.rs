@@ -182,6 +182,7 @@ mod tests {
         state.db.execute("INSERT INTO meta(name, value) VALUES('intent_versions', ?1)", [bytes]).unwrap();
         let newer = ["intent_versions", "beginnings", "intent_schema", "moved_in", "steps_made"];
         newer.iter().for_each(|table| state.db.execute_batch(&format!("DROP TABLE {table}")).unwrap());
+        state.db.execute_batch("DROP INDEX pending_barrier").unwrap();
         state.db.execute_batch("CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID").unwrap();
         state.db.execute_batch("PRAGMA user_version = 2").unwrap();
         drop(state);

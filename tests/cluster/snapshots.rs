@@ -244,6 +244,42 @@ fn a_node_that_fell_behind_catches_up_while_its_application_writes() {
     cluster.stop();
 }
 
+/// Two spellings of a key that its collation calls equal were taken for two rows, which did not fit together beside a UNIQUE value; and what the
+/// absent node overrode was in nobody's journal.
+#[test]
+fn a_node_that_fell_behind_meets_its_own_rows_under_other_spellings_and_journals_what_it_overrides() {
+    let schema = format!(
+        "{SCHEMA}; CREATE TABLE user(name TEXT PRIMARY KEY COLLATE NOCASE, no INT UNIQUE, v TEXT);
+         INSERT INTO user VALUES('ann', 1, 'as it was'), ('bob', 2, 'as it was')"
+    );
+    let args = ["--max-log-entries", "20", "--shards", "2"];
+    let mut cluster = Cluster::prepare(2, &schema, "", &args);
+    cluster.start_nodes();
+    cluster.nodes[0].sql("INSERT INTO t(id, v) VALUES(9000, 'x')");
+    cluster.settle();
+    cluster.nodes[1].stop();
+    cluster.nodes[0].sql(
+        "INSERT INTO user VALUES('carl', 3, 'there'); UPDATE user SET v = 'there' WHERE name = 'ann';
+         UPDATE user SET name = 'BOB' WHERE no = 2; UPDATE t SET v = 'there' WHERE id = 9000",
+    );
+    fill(&cluster.nodes[0], 10_000, 25);
+    cluster.nodes[1].sql(
+        "INSERT INTO user VALUES('CARL', 4, 'here'); UPDATE user SET v = 'here' WHERE name = 'ann'; UPDATE user SET v = 'here' WHERE name = 'bob';
+         UPDATE t SET v = 'here' WHERE id = 9000",
+    );
+    cluster.nodes[1].start();
+    assert!(cluster.nodes[1].log().contains("caught up from snapshot"), "{}", cluster.nodes[1].log());
+    let tables = cluster.settle();
+    assert_eq!(
+        tables["user"],
+        ["text:'BOB'|integer:2|text:'here'", "text:'CARL'|integer:4|text:'here'", "text:'ann'|integer:1|text:'here'"]
+    );
+    assert!(tables["t"].contains(&"integer:9000|text:'here'|integer:1".to_owned()));
+    let lost: Vec<String> = cluster.nodes[1].conflicts().iter().map(|conflict| conflict["lost"].to_string()).collect();
+    assert_eq!(lost.iter().filter(|lost| lost.contains("there")).count(), 3, "{lost:?}");
+    cluster.stop();
+}
+
 /// The path of the snapshot was read as UTF-16, and no file is called so: the node ended at every start.
 #[test]
 fn a_node_in_utf_16_that_fell_behind_catches_up() {

@@ -37,6 +37,8 @@ pub(super) enum About {
     Types,
     /// Every node makes the same changes, as an application does that brings its schema up to date wherever it starts.
     Same,
+    /// The same, and some of them make values unique, or not any more, while all write the few that there are.
+    SameUnique,
 }
 
 pub(super) struct Storm {
@@ -91,7 +93,9 @@ const COLUMNS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "
 
 impl Storm {
     pub(super) fn new(seed: u64, about: About) -> Storm {
-        let (unique, is_again, narrows) = (about == About::Unique, about == About::Again, about == About::Types);
+        let (is_again, narrows) = (about == About::Again, about == About::Types);
+        let is_same = matches!(about, About::Same | About::SameUnique);
+        let unique = matches!(about, About::Unique | About::SameUnique);
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -116,7 +120,7 @@ impl Storm {
                  INSERT INTO t0 VALUES(1, 'one', 1), (2, 'two', 2), (3, 'three', 3); INSERT INTO t1 VALUES('1', 1), ('2', 2)",
             ))
             .unwrap();
-            if about == About::Same {
+            if is_same {
                 app.execute_batch(&format!("CREATE TABLE {MADE}(id INTEGER PRIMARY KEY)")).unwrap();
             }
         };
@@ -124,7 +128,7 @@ impl Storm {
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
         let all_migrate = random.chance(40) && !narrows;
-        let script = if about == About::Same { script(&mut random, &nodes[0].app) } else { Vec::new() };
+        let script = if is_same { script(&mut random, &nodes[0].app, unique) } else { Vec::new() };
         let log = MemoryLog::new(setup.shards, 1);
         let mut storm = Storm {
             random,
@@ -589,12 +593,14 @@ fn definition_of(app: &Connection, table: &str) -> String {
 }
 
 /// Changes that an application makes one after the other. No name is given again.
-fn script(random: &mut Random, app: &Connection) -> Vec<String> {
+fn script(random: &mut Random, app: &Connection, unique: bool) -> Vec<String> {
     let scratch = Connection::open_in_memory().unwrap();
     for table in tables(app) {
         scratch.execute_batch(&definition_of(app, &table)).unwrap();
     }
     let (mut script, mut next) = (Vec::new(), 0);
+    // By table. What a column that goes had told apart nobody can tell any more who is ahead of the fold: see docs/operations.md.
+    let mut made_unique: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for _ in 0..100 {
         if script.len() == 6 {
             break;
@@ -606,7 +612,15 @@ fn script(random: &mut Random, app: &Connection) -> Vec<String> {
         next += 1;
         let column = pick(random, &columns).cloned().unwrap_or_default();
         let (table_new, column_new) = (format!("n{next}"), format!("c{next}"));
+        let indexes = if unique { unique_indexes(&scratch) } else { Vec::new() };
         let mut sql = match random.below(9) {
+            _ if unique && !indexes.is_empty() && random.chance(20) => format!("DROP INDEX {}", random.pick(&indexes)),
+            _ if unique && !column.is_empty() && random.chance(50) => {
+                let least = format!("SELECT min(id) FROM {name} GROUP BY {column}");
+                format!(
+                    "DELETE FROM {name} WHERE {column} NOT NULL AND id NOT IN ({least}); CREATE UNIQUE INDEX u{next} ON {name}({column})"
+                )
+            }
             0 => format!("CREATE TABLE {table_new}(id INTEGER PRIMARY KEY, {column_new} TEXT DEFAULT 'x')"),
             1 | 2 => format!("ALTER TABLE {name} ADD COLUMN {column_new} TEXT DEFAULT 'y'"),
             3 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {column_new}"),
@@ -626,16 +640,46 @@ fn script(random: &mut Random, app: &Connection) -> Vec<String> {
                 )
             }
         };
-        if random.chance(20) && !column.is_empty() {
+        if random.chance(20) && !column.is_empty() && !unique {
             sql = format!("{sql}; CREATE INDEX j{next} ON {name}({column})");
         }
-        if scratch.execute_batch(&format!("SAVEPOINT one; {sql}; RELEASE one")).is_ok() {
+        let mut unique_next = made_unique.clone();
+        if let Some(columns) = unique_next.get_mut(&name)
+            && sql.contains("RENAME COLUMN")
+            && columns.remove(&column)
+        {
+            columns.insert(column_new.clone());
+        }
+        if sql.contains(" RENAME TO ")
+            && !sql.contains("DROP TABLE")
+            && let Some(columns) = unique_next.remove(&name)
+        {
+            unique_next.insert(table_new.clone(), columns);
+        }
+        if sql.contains("CREATE UNIQUE") {
+            unique_next.entry(name.clone()).or_default().insert(column.clone());
+        }
+        scratch.execute_batch("SAVEPOINT one").unwrap();
+        let is_done = scratch.execute_batch(&sql).is_ok();
+        let is_told = unique_next.iter().all(|(table, unique)| {
+            let left = self::columns(&scratch, table);
+            left.is_empty() && !tables(&scratch).contains(table) || unique.iter().all(|column| left.contains(column))
+        });
+        if is_done && is_told {
+            scratch.execute_batch("RELEASE one").unwrap();
+            made_unique = unique_next;
             script.push(sql);
         } else {
             scratch.execute_batch("ROLLBACK TO one; RELEASE one").unwrap();
         }
     }
     script
+}
+
+fn unique_indexes(app: &Connection) -> Vec<String> {
+    let sql = "SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE UNIQUE INDEX %' ORDER BY name";
+    let mut found = app.prepare(sql).unwrap();
+    found.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 
 fn key_definition(is_text: bool) -> &'static str {
@@ -727,6 +771,12 @@ fn types_that_narrow_under_everybody_leave_the_same_in_the_end() {
 #[test]
 fn changes_that_every_node_makes_are_made_once() {
     run_storms(About::Same);
+}
+
+/// Values that every node makes unique, or not any more, while others write rows that are in each other's way then.
+#[test]
+fn values_that_every_node_makes_unique_leave_the_same_in_the_end() {
+    run_storms(About::SameUnique);
 }
 
 /// Schedules that once ended with nodes that differ: own rows that were forgotten while a column was begun anew, and rows of a table that

@@ -81,7 +81,7 @@ fn examine_table(table: &Table, one_writer: bool, findings: &mut Vec<Finding>) {
             "rowid-key",
             format!("table {name} has an INTEGER PRIMARY KEY, which SQLite counts up where an insert does not name it"),
             "two nodes that insert at the same time give two rows the same number, and the later one replaces the other",
-            "let the application choose keys (random, or a range for each node), or insert on one node only",
+            "let the application choose keys itself (random, or from a range of its node), or insert on one node only",
         ),
         Identity::Declared(_) => {}
     }

@@ -1,0 +1,188 @@
+//! What others wrote to rows that own changes are pending on: whatever of it these override goes into the conflict journal.
+//!
+//! Who wrote later on the log journals what it overrode, for its node alone knows that it had not seen it. Several others can have written to
+//! one row, and own changes can come back between them; each is judged by what the own change did to the row as the fold had it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::params;
+
+use super::conflicts::{ConflictKind, Met};
+use super::error::ApplyError;
+use super::shape::{Change, LocalTable};
+use super::state::State;
+use super::undo_redo::Call;
+use crate::change::{Op, RowKey};
+use crate::format::Row;
+use crate::log::Origin;
+
+/// Changes that may be overridden, by the table's number and the key.
+#[derive(Default)]
+pub(super) struct Theirs(HashMap<(i64, Vec<u8>), OfRow>);
+
+struct OfRow {
+    table: Arc<LocalTable>,
+    key: RowKey,
+    changes: Vec<Their>,
+}
+
+struct Their {
+    /// Who made it, where that is known.
+    origin: Option<Origin>,
+    /// The row that it made.
+    row: Option<Row>,
+    /// The columns that it wrote; empty for all.
+    mask: Vec<bool>,
+}
+
+impl Their {
+    /// Whether an own change overrides it, which made `after` of the fold's row `before`. Columns that only one of them wrote are no conflict.
+    fn is_overridden(&self, before: Option<&Row>, after: Option<&Row>) -> bool {
+        match (&self.row, after) {
+            (None, after) => before.is_none() && after.is_some(),
+            (Some(_), None) => before.is_some(),
+            (Some(theirs), Some(after)) => (0..theirs.len()).any(|i| {
+                let is_own = before.is_none_or(|before| before.get(i) != after.get(i));
+                is_own && theirs.get(i) != after.get(i) && self.mask.get(i).copied().unwrap_or(true)
+            }),
+        }
+    }
+}
+
+/// An own change in a table that shows the fold, with the row as it was.
+pub(super) type MetRow = (RowKey, Vec<u8>, Option<Row>);
+
+impl Theirs {
+    /// Takes note of a change of another node that made `row`.
+    pub(super) fn add(
+        &mut self,
+        table: &Arc<LocalTable>,
+        change: &Change<'_>,
+        origin: Option<Origin>,
+        row: Option<Row>,
+    ) {
+        let mask = if change.op == Op::Update { change.mask.clone() } else { Vec::new() };
+        self.add_row(table, (&change.key, &change.canonical), origin, row, mask);
+    }
+
+    /// The same of what a snapshot says. `mask`: the columns that differ from what was there; empty for all.
+    pub(super) fn add_row(
+        &mut self,
+        table: &Arc<LocalTable>,
+        (key, canonical): (&RowKey, &[u8]),
+        origin: Option<Origin>,
+        row: Option<Row>,
+        mask: Vec<bool>,
+    ) {
+        let of_row = self.0.entry((table.id, canonical.to_vec())).or_insert_with(|| OfRow {
+            table: Arc::clone(table),
+            key: key.clone(),
+            changes: Vec::new(),
+        });
+        of_row.changes.push(Their { origin, row, mask });
+    }
+
+    fn has(&self, table: &LocalTable, canonical: &[u8]) -> bool {
+        !self.0.is_empty() && self.0.contains_key(&(table.id, canonical.to_vec()))
+    }
+}
+
+impl State {
+    /// Whether own changes were pending on a row of a table that shows the fold by now.
+    pub(super) fn was_pending(&self, table: &LocalTable, canonical: &[u8]) -> Result<bool, ApplyError> {
+        // An entry begins with the number of units that are pending on its row.
+        let sql = "SELECT 1 FROM base_before WHERE table_id = ?1 AND key = ?2 AND entry >= x'01'";
+        Ok(self.db.prepare_cached(sql)?.exists(params![table.id, canonical])?)
+    }
+}
+
+impl Call<'_, '_> {
+    /// Changes of another node are folded into a table with UNIQUE values.
+    pub(super) fn note_theirs(
+        &mut self,
+        table: &Arc<LocalTable>,
+        changes: &[Change<'_>],
+        origin: Origin,
+    ) -> Result<(), ApplyError> {
+        if !self.undone.contains_key(&table.id) || origin == self.state.origin() {
+            return Ok(());
+        }
+        for change in changes {
+            if self.state.was_pending(table, &change.canonical)? {
+                let row = self.folder.row_of_fold(table, &change.key)?;
+                self.theirs.add(table, change, Some(origin), row);
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of own changes that others have written to, before these are folded.
+    pub(super) fn rows_met(&self, table: &LocalTable, changes: &[Change<'_>]) -> Result<Vec<MetRow>, ApplyError> {
+        let met = changes.iter().filter(|change| self.theirs.has(table, &change.canonical));
+        met.map(|change| {
+            let row = self.folder.row_of_fold(table, &change.key)?;
+            Ok((change.key.clone(), change.canonical.clone(), row))
+        })
+        .collect()
+    }
+
+    /// They are folded.
+    pub(super) fn judge_met(&mut self, table: &LocalTable, met: Vec<MetRow>) -> Result<(), ApplyError> {
+        for (key, canonical, before) in met {
+            let after = self.folder.row_of_fold(table, &key)?;
+            self.judge_theirs(&(table.id, canonical), before.as_ref(), after.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// An own change has made `after` of the fold's row `before`. What it overrides is journaled, once.
+    pub(super) fn judge_theirs(
+        &mut self,
+        at: &(i64, Vec<u8>),
+        before: Option<&Row>,
+        after: Option<&Row>,
+    ) -> Result<(), ApplyError> {
+        let Some(of_row) = self.theirs.0.get_mut(at) else { return Ok(()) };
+        let (table, key) = (Arc::clone(&of_row.table), of_row.key.clone());
+        let (overridden, left) = std::mem::take(&mut of_row.changes)
+            .into_iter()
+            .partition::<Vec<_>, _>(|their| their.is_overridden(before, after));
+        of_row.changes = left;
+        for their in overridden {
+            let met = Met {
+                kind: ConflictKind::SameRow,
+                key: &key,
+                kept: after,
+                lost: their.row.as_ref(),
+                kept_origin: Some(self.state.origin()),
+                lost_origin: their.origin,
+            };
+            self.folder.counts.conflicts += u64::from(self.state.record_conflict(&table, &met)?);
+        }
+        Ok(())
+    }
+
+    /// Everything shows pending again.
+    pub(super) fn judge_all_theirs(&mut self) -> Result<(), ApplyError> {
+        let rows: Vec<((i64, Vec<u8>), Arc<LocalTable>, RowKey)> = self
+            .theirs
+            .0
+            .iter()
+            .filter(|(_, of_row)| !of_row.changes.is_empty())
+            .map(|(at, of_row)| (at.clone(), Arc::clone(&of_row.table), of_row.key.clone()))
+            .collect();
+        for (at, table, key) in rows {
+            // Nothing is pending on a row that is not in base.
+            let Some(base) = self.state.base(&table, &at.1)?.filter(|base| !base.pending.is_empty()) else { continue };
+            // What is not seen because of the filter was judged before it was.
+            if table.is_filtered() {
+                continue;
+            }
+            let visible = self.folder.rows.get(&table, &key)?;
+            self.judge_theirs(&at, base.row.as_ref(), visible.as_ref())?;
+        }
+        self.theirs = Theirs::default();
+        Ok(())
+    }
+}
