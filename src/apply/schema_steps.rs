@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::alteration::{
     ColumnStep, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of, statements,
 };
+use super::definitions::merged;
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
@@ -449,6 +450,9 @@ impl Maker<'_, '_> {
             return self.note_columns(noted, &way.columns);
         }
         if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
+            if let Some(merged) = self.merged(step, &here, (&way.renamed, after)) {
+                return if merged == here { Ok(()) } else { self.rebuild(step, all, &merged) };
+            }
             let mut is_done = !way.columns.is_empty();
             for column in &way.columns {
                 is_done &= self.is_done(step, column)?;
@@ -471,6 +475,15 @@ impl Maker<'_, '_> {
             true => self.remake(step, after),
             false => self.rebuild(step, all, after),
         }
+    }
+
+    /// The definition that a table gets where others have changed it, too, since it was what the step begins with.
+    fn merged(&self, step: &SchemaStep, here: &str, change: (&str, &str)) -> Option<String> {
+        let is_of_table = |other: &&SchemaStep| other.kind == "table" && other.name.eq_ignore_ascii_case(&step.name);
+        let later = self.pending.iter().map(|pending| &pending.step).filter(is_of_table);
+        let later: Vec<(&str, &str)> =
+            later.filter_map(|other| other.before.as_deref().zip(other.after.as_deref())).collect();
+        merged(here, change, &later)
     }
 
     /// As [`Maker::alter`], of a table that has another name by now than the one that the step gives it or leaves it: one from a change that
