@@ -20,6 +20,8 @@ struct Parts<'s> {
 enum Subject {
     Column(String),
     Constraint(String),
+    /// The order of the columns.
+    Order,
 }
 
 impl<'s> Parts<'s> {
@@ -59,6 +61,10 @@ impl<'s> Parts<'s> {
     fn subjects(&self) -> impl Iterator<Item = Subject> {
         self.parts.iter().filter_map(|part| subject_of(part))
     }
+
+    fn columns(&self) -> Vec<Subject> {
+        self.subjects().filter(|subject| matches!(subject, Subject::Column(_))).collect()
+    }
 }
 
 fn subject_of(part: &str) -> Option<Subject> {
@@ -74,12 +80,18 @@ fn subject_of(part: &str) -> Option<Subject> {
 /// What a change of a definition changed.
 fn changed(before: &Parts<'_>, after: &Parts<'_>) -> BTreeSet<Subject> {
     let all = before.subjects().chain(after.subjects());
-    all.filter(|subject| before.text(subject) != after.text(subject)).collect()
+    let mut changed: BTreeSet<Subject> = all.filter(|subject| before.text(subject) != after.text(subject)).collect();
+    let (old, new) = (before.columns(), after.columns());
+    let (stay, stayed) = (old.iter().filter(|name| new.contains(name)), new.iter().filter(|name| old.contains(name)));
+    if !stay.eq(stayed) {
+        changed.insert(Subject::Order);
+    }
+    changed
 }
 
 /// The definition here with what a change made of another one, but for what `later` ones, which come behind it, have changed. `None` where the
 /// change adds or takes columns, or one of the texts is not understood.
-pub(super) fn merged(here: &str, (before, after): (&str, &str), later: &[(&str, &str)]) -> Option<String> {
+pub(super) fn merged(here: &str, (before, after): (&str, &str), later: &[(String, String)]) -> Option<String> {
     let (ours, old, new) = (Parts::of(here)?, Parts::of(before)?, Parts::of(after)?);
     let mut changed_later = BTreeSet::new();
     for (before, after) in later {
@@ -106,8 +118,25 @@ pub(super) fn merged(here: &str, (before, after): (&str, &str), later: &[(&str, 
             parts.push((*part).to_owned());
         }
     }
+    if change.contains(&Subject::Order) {
+        put_in_order(&mut parts, &new)?;
+    }
     let tail = if old.tail.trim() == new.tail.trim() { ours.tail } else { new.tail };
     Some(format!("{}{}{tail}", ours.head, parts.join(",")))
+}
+
+/// Puts the columns that a definition has, too, into its order. The others stay where they are.
+fn put_in_order(parts: &mut [String], order: &Parts<'_>) -> Option<()> {
+    let subjects: Vec<Subject> = parts.iter().map(|part| subject_of(part)).collect::<Option<_>>()?;
+    let wanted = order.columns();
+    let places: Vec<usize> = (0..parts.len()).filter(|place| wanted.contains(&subjects[*place])).collect();
+    let texts: Vec<String> = parts.iter().map(|part| part.trim().to_owned()).collect();
+    let ordered = wanted.iter().filter_map(|column| subjects.iter().position(|subject| subject == column));
+    for (place, from) in places.into_iter().zip(ordered) {
+        let placed = parts[place].replacen(texts[place].as_str(), &texts[from], 1);
+        parts[place] = placed;
+    }
+    Some(())
 }
 
 #[cfg(test)]
@@ -131,7 +160,18 @@ mod tests {
     fn the_later_of_two_changes_of_one_column_counts() {
         let (ours, theirs) = (BEFORE.replace("30", "100"), BEFORE.replace("30", "200"));
         assert_eq!(merged(&ours, (BEFORE, &theirs), &[]).unwrap(), theirs);
-        assert_eq!(merged(&ours, (BEFORE, &theirs), &[(BEFORE, &ours)]).unwrap(), ours);
+        assert_eq!(merged(&ours, (BEFORE, &theirs), &[(BEFORE.to_owned(), ours.clone())]).unwrap(), ours);
+    }
+
+    #[test]
+    fn columns_move_as_the_later_has_them() {
+        let theirs = "CREATE TABLE \"u\" (id integer PRIMARY KEY, b decimal(5, 2) DEFAULT (1, 2), \"a\" varchar(150), CHECK (a <> ','))";
+        let ours = BEFORE.replace("decimal(5, 2)", "decimal(9, 2)").replace("CHECK", "c text, CHECK");
+        let both = theirs.replace("decimal(5, 2)", "decimal(9, 2)").replace("CHECK", "c text, CHECK");
+        assert_eq!(merged(&ours, (BEFORE, theirs), &[]).unwrap(), both);
+        // One that comes behind it has moved them, too.
+        let later = [(theirs.to_owned(), BEFORE.to_owned())];
+        assert_eq!(merged(BEFORE, (BEFORE, theirs), &later).unwrap(), BEFORE);
     }
 
     #[test]

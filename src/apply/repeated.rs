@@ -38,6 +38,12 @@ pub(super) fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
     }
 }
 
+/// Whether a step gives a table another definition and does nothing to its name or its columns' names.
+fn is_definition(step: &SchemaStep) -> bool {
+    let is_alteration = step.kind == "table" && step.before.is_some() && step.after.is_some();
+    is_alteration && step.name_before.is_none() && columns_of_step(step).is_empty()
+}
+
 /// Tells parts of changes apart. A change that was found after a time without the daemon can be several at once, and its parts tell that
 /// others have made some of them.
 fn part_digest(words: [&str; 3]) -> [u8; 32] {
@@ -96,7 +102,8 @@ impl State {
         origin: Origin,
         seen: StreamSeq,
     ) -> Result<Option<Birth>, ApplyError> {
-        self.digest_before(step_digest(step), origin, seen)
+        // Making one of these again does no harm, and what it changed may have been changed again by who had seen neither.
+        if is_definition(step) { Ok(None) } else { self.digest_before(step_digest(step), origin, seen) }
     }
 
     /// The same of what a change does to one column.
@@ -128,7 +135,12 @@ impl State {
         }
     }
 
-    fn digest_before(&self, digest: [u8; 32], origin: Origin, seen: StreamSeq) -> Result<Option<Birth>, ApplyError> {
+    pub(super) fn digest_before(
+        &self,
+        digest: [u8; 32],
+        origin: Origin,
+        seen: StreamSeq,
+    ) -> Result<Option<Birth>, ApplyError> {
         let sql = "SELECT origin, tx, seq FROM steps_made WHERE digest = ?1 AND origin <> ?2 AND seq > ?3 ORDER BY seq LIMIT 1";
         let mut found = self.db.prepare_cached(sql)?;
         let of = params![digest, origin_bytes(origin), to_db(seen.0)];

@@ -449,10 +449,15 @@ impl Maker<'_, '_> {
             }
             return self.note_columns(noted, &way.columns);
         }
-        if here != way.renamed && here != *before && !self.is_mirrored(step, &here) {
-            if let Some(merged) = self.merged(step, &here, (&way.renamed, after)) {
-                return if merged == here { Ok(()) } else { self.rebuild(step, all, &merged) };
-            }
+        let later = self.definitions_pending(step);
+        let is_as_before = here == way.renamed || here == *before || self.is_mirrored(step, &here);
+        if (!is_as_before || !later.is_empty())
+            && let Some(merged) = merged(&here, (&way.renamed, after), &later)
+        {
+            self.note_columns(noted, &way.columns)?;
+            return if merged == here { Ok(()) } else { self.rebuild(step, all, &merged) };
+        }
+        if !is_as_before {
             let mut is_done = !way.columns.is_empty();
             for column in &way.columns {
                 is_done &= self.is_done(step, column)?;
@@ -477,13 +482,11 @@ impl Maker<'_, '_> {
         }
     }
 
-    /// The definition that a table gets where others have changed it, too, since it was what the step begins with.
-    fn merged(&self, step: &SchemaStep, here: &str, change: (&str, &str)) -> Option<String> {
+    /// What pending steps make of a table's definition: they come behind this one.
+    fn definitions_pending(&self, step: &SchemaStep) -> Vec<(String, String)> {
         let is_of_table = |other: &&SchemaStep| other.kind == "table" && other.name.eq_ignore_ascii_case(&step.name);
         let later = self.pending.iter().map(|pending| &pending.step).filter(is_of_table);
-        let later: Vec<(&str, &str)> =
-            later.filter_map(|other| other.before.as_deref().zip(other.after.as_deref())).collect();
-        merged(here, change, &later)
+        later.filter_map(|other| other.before.clone().zip(other.after.clone())).collect()
     }
 
     /// As [`Maker::alter`], of a table that has another name by now than the one that the step gives it or leaves it: one from a change that

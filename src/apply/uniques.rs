@@ -296,7 +296,8 @@ impl State {
         }
         let mut left = Vec::new();
         for pending in self.steps_pending(FIRST_SHARD)? {
-            if pending.first.is_none() && !self.is_reached(&pending)? {
+            let first = self.digest_before(step_digest(&pending.step), self.origin(), pending.seen)?;
+            if first.is_none() && !self.is_reached(&pending)? {
                 left.push(pending);
             }
         }

@@ -39,6 +39,9 @@ pub(super) enum About {
     Same,
     /// The same, and some of them make values unique, or not any more, while all write the few that there are.
     SameUnique,
+    /// Every node gives a table the same definitions one after the other, whatever it has by then, as tools do that look only once which
+    /// migrations were made.
+    Stale,
 }
 
 pub(super) struct Storm {
@@ -53,6 +56,8 @@ pub(super) struct Storm {
     narrows: bool,
     /// The changes that every node makes, in order, unless it has heard that they were made.
     script: Vec<String>,
+    /// By node: the next of those that it makes whatever it has heard.
+    stale: Option<Vec<usize>>,
     pub(super) migrations: u64,
     given_again: u64,
     pub(super) deaths: u64,
@@ -120,6 +125,12 @@ impl Storm {
                  INSERT INTO t0 VALUES(1, 'one', 1), (2, 'two', 2), (3, 'three', 3); INSERT INTO t1 VALUES('1', 1), ('2', 2)",
             ))
             .unwrap();
+            if about == About::Stale {
+                app.execute_batch(
+                    "DROP TABLE t0; CREATE TABLE \"t0\"(id INTEGER PRIMARY KEY, a VARCHAR(30), b VARCHAR(30), c VARCHAR(30))",
+                )
+                .unwrap();
+            }
             if is_same {
                 app.execute_batch(&format!("CREATE TABLE {MADE}(id INTEGER PRIMARY KEY)")).unwrap();
             }
@@ -127,8 +138,12 @@ impl Storm {
         let nodes: Vec<SimNode> = (0..setup.nodes)
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
-        let all_migrate = random.chance(40) && !narrows;
-        let script = if is_same { script(&mut random, &nodes[0].app, unique) } else { Vec::new() };
+        let all_migrate = random.chance(40) && !narrows && about != About::Stale;
+        let script = match about {
+            About::Stale => definitions(&mut random),
+            _ if is_same => script(&mut random, &nodes[0].app, unique),
+            _ => Vec::new(),
+        };
         let log = MemoryLog::new(setup.shards, 1);
         let mut storm = Storm {
             random,
@@ -140,6 +155,7 @@ impl Storm {
             is_again,
             narrows,
             script,
+            stale: (about == About::Stale).then(|| vec![0; setup.nodes]),
             migrations: 0,
             given_again: 0,
             deaths: 0,
@@ -358,6 +374,14 @@ impl Storm {
     /// Makes the next change of the script that is not known to be made. Each is seen by itself.
     fn update(&mut self, no: usize) {
         if !self.capture(no) {
+            return;
+        }
+        if let Some(next) = &mut self.stale {
+            let Some(sql) = self.script.get(next[no]) else { return };
+            next[no] += 1;
+            self.nodes[no].app.execute_batch(&format!("BEGIN IMMEDIATE; {sql}; COMMIT")).unwrap();
+            self.migrations += 1;
+            self.capture(no);
             return;
         }
         let app = &self.nodes[no].app;
@@ -592,6 +616,26 @@ fn definition_of(app: &Connection, table: &str) -> String {
     app.query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0)).unwrap()
 }
 
+/// Rebuilds that give a table definitions one after the other, each with one column of another type, or in another place.
+fn definitions(random: &mut Random) -> Vec<String> {
+    let mut columns = [("a", 30), ("b", 30), ("c", 30)];
+    let rebuild = |_| {
+        let index = random.below(3) as usize;
+        columns[index].1 = *random.pick(&[30, 100, 150]);
+        if random.chance(40) {
+            // As Django does it.
+            columns[index..].rotate_left(1);
+        }
+        let defined: Vec<String> = columns.iter().map(|(name, size)| format!("{name} VARCHAR({size})")).collect();
+        format!(
+            "CREATE TABLE new__t0(id INTEGER PRIMARY KEY, {}); INSERT INTO new__t0(id, a, b, c) SELECT id, a, b, c FROM t0; DROP TABLE t0;
+             ALTER TABLE new__t0 RENAME TO t0",
+            defined.join(", ")
+        )
+    };
+    (0..6).map(rebuild).collect()
+}
+
 /// Changes that an application makes one after the other. No name is given again.
 fn script(random: &mut Random, app: &Connection, unique: bool) -> Vec<String> {
     let scratch = Connection::open_in_memory().unwrap();
@@ -777,6 +821,12 @@ fn changes_that_every_node_makes_are_made_once() {
 #[test]
 fn values_that_every_node_makes_unique_leave_the_same_in_the_end() {
     run_storms(About::SameUnique);
+}
+
+/// One of them makes a table again as it was some changes ago, while another one makes the next.
+#[test]
+fn definitions_that_every_node_makes_whatever_it_has_end_as_one() {
+    run_storms(About::Stale);
 }
 
 /// Schedules that once ended with nodes that differ: own rows that were forgotten while a column was begun anew, and rows of a table that
