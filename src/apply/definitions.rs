@@ -4,7 +4,7 @@
 //! as the later on the log has it. The text around it stays as it is here, so nodes that make the same changes in another order have the
 //! same text in the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::schema::{Tokens, unquote};
 
@@ -119,24 +119,23 @@ pub(super) fn merged(here: &str, (before, after): (&str, &str), later: &[(String
         }
     }
     if change.contains(&Subject::Order) {
-        put_in_order(&mut parts, &new)?;
+        put_in_order(&mut parts, &new);
     }
     let tail = if old.tail.trim() == new.tail.trim() { ours.tail } else { new.tail };
     Some(format!("{}{}{tail}", ours.head, parts.join(",")))
 }
 
 /// Puts the columns that a definition has, too, into its order. The others stay where they are.
-fn put_in_order(parts: &mut [String], order: &Parts<'_>) -> Option<()> {
-    let subjects: Vec<Subject> = parts.iter().map(|part| subject_of(part)).collect::<Option<_>>()?;
+fn put_in_order(parts: &mut [String], order: &Parts<'_>) {
     let wanted = order.columns();
-    let places: Vec<usize> = (0..parts.len()).filter(|place| wanted.contains(&subjects[*place])).collect();
-    let texts: Vec<String> = parts.iter().map(|part| part.trim().to_owned()).collect();
-    let ordered = wanted.iter().filter_map(|column| subjects.iter().position(|subject| subject == column));
-    for (place, from) in places.into_iter().zip(ordered) {
-        let placed = parts[place].replacen(texts[place].as_str(), &texts[from], 1);
-        parts[place] = placed;
+    let texts: BTreeMap<Subject, String> =
+        parts.iter().filter_map(|part| Some((subject_of(part)?, part.trim().to_owned()))).collect();
+    let mut ordered = wanted.iter().filter_map(|column| texts.get(column));
+    for part in parts.iter_mut().filter(|part| subject_of(part).is_some_and(|subject| wanted.contains(&subject))) {
+        if let Some(text) = ordered.next() {
+            *part = part.replacen(part.trim(), text, 1);
+        }
     }
-    Some(())
 }
 
 #[cfg(test)]

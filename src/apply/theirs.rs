@@ -10,6 +10,7 @@ use rusqlite::params;
 
 use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
+use super::fold::Folder;
 use super::shape::{Change, LocalTable};
 use super::state::State;
 use super::undo_redo::Call;
@@ -47,6 +48,34 @@ impl Their {
                 is_own && theirs.get(i) != after.get(i) && self.mask.get(i).copied().unwrap_or(true)
             }),
         }
+    }
+}
+
+impl OfRow {
+    /// Journals what is overridden by an own change that made `after` of the fold's row `before`, once.
+    fn judge(
+        &mut self,
+        state: &State,
+        folder: &mut Folder<'_>,
+        before: Option<&Row>,
+        after: Option<&Row>,
+    ) -> Result<(), ApplyError> {
+        let all = std::mem::take(&mut self.changes);
+        let (overridden, left): (Vec<Their>, Vec<Their>) =
+            all.into_iter().partition(|their| their.is_overridden(before, after));
+        self.changes = left;
+        for their in overridden {
+            let met = Met {
+                kind: ConflictKind::SameRow,
+                key: &self.key,
+                kept: after,
+                lost: their.row.as_ref(),
+                kept_origin: Some(state.origin()),
+                lost_origin: their.origin,
+            };
+            folder.counts.conflicts += u64::from(state.record_conflict(&self.table, &met)?);
+        }
+        Ok(())
     }
 }
 
@@ -136,53 +165,27 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// An own change has made `after` of the fold's row `before`. What it overrides is journaled, once.
+    /// An own change has made `after` of the fold's row `before`.
     pub(super) fn judge_theirs(
         &mut self,
         at: &(i64, Vec<u8>),
         before: Option<&Row>,
         after: Option<&Row>,
     ) -> Result<(), ApplyError> {
-        let Some(of_row) = self.theirs.0.get_mut(at) else { return Ok(()) };
-        let (table, key) = (Arc::clone(&of_row.table), of_row.key.clone());
-        let (overridden, left) = std::mem::take(&mut of_row.changes)
-            .into_iter()
-            .partition::<Vec<_>, _>(|their| their.is_overridden(before, after));
-        of_row.changes = left;
-        for their in overridden {
-            let met = Met {
-                kind: ConflictKind::SameRow,
-                key: &key,
-                kept: after,
-                lost: their.row.as_ref(),
-                kept_origin: Some(self.state.origin()),
-                lost_origin: their.origin,
-            };
-            self.folder.counts.conflicts += u64::from(self.state.record_conflict(&table, &met)?);
-        }
-        Ok(())
+        let Call { theirs, state, folder, .. } = self;
+        theirs.0.get_mut(at).map_or(Ok(()), |of_row| of_row.judge(state, folder, before, after))
     }
 
     /// Everything shows pending again.
     pub(super) fn judge_all_theirs(&mut self) -> Result<(), ApplyError> {
-        let rows: Vec<((i64, Vec<u8>), Arc<LocalTable>, RowKey)> = self
-            .theirs
-            .0
-            .iter()
-            .filter(|(_, of_row)| !of_row.changes.is_empty())
-            .map(|(at, of_row)| (at.clone(), Arc::clone(&of_row.table), of_row.key.clone()))
-            .collect();
-        for (at, table, key) in rows {
-            // Nothing is pending on a row that is not in base.
-            let Some(base) = self.state.base(&table, &at.1)?.filter(|base| !base.pending.is_empty()) else { continue };
-            // What is not seen because of the filter was judged before it was.
-            if table.is_filtered() {
-                continue;
+        for ((_, canonical), mut of_row) in std::mem::take(&mut self.theirs).0 {
+            // Nothing is pending on a row that is not in base. What is not seen because of the filter was judged before it was.
+            let base = self.state.base(&of_row.table, &canonical)?.filter(|base| !base.pending.is_empty());
+            if let Some(base) = base.filter(|_| !of_row.table.is_filtered() && !of_row.changes.is_empty()) {
+                let visible = self.folder.rows.get(&of_row.table, &of_row.key)?;
+                of_row.judge(self.state, &mut self.folder, base.row.as_ref(), visible.as_ref())?;
             }
-            let visible = self.folder.rows.get(&table, &key)?;
-            self.judge_theirs(&at, base.row.as_ref(), visible.as_ref())?;
         }
-        self.theirs = Theirs::default();
         Ok(())
     }
 }
