@@ -95,6 +95,17 @@ impl State {
         Ok(steps)
     }
 
+    /// Those of them that come behind what is folded next: neither the fold nor the same change of somebody else has come to them.
+    pub(super) fn steps_behind(&self, shard: ShardId) -> Result<Vec<PendingStep>, ApplyError> {
+        let mut behind = Vec::new();
+        for pending in self.steps_pending(shard)? {
+            if pending.first.is_none() && !self.is_reached(&pending)? {
+                behind.push(pending);
+            }
+        }
+        Ok(behind)
+    }
+
     /// Where the same change stands on the log before one that `origin` made when it had seen the first shard up to `seen`.
     pub(super) fn made_before(
         &self,
@@ -239,7 +250,13 @@ impl Call<'_, '_> {
             }
             let digest = step_digest(&step);
             let mut same = pending.iter().filter(|pending| pending.first.is_none());
-            match same.find(|pending| step_digest(&pending.step) == digest) {
+            let ours = same.find(|pending| step_digest(&pending.step) == digest);
+            // A definition that the fold has come to may have been changed again since.
+            let is_behind = match ours {
+                Some(ours) => !is_definition(&step) || !self.state.is_reached(ours)?,
+                None => false,
+            };
+            match ours.filter(|_| is_behind) {
                 Some(ours) => {
                     self.state.note_made(&step, birth)?;
                     self.state.note_values_of(&step)?;

@@ -112,8 +112,8 @@ impl<'a, 'c> Call<'a, 'c> {
         tables.iter().try_for_each(|(table, step)| self.settle_uniques((table, step), units, &mut apart))?;
         self.put_back(&apart, units, birth.origin, false)?;
         passed.iter().try_for_each(|step| self.move_rows(step))?;
-        let mut pending = self.state.steps_pending(shard)?;
-        pending.retain(|pending| pending.first.is_none());
+        // Other messages can stand between the pieces of one that brings an own change back: that change is not behind them.
+        let pending = self.state.steps_behind(shard)?;
         let mirror = Connection::open_in_memory()
             .map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;
         let before = catalogue_of(conn)?;

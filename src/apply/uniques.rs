@@ -308,7 +308,7 @@ impl State {
 
     /// Whether the fold has come to a pending change, or to the same one of somebody else, of which the message in the first shard is about to
     /// be folded.
-    fn is_reached(&self, pending: &PendingStep) -> Result<bool, ApplyError> {
+    pub(super) fn is_reached(&self, pending: &PendingStep) -> Result<bool, ApplyError> {
         let sql = "SELECT 1 FROM steps_made WHERE digest = ?1
             AND iif(origin = ?2, tx = ?3 AND seq IS NOT NULL, origin <> x'' AND seq IS NULL)";
         let of = params![step_digest(&pending.step), origin_bytes(self.origin()), to_db(pending.tx)];
