@@ -79,6 +79,8 @@ fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
     let cluster = Cluster::start(3, &schema);
     let seed = Seed::pick();
     let mut random = Random::new(seed.0);
+    // Few are written, and with some seeds none before the first look.
+    let mut rows_seen = 0;
     for turn in 0..60 {
         let node = &cluster.nodes[random.below(3) as usize];
         let mut sql = String::from("BEGIN;");
@@ -124,7 +126,8 @@ fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
             {
                 let all: Vec<_> =
                     cluster.nodes.iter().map(|node| rows(node, &format!("SELECT {columns} ORDER BY 1"))).collect();
-                assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2], "{columns}: {all:#?}");
+                assert!(all[0] == all[1] && all[1] == all[2], "{columns}: {all:#?}");
+                rows_seen += all[0].len();
             }
             for table in ["older", "\"old mail\""] {
                 let all: Vec<_> = (0..3).map(|node| answers(&cluster, node, table, "docid")).collect();
@@ -134,6 +137,7 @@ fn search_finds_the_same_on_all_nodes_whatever_keeps_the_index() {
             }
         }
     }
+    assert!(rows_seen > 0, "there are rows");
     assert_ne!(answers(&cluster, 0, "found", "rowid")[4], "''", "there is something to be found");
     assert_ne!(answers(&cluster, 1, "mail", "rowid")[4], "''", "there is something to be found");
 }
