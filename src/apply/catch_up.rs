@@ -377,7 +377,9 @@ fn take_rows(
     if call.state.pending_count()? > 0 {
         keys("SELECT key FROM temp.woodchuck_difference", &mut |key| {
             let canonical = canonical_key(&table.table, &key);
-            if !call.state.was_pending(table, &canonical)? {
+            // More than the journal keeps need not be remembered.
+            let is_full = call.theirs.count() as i64 >= call.state.conflicts_max;
+            if is_full || !call.state.was_pending(table, &canonical)? {
                 return Ok(());
             }
             let (old, new) = (call.folder.row_of_fold(table, &key)?, there.row(call, table, &key)?);

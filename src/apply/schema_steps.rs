@@ -451,7 +451,9 @@ impl Maker<'_, '_> {
         }
         let later = self.definitions_pending(step);
         let is_as_before = here == way.renamed || here == *before || self.is_mirrored(step, &here);
-        if (!is_as_before || !later.is_empty())
+        let is_module = is_virtual(before) || is_virtual(after);
+        if !is_module
+            && (!is_as_before || !later.is_empty())
             && let Some(merged) = merged(&here, (&way.renamed, after), &later)
         {
             self.note_columns(noted, &way.columns)?;
@@ -476,10 +478,7 @@ impl Maker<'_, '_> {
             }
         }
         self.note_columns(noted, &way.columns)?;
-        match is_virtual(before) || is_virtual(after) {
-            true => self.remake(step, after),
-            false => self.rebuild(step, all, after),
-        }
+        if is_module { self.remake(step, after) } else { self.rebuild(step, all, after) }
     }
 
     /// What pending steps make of a table's definition: they come behind this one.

@@ -112,6 +112,11 @@ impl Theirs {
         of_row.changes.push(Their { origin, row, mask });
     }
 
+    /// How many rows they are of.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     fn has(&self, table: &LocalTable, canonical: &[u8]) -> bool {
         !self.0.is_empty() && self.0.contains_key(&(table.id, canonical.to_vec()))
     }
@@ -160,7 +165,7 @@ impl Call<'_, '_> {
     pub(super) fn judge_met(&mut self, table: &LocalTable, met: Vec<MetRow>) -> Result<(), ApplyError> {
         for (key, canonical, before) in met {
             let after = self.folder.row_of_fold(table, &key)?;
-            self.judge_theirs(&(table.id, canonical), before.as_ref(), after.as_ref())?;
+            self.judge_theirs((table, &canonical), before.as_ref(), after.as_ref())?;
         }
         Ok(())
     }
@@ -168,12 +173,18 @@ impl Call<'_, '_> {
     /// An own change has made `after` of the fold's row `before`.
     pub(super) fn judge_theirs(
         &mut self,
-        at: &(i64, Vec<u8>),
+        (table, canonical): (&LocalTable, &[u8]),
         before: Option<&Row>,
         after: Option<&Row>,
     ) -> Result<(), ApplyError> {
         let Call { theirs, state, folder, .. } = self;
-        theirs.0.get_mut(at).map_or(Ok(()), |of_row| of_row.judge(state, folder, before, after))
+        if theirs.0.is_empty() {
+            return Ok(());
+        }
+        theirs
+            .0
+            .get_mut(&(table.id, canonical.to_vec()))
+            .map_or(Ok(()), |of_row| of_row.judge(state, folder, before, after))
     }
 
     /// Everything shows pending again.

@@ -443,8 +443,7 @@ impl<'a, 'c> Call<'a, 'c> {
         base.pending.take(id);
         let before = base.row.take();
         base.row = change.step(before.as_ref());
-        let at = (table.id, change.canonical.clone());
-        self.judge_theirs(&at, before.as_ref(), base.row.as_ref())?;
+        self.judge_theirs((table, &change.canonical), before.as_ref(), base.row.as_ref())?;
         if base.pending.is_empty() && !moved_under {
             return self.leave_base(table, &change.canonical, &base);
         }
@@ -594,7 +593,7 @@ impl<'a, 'c> Call<'a, 'c> {
         let table = &redo.table;
         let Some(base) = self.state.base(table, canonical)? else { return Ok(()) };
         self.folder.counts.rows_redone += 1;
-        self.judge_theirs(&(table.id, canonical.to_vec()), base.row.as_ref(), visible.as_ref())?;
+        self.judge_theirs((table, canonical), base.row.as_ref(), visible.as_ref())?;
         let now = self.folder.rows.get(table, &base.key)?;
         if table.is_filtered() {
             let shown = table.taken(&base.key, visible.clone())?;
