@@ -262,6 +262,7 @@ impl Cluster {
         }
         self.capture(no);
         let node = &self.nodes[no];
+        node.replica.as_ref().unwrap().lay_out_base().unwrap();
         let frozen = FrozenState::open(&node.state_path).unwrap();
         if frozen.is_inside_pieces().unwrap() {
             return;

@@ -12,6 +12,7 @@ const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); CREATE TAB
 
 fn reader(peer: &Peer) -> FoldReader {
     let bounds = FoldBounds { until: Instant::now() + Duration::from_secs(60), wal_bytes_max: None };
+    peer.replica.lay_out_base().unwrap();
     FoldReader::open(&peer.path, &peer.path.with_file_name("state.db"), bounds).unwrap()
 }
 

@@ -8,6 +8,7 @@ mod capture;
 mod cases;
 mod cli;
 mod cluster;
+mod deferred;
 mod diff;
 mod doctor;
 mod fixtures;

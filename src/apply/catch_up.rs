@@ -469,6 +469,7 @@ impl State {
 
     /// Own units of a shard up to message `batch_no` are in the fold, and no piece that waits for others can be needed.
     fn leave_pending(&self, shard: ShardId, batch_no: u64) -> Result<(), ApplyError> {
+        self.lay_out_all()?;
         let of = params![shard.0, super::state::to_db(batch_no)];
         for sql in [
             "UPDATE pending SET folded = 1 WHERE shard = ?1 AND batch_no <= ?2",

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::error::ApplyError;
 use super::shape::LocalTable;
-use super::state::State;
+use super::state::{State, TableState};
 use crate::format::{Row, Value};
 
 /// The claim of everything: an index whose values cannot be computed here (an expression, a WHERE clause, an application's collation).
@@ -51,7 +51,9 @@ impl State {
 
     /// Tables without base have nothing to claim and start clean.
     pub(super) fn settle_tables(&mut self) -> Result<(), ApplyError> {
-        for state in self.tables.values_mut().filter(|state| state.base_rows == 0) {
+        let deferred = self.deferred.get_mut();
+        let is_without = |state: &&mut TableState| state.base_rows.get() == 0 && deferred.rows_of(state.id) == 0;
+        for state in self.tables.values_mut().filter(is_without) {
             // Without a look first, every commit would write here.
             if !state.uniques.is_empty()
                 && self.db.prepare_cached("SELECT 1 FROM claims WHERE table_id = ?1 LIMIT 1")?.exists([state.id])?

@@ -106,9 +106,15 @@ impl<'a> Reader<'a> {
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    fn counted(&mut self) -> Result<Vec<u8>, ApplyError> {
+    /// Bytes that their count stands before.
+    pub(super) fn counted(&mut self) -> Result<&'a [u8], ApplyError> {
         let count = usize::try_from(self.varint()?).map_err(|_| DAMAGED)?;
-        Ok(self.take(count)?.to_vec())
+        self.take(count)
+    }
+
+    /// What was not read.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.bytes
     }
 
     pub(super) fn value(&mut self) -> Result<Value, ApplyError> {
@@ -119,8 +125,8 @@ impl<'a> Reader<'a> {
                 let bytes = *self.take(8)?.first_chunk::<8>().ok_or(DAMAGED)?;
                 Value::Real(f64::from_bits(u64::from_be_bytes(bytes)))
             }
-            3 => Value::Text(self.counted()?),
-            4 => Value::Blob(self.counted()?),
+            3 => Value::Text(self.counted()?.to_vec()),
+            4 => Value::Blob(self.counted()?.to_vec()),
             _ => return Err(DAMAGED),
         })
     }

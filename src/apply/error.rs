@@ -153,6 +153,9 @@ impl Cannot {
 /// A failure of applying, capturing into the outbox, or sealing.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
+    /// The state is to be read from outside, and not all of its base is where it is looked for.
+    #[error("base of units that are pending is not laid out")]
+    NotLaidOut,
     /// A message that has arrived could not be read; whoever keeps it knows why.
     #[error("a message that has arrived cannot be read")]
     NotRead,

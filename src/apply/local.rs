@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::alteration::{ColumnStep, alteration};
 use super::base::BaseRow;
+use super::deferred::Touched;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, written};
@@ -37,7 +38,7 @@ const GROUP_MAX: u32 = 256;
 struct Open {
     builder: UnitBuilder,
     id: i64,
-    tables: Vec<i64>,
+    touched: Vec<Touched>,
 }
 
 impl Open {
@@ -45,7 +46,7 @@ impl Open {
         let origin =
             origin.unwrap_or(UnitOrigin { tx: 0, salts: [0; 8], frame: 0, repaired: false, seen: StreamSeq(0) });
         let builder = UnitBuilder::new(origin, unit_bytes_max);
-        Open { builder, id: state.pending_id(), tables: Vec::new() }
+        Open { builder, id: state.pending_id(), touched: Vec::new() }
     }
 }
 
@@ -267,13 +268,33 @@ impl<'r> LocalSink<'r> {
         let if_there = change.op == Op::Update && self.altered.contains(&local.name_lower);
         let sent_before = if self.replica.send_before { before.clone() } else { None };
         let unit_change = UnitChange { table: 0, op: change.op, key, image, mask, before: sent_before, if_there };
-        let id = self.push(shard, &local, unit_change)?;
-        self.replica.state.note_local(
-            &local,
-            &canonical,
-            BaseRow { pending: PendingUnits::NONE, key: change.key, row: before },
-            id,
-        )
+        self.push(shard, &local, unit_change)?;
+        self.note(shard, &local, &canonical, BaseRow { pending: PendingUnits::NONE, key: change.key, row: before })
+    }
+
+    /// Puts the row as it was before the change that was pushed last into base.
+    fn note(&mut self, shard: ShardId, table: &LocalTable, key: &[u8], base: BaseRow) -> Result<(), ApplyError> {
+        let state = &mut self.replica.state;
+        let Some(Open { id, touched, .. }) = self.open.get_mut(&shard) else { return Ok(()) };
+        let bytes = touched.iter().map(|touched| touched.run.len()).sum();
+        if self.judged.is_none()
+            && state.may_defer(table, bytes)
+            && let Some(touched) = touched.iter_mut().find(|touched| touched.table == table.id)
+        {
+            touched.run.push(table, key, base, *id);
+            return Ok(());
+        }
+        let id = *id;
+        // A row that was met before comes before this.
+        for open in self.open.values_mut() {
+            for touched in open.touched.iter_mut().filter(|touched| touched.table == table.id) {
+                let run = std::mem::take(&mut touched.run);
+                if !run.is_empty() {
+                    state.lay_out_run(open.id, table.id, &run)?;
+                }
+            }
+        }
+        state.note_local(table, key, base, id)
     }
 
     fn forget_schema(&mut self) {
@@ -312,32 +333,32 @@ impl<'r> LocalSink<'r> {
         Ok(())
     }
 
-    /// Adds a change to its shard's unit; returns the unit's number.
-    fn push(&mut self, shard: ShardId, local: &LocalTable, change: UnitChange) -> Result<i64, ApplyError> {
+    /// Adds a change to its shard's unit.
+    fn push(&mut self, shard: ShardId, local: &LocalTable, change: UnitChange) -> Result<(), ApplyError> {
         let origin = self.origin;
         assert!(origin.is_some(), "a change belongs to a transaction that has begun");
         let state = &mut self.replica.state;
         let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
         let open = self.open.entry(shard).or_insert_with(|| Open::begin(state, origin, unit_bytes_max));
         if let Some(unit) = open.builder.push(&local.shape, change) {
-            state.push_pending(open.id, shard, &unit, &open.tables, self.barrier)?;
+            state.push_pending(open.id, shard, &unit, &open.touched, self.barrier)?;
             open.id = state.pending_id();
-            open.tables.clear();
+            open.touched.clear();
         }
-        if !open.tables.contains(&local.id) {
-            open.tables.push(local.id);
+        if !open.touched.iter().any(|touched| touched.table == local.id) {
+            open.touched.push(Touched::new(local.id));
         }
-        Ok(open.id)
+        Ok(())
     }
 
     fn end(&mut self) -> Result<(), ApplyError> {
         self.take_steps()?;
         let is_barrier = self.barrier;
         for (shard, open) in std::mem::take(&mut self.open) {
-            let (id, tables) = (open.id, open.tables);
+            let (id, touched) = (open.id, open.touched);
             let last: Option<Unit> = open.builder.finish();
             if let Some(unit) = last {
-                self.replica.state.push_pending(id, shard, &unit, &tables, self.barrier)?;
+                self.replica.state.push_pending(id, shard, &unit, &touched, self.barrier)?;
             }
         }
         if is_barrier {

@@ -19,6 +19,7 @@ mod claims;
 mod codec;
 mod conflicts;
 mod connection;
+mod deferred;
 mod definitions;
 mod digest;
 mod duplicates;

@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::deferred::Touched;
 use super::error::ApplyError;
 use super::state::{State, from_db, to_db};
 use crate::log::{ShardId, Unit, decode_units, encode_unit};
@@ -79,16 +80,20 @@ impl State {
         id: i64,
         shard: ShardId,
         unit: &Unit,
-        tables: &[i64],
+        touched: &[Touched],
         barrier: bool,
     ) -> Result<(), ApplyError> {
         self.remember_waiting(true);
         let bytes = encode_unit(unit);
+        let runs = self.runs_of(id, touched)?;
+        let (summary, base) = runs.as_ref().map(|runs| (&runs.summary, &runs.base)).unzip();
         self.db
-            .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes, barrier) VALUES(?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![id, shard.0, to_db(unit.tx), to_db(bytes.len() as u64), barrier])?;
-        self.db.prepare_cached("INSERT INTO pending_unit(id, unit) VALUES(?1, ?2)")?.execute(params![id, bytes])?;
-        for table in tables {
+            .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes, barrier, runs) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?
+            .execute(params![id, shard.0, to_db(unit.tx), to_db(bytes.len() as u64), barrier, summary])?;
+        self.db
+            .prepare_cached("INSERT INTO pending_unit(id, unit, base) VALUES(?1, ?2, ?3)")?
+            .execute(params![id, bytes, base])?;
+        for Touched { table, .. } in touched {
             self.db
                 .prepare_cached("INSERT OR IGNORE INTO pending_table(table_id, pending_id) VALUES(?1, ?2)")?
                 .execute([*table, id])?;
@@ -165,12 +170,14 @@ impl State {
             self.db.prepare_cached("SELECT count(*) FROM pending WHERE folded = 1")?.query_row([], |row| row.get(0))?;
         if folded > 0 {
             for sql in [
-                "DELETE FROM pending_table WHERE pending_id IN (SELECT id FROM pending WHERE folded = 1)",
+                // By table, or SQLite would look at all that is pending.
+                "DELETE FROM pending_table WHERE (table_id, pending_id) IN (SELECT t.id, p.id FROM pending p CROSS JOIN tables t WHERE p.folded = 1)",
                 "DELETE FROM pending_unit WHERE id IN (SELECT id FROM pending WHERE folded = 1)",
                 "DELETE FROM pending WHERE folded = 1",
             ] {
                 self.db.prepare_cached(sql)?.execute([])?;
             }
+            self.forget_runs();
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use super::base::BaseRow;
 use super::error::{ApplyError, Cannot};
 use super::fold::FoldCounts;
 use super::local::{LocalSink, Recovered};
@@ -530,6 +531,18 @@ impl Replica {
         Ok(())
     }
 
+    /// Has all of base where those find it who read the state from outside, as [`FrozenState`](super::FrozenState) does.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    ///
+    /// # Panics
+    /// While the fate of an intent is open, or a fold waits for its commit: what base is depends on it.
+    pub fn lay_out_base(&self) -> Result<(), ApplyError> {
+        assert!(matches!(self.phase, Phase::Idle), "base is laid out between two folds");
+        self.state.lay_out_all()
+    }
+
     /// Hands out every row of base: put in place of the visible ones they give the fold, which is what a snapshot holds. The row has the
     /// columns that are not generated, in declared order; `None` stands for no row.
     ///
@@ -541,12 +554,16 @@ impl Replica {
         mut each: impl FnMut(&Table, &RowKey, Option<&Row>) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
         let names: Vec<String> =
-            self.state.tables.iter().filter(|(_, state)| state.base_rows > 0).map(|(name, _)| name.clone()).collect();
+            self.state.tables.iter().filter(|(_, of)| self.state.rows_of(of) > 0).map(|(name, _)| name.clone()).collect();
         for name in names {
             // A table that is gone shows no row, and the fold's are gone with it.
             let Some(table) = tables.table(&name) else { continue };
             let local = self.state.local_table(&table)?;
-            self.state.each_base(&local, |_, base| each(&table, &base.key, base.row.as_ref()))?;
+            let mut give = |base: BaseRow| each(&table, &base.key, base.row.as_ref());
+            match self.state.has_runs(&local) {
+                true => self.state.each_deferred(&local, give)?,
+                false => self.state.each_base(&local, |_, base| give(base))?,
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rusqlite::params;
 
 use super::apart::{Apart, RoundUnits};
+use super::deferred::Touched;
 use super::error::ApplyError;
 use super::fitting::Found;
 use super::names::{Named, tables_of, taken_from};
@@ -143,7 +144,7 @@ impl State {
         let unmet: Vec<(String, i64)> = self
             .tables
             .iter()
-            .filter(|(name, table)| !met.contains(*name) && table.base_rows == 0)
+            .filter(|(name, table)| !met.contains(*name) && self.rows_of(table) == 0)
             .map(|(name, table)| (name.clone(), table.id))
             .collect();
         for (name, id) in unmet {
@@ -342,7 +343,7 @@ impl Call<'_, '_> {
                 };
                 for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
                     if let Some(full) = builder.push(shape, change.clone()) {
-                        self.state.push_pending(again, home, &full, &[table.id], false)?;
+                        self.state.push_pending(again, home, &full, &[Touched::new(table.id)], false)?;
                         again = self.state.pending_id();
                     }
                     let canonical = found.change(&fit, change, self.merge).canonical;
@@ -367,6 +368,6 @@ impl Call<'_, '_> {
 
     fn push_again(&mut self, (last, id): (UnitBuilder, i64), home: ShardId, table: i64) -> Result<(), ApplyError> {
         let Some(unit) = last.finish() else { return Ok(()) };
-        self.state.push_pending(id, home, &unit, &[table], false)
+        self.state.push_pending(id, home, &unit, &[Touched::new(table)], false)
     }
 }

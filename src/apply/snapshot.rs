@@ -23,16 +23,22 @@ use crate::schema::{Catalogue, CatalogueError, Content, Module, RowFilters, Sche
 pub struct FrozenState(State);
 
 impl FrozenState {
-    /// Takes hold of the state as it is now. Until this is dropped the log of `state.db` cannot begin anew, so it grows.
+    /// Takes hold of the state as it is now, behind [`Replica::lay_out_base`](super::Replica::lay_out_base). Until this is dropped the log of
+    /// `state.db` cannot begin anew, so it grows.
     ///
     /// # Errors
-    /// When `state.db` cannot be read.
+    /// [`ApplyError::NotLaidOut`], or when `state.db` cannot be read.
     pub fn open(path: &Path) -> Result<FrozenState, ApplyError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;
         db.pragma_update(None, "query_only", true)?;
         db.execute_batch("BEGIN; SELECT 1 FROM meta")?;
-        Ok(FrozenState(State::over(db)?))
+        let frozen = State::over(db)?;
+        match frozen.deferred.borrow().is_empty() {
+            true => {}
+            false => return Err(ApplyError::NotLaidOut),
+        }
+        Ok(FrozenState(frozen))
     }
 
     /// Whether the applied positions stand inside of something that travels in pieces: then there is no fold to make of them.
@@ -87,10 +93,10 @@ impl FrozenState {
         let doing = |source| ApplyError::Database { doing: "putting base in place", source };
         let rows = Rows::new(copy)?;
         let mut count = 0;
-        if self.0.tables.values().any(|known| known.base_rows > 0) {
+        if self.0.tables.values().any(|known| known.base_rows.get() > 0) {
             indexes::keep(copy, &catalogue_of(copy)?)?;
         }
-        for (name, known) in self.0.tables.iter().filter(|(_, known)| known.base_rows > 0) {
+        for (name, known) in self.0.tables.iter().filter(|(_, known)| known.base_rows.get() > 0) {
             let Some(table) = tables.table(name) else { continue };
             let table = self.table(&table, known.id)?;
             // One transaction a table: a copy is nobody's, and all of it is thrown away when anything fails.

@@ -1,6 +1,6 @@
 //! `state.db`: what a node knows beside the user's database. One SQLite file of ours, one writer, the database thread.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::beginnings::columns_kept;
 use super::claims::claim_everything;
 use super::connection::keep_plans;
+use super::deferred::{self, Deferred};
 use super::error::ApplyError;
 use super::known::Known;
 use super::repeated::PendingStep;
@@ -32,8 +33,8 @@ const STATEMENTS_MAX: usize = 128;
 #[derive(Debug, Clone)]
 pub(super) struct TableState {
     pub(super) id: i64,
-    /// Rows in `base`. Zero spares all look-ups.
-    pub(super) base_rows: u64,
+    /// Rows in `base`; those that are deferred are not among them.
+    pub(super) base_rows: Cell<u64>,
     /// Pending was once replayed over foreign changes, so the rows of base no longer follow from own units alone.
     pub(super) dirty: bool,
     /// The UNIQUE indexes at the time of the last look, as text that changes when they do.
@@ -46,7 +47,7 @@ pub(super) struct TableState {
 
 impl TableState {
     pub(super) fn new(id: i64, uniques: String, travels: Travels) -> TableState {
-        TableState { id, base_rows: 0, dirty: false, uniques, travels, moved_in: Vec::new() }
+        TableState { id, base_rows: Cell::new(0), dirty: false, uniques, travels, moved_in: Vec::new() }
     }
 }
 
@@ -59,6 +60,8 @@ pub struct State {
     checkpoints: RefCell<Checkpoints>,
     others_wait: bool,
     pub(super) tables: HashMap<String, TableState>,
+    /// What base has beside `base`.
+    pub(super) deferred: RefCell<Deferred>,
     shapes: HashMap<Vec<String>, i64>,
     /// Tables that have a name which others had before, in lower case.
     pub(super) born_again: HashSet<String>,
@@ -132,6 +135,7 @@ impl State {
             checkpoints: RefCell::default(),
             others_wait: false,
             tables: HashMap::new(),
+            deferred: RefCell::default(),
             shapes: HashMap::new(),
             born_again: HashSet::new(),
             locals: HashMap::new(),
@@ -325,7 +329,7 @@ impl State {
             let name: String = row.get(1)?;
             let table = TableState {
                 id: row.get(0)?,
-                base_rows: from_db(row.get(5)?),
+                base_rows: Cell::new(from_db(row.get(5)?)),
                 dirty: row.get(2)?,
                 uniques: row.get(3)?,
                 travels: Travels::of_number(row.get(4)?),
@@ -336,6 +340,7 @@ impl State {
         drop(rows);
         drop(found);
         self.load_moves()?;
+        self.deferred.replace(deferred::load(&self.db)?);
         let last: i64 = self.db.query_row("SELECT coalesce(max(id), 0) FROM pending", [], |row| row.get(0))?;
         self.pending_id_next = last + 1;
         Ok(())
@@ -359,7 +364,7 @@ impl State {
             self.db
                 .prepare_cached("UPDATE tables SET uniques = ?2 WHERE id = ?1")?
                 .execute(params![table.id, uniques])?;
-            if table.base_rows > 0 {
+            if table.base_rows.get() + self.deferred.get_mut().rows_of(table.id) > 0 {
                 claim_everything(&self.db, table.id)?;
             }
         }

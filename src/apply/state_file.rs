@@ -13,7 +13,7 @@ use crate::log::Origin;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
@@ -25,13 +25,13 @@ CREATE TABLE origins(shard INTEGER NOT NULL, origin BLOB NOT NULL,
   batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
   batch_no_before INTEGER NOT NULL DEFAULT 0, round_no_before INTEGER NOT NULL DEFAULT 0, part_before INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(shard, origin)) WITHOUT ROWID;
-CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE pending(id INTEGER PRIMARY KEY, shard INTEGER NOT NULL, tx INTEGER NOT NULL, unit_bytes INTEGER NOT NULL, batch_no INTEGER, folded INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0, runs BLOB, laid_out INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX pending_sealed ON pending(shard, batch_no);
 CREATE INDEX pending_transaction ON pending(shard, tx, id);
 CREATE INDEX pending_waiting ON pending(id) WHERE batch_no IS NULL;
 CREATE INDEX pending_folded ON pending(id) WHERE folded = 1;
 CREATE INDEX pending_barrier ON pending(shard, id) WHERE barrier = 1;
-CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL);
+CREATE TABLE pending_unit(id INTEGER PRIMARY KEY, unit BLOB NOT NULL, base BLOB);
 CREATE TABLE pending_table(table_id INTEGER NOT NULL, pending_id INTEGER NOT NULL, PRIMARY KEY(table_id, pending_id)) WITHOUT ROWID;
 CREATE TABLE sealed(shard INTEGER NOT NULL, batch_no INTEGER NOT NULL, round_no INTEGER NOT NULL, part INTEGER NOT NULL,
   piece_unit INTEGER, piece_index INTEGER, piece_count INTEGER, piece_start INTEGER, piece_end INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, barrier INTEGER NOT NULL DEFAULT 0,
@@ -95,6 +95,13 @@ const FROM_5: &str = "
 CREATE INDEX pending_barrier ON pending(shard, id) WHERE barrier = 1;
 ";
 
+/// What makes a state of version 6 one of version 7, in which base may be kept with the units it comes from.
+const FROM_6: &str = "
+ALTER TABLE pending ADD COLUMN runs BLOB;
+ALTER TABLE pending ADD COLUMN laid_out INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE pending_unit ADD COLUMN base BLOB;
+";
+
 /// Makes the tables of a new file, brings those of an earlier version up to date, and refuses what is not ours.
 ///
 /// # Errors
@@ -150,6 +157,9 @@ fn upgrade(db: &Connection) -> Result<(), ApplyError> {
         if version < 6 {
             db.execute_batch(FROM_5)?;
         }
+        if version < 7 {
+            db.execute_batch(FROM_6)?;
+        }
         Ok(db.pragma_update(None, "user_version", VERSION)?)
     })();
     db.execute_batch(if upgraded.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -182,6 +192,7 @@ mod tests {
             (3, include_str!("../../fixtures/state/version-3.sql")),
             (4, include_str!("../../fixtures/state/version-4.sql")),
             (5, include_str!("../../fixtures/state/version-5.sql")),
+            (6, include_str!("../../fixtures/state/version-6.sql")),
         ];
         assert_eq!(scripts.len() as i64, VERSION - 1, "each earlier version has a script");
         for (version, script) in scripts {

@@ -405,12 +405,16 @@ impl<'a, 'c> Call<'a, 'c> {
                 }
                 continue;
             }
-            let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
-            let changes: Vec<Change<'_>> = of_table.map(|change| table.change(&fit, change, self.merge)).collect();
             let dirty = self.state.table_state(&table).is_some_and(|state| state.dirty);
             // With nothing foreign under it, pending was captured as exactly what the fold makes of it, transaction by transaction.
             let is_shown = self.undone.contains_key(&table.id);
-            if !is_again && !is_shown && (!table.is_unique() || (whole && !dirty)) {
+            let is_as_captured = !is_again && !is_shown && (!table.is_unique() || (whole && !dirty));
+            if is_as_captured && self.state.take_run(id, &table) {
+                continue;
+            }
+            let of_table = unit.changes.iter().filter(|change| usize::from(change.table) == index);
+            let changes: Vec<Change<'_>> = of_table.map(|change| table.change(&fit, change, self.merge)).collect();
+            if is_as_captured {
                 for change in &changes {
                     self.move_base(&table, change, id)?;
                 }
@@ -423,7 +427,7 @@ impl<'a, 'c> Call<'a, 'c> {
                 self.judge_met(&table, met)?;
             }
         }
-        Ok(())
+        self.state.lay_out_rest(id)
     }
 
     pub(super) fn undo_locked(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
@@ -458,7 +462,7 @@ impl<'a, 'c> Call<'a, 'c> {
     /// Puts all of base in place: everything shows the fold from here on, until it is redone.
     pub(super) fn undo_all(&mut self) -> Result<(), ApplyError> {
         let known: Vec<(String, i64, u64)> =
-            self.state.tables.iter().map(|(name, table)| (name.clone(), table.id, table.base_rows)).collect();
+            self.state.tables.iter().map(|(name, table)| (name.clone(), table.id, self.state.rows_of(table))).collect();
         for (name, id, base_rows) in known {
             if base_rows == 0 && self.state.pending_touching(id)?.is_empty() {
                 continue;

@@ -75,6 +75,7 @@ impl NodeError {
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
+                | ApplyError::NotLaidOut
                 | ApplyError::NotLocked
                 | ApplyError::NotRead
                 | ApplyError::Cannot(_) => Verdict::Failed,
@@ -116,6 +117,7 @@ impl NodeError {
                 | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
+                | ApplyError::NotLaidOut
                 | ApplyError::NotLocked
                 | ApplyError::NotRead => {
                     "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()

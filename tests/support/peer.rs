@@ -209,6 +209,7 @@ impl Peer {
     pub fn snapshot(&self) -> Snapshot {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot.db");
+        self.replica.lay_out_base().unwrap();
         let frozen = FrozenState::open(&self._dir.path().join("state.db")).unwrap();
         self.app.execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
         let copy = Connection::open(&path).unwrap();

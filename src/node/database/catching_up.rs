@@ -131,6 +131,7 @@ impl Database {
         if self.replica.is_recovering() {
             return Ok(None);
         }
+        self.replica.lay_out_base()?;
         let frozen = FrozenState::open(&self.directory.file("state.db"))?;
         // Its own changes of the schema are in the database, and no base takes them back.
         if frozen.is_inside_pieces()? || frozen.has_own_schema()? {

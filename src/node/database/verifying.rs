@@ -149,12 +149,15 @@ impl Database {
         Ok(())
     }
 
-    fn take(&self, within: Duration) -> Result<Result<Taken, String>, NodeError> {
+    fn take(&mut self, within: Duration) -> Result<Result<Taken, String>, NodeError> {
         let bounds = FoldBounds {
             until: Instant::now() + within,
             // Writers are made to wait at this bound, and waiting could not help them while we read.
             wal_bytes_max: self.config.capture.wal_bytes_max,
         };
+        // A transaction would have decided about it.
+        self.replica.abandon_intent()?;
+        self.replica.lay_out_base()?;
         let database = self.attached.follower.file().path();
         let reader = FoldReader::open(database, &self.directory.file("state.db"), bounds)?;
         if reader.frozen().is_inside_pieces()? {
