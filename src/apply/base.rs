@@ -250,7 +250,8 @@ impl State {
 
 /// `pending units, varint shape, key, 0 | 1 row`
 pub(super) fn write_base(table: &LocalTable, base: &BaseRow) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64);
+    let of_row = base.row.iter().flatten().map(|value| 11 + value.heap_bytes()).sum::<usize>();
+    let mut out = Vec::with_capacity(64 + of_row);
     base.pending.write(&mut out);
     push_varint(&mut out, table.shape_id as u64);
     push_key(&mut out, &base.key);

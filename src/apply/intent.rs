@@ -55,6 +55,7 @@ impl State {
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }
+        self.remember_ahead_to(Vec::new());
         self.settle_moves()?;
         self.keep_conflicts()?;
         self.forget_folded()?;
@@ -118,6 +119,7 @@ impl State {
         while let Some(row) = rows.next()? {
             all.push((row.get(0)?, row.get(1)?));
         }
+        self.remember_ahead_to(all.iter().map(|(shard, seq)| (ShardId(*shard), StreamSeq(from_db(*seq)))).collect());
         let mut out = Vec::new();
         push_varint(&mut out, all.len() as u64);
         for (shard, seq) in all {
@@ -127,11 +129,7 @@ impl State {
         self.set_meta(AHEAD, &out)
     }
 
-    /// How far the next fold must go at least: the database shows what it comes to there.
-    ///
-    /// # Errors
-    /// When `state.db` fails or is damaged.
-    pub fn ahead_to(&self) -> Result<Vec<(ShardId, StreamSeq)>, ApplyError> {
+    pub(super) fn read_ahead_to(&self) -> Result<Vec<(ShardId, StreamSeq)>, ApplyError> {
         let Some(bytes) = self.meta(AHEAD)? else { return Ok(Vec::new()) };
         let mut reader = Reader::new(&bytes);
         let mut all = Vec::new();

@@ -17,6 +17,9 @@ use crate::log::{Folded, Origin, ShardId, StreamSeq};
 /// The last folded message of each origin in a shard.
 pub type FoldedOf = Arc<HashMap<Origin, Folded>>;
 
+/// How far the database is ahead of the fold, by shard.
+pub type AheadTo = Arc<[(ShardId, StreamSeq)]>;
+
 /// The round that is sealed.
 #[derive(Debug, Default)]
 struct Sealed {
@@ -32,6 +35,7 @@ pub(super) struct Known {
     sealed: RefCell<Option<Sealed>>,
     /// Whether units may wait to be sealed: true until a look has found none.
     may_wait: Cell<bool>,
+    ahead_to: RefCell<Option<AheadTo>>,
 }
 
 impl Default for Known {
@@ -41,11 +45,29 @@ impl Default for Known {
             folded: RefCell::default(),
             sealed: RefCell::default(),
             may_wait: Cell::new(true),
+            ahead_to: RefCell::default(),
         }
     }
 }
 
 impl State {
+    /// How far the next fold must go at least: the database shows what it comes to there.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn ahead_to(&self) -> Result<AheadTo, ApplyError> {
+        if let Some(ahead_to) = &*self.known.ahead_to.borrow() {
+            return Ok(Arc::clone(ahead_to));
+        }
+        Ok(self.remember_ahead_to(self.read_ahead_to()?))
+    }
+
+    pub(super) fn remember_ahead_to(&self, ahead_to: Vec<(ShardId, StreamSeq)>) -> AheadTo {
+        let ahead_to: AheadTo = ahead_to.into();
+        self.known.ahead_to.replace(Some(Arc::clone(&ahead_to)));
+        ahead_to
+    }
+
     /// The last folded message of a shard.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ pub use fold_reader::{
     FOLD_BUCKETS, FoldBounds, FoldDigest, FoldReader, FoldRow, FoldTable, decode_fold_row, is_out_of_bounds,
 };
 pub use indexes::{Upkeep, index_upkeep};
-pub use known::FoldedOf;
+pub use known::{AheadTo, FoldedOf};
 pub use local::{LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;

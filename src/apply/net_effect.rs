@@ -173,7 +173,8 @@ pub(super) fn hashes_of(change: &RowChange) -> (Option<blake3::Hash>, Option<bla
 }
 
 fn version_hash(table: &str, key: &[u8], row: &[Value]) -> blake3::Hash {
-    let mut bytes = Vec::with_capacity(table.len() + key.len() + 16 * row.len() + 16);
+    let of_values = row.iter().map(|value| 11 + value.heap_bytes()).sum::<usize>();
+    let mut bytes = Vec::with_capacity(table.len() + key.len() + of_values + 24);
     push_varint(&mut bytes, table.len() as u64);
     bytes.extend(table.bytes().map(|byte| byte.to_ascii_lowercase()));
     push_varint(&mut bytes, key.len() as u64);

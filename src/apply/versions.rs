@@ -11,6 +11,7 @@
 //! | `hashes` | ascending, eight bytes each, big-endian, signed; at most [`HASHES_PER_ROW`] |
 
 use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -25,11 +26,33 @@ const IN_MEMORY_MAX: usize = 1 << 18;
 /// What one look-up reads: a page.
 const HASHES_PER_ROW: usize = 480;
 
+/// What is put in is a part of a hash already.
+#[derive(Debug, Clone, Copy, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_i64(&mut self, hash: i64) {
+        self.0 = hash.cast_unsigned();
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Hashes = HashSet<i64, BuildHasherDefault<AsItIs>>;
+
 /// The versions that are in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Versions {
-    came: HashSet<i64>,
-    gone: HashSet<i64>,
+    came: Hashes,
+    gone: Hashes,
 }
 
 impl Versions {

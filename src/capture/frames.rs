@@ -194,9 +194,9 @@ impl Frames {
         self.index.extend(tx.pages.iter().map(|(page, frame)| (page.get(), *frame)));
     }
 
-    /// Forgets the touched memory: nothing will be read for a while.
+    /// Forgets the touched memory, if it is much: nothing will be read for a while.
     pub(super) fn rest(&self) {
-        self.map.release();
+        self.map.rest();
     }
 
     fn page_in(&self, frame: FrameNo, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {

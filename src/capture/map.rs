@@ -15,6 +15,8 @@ const MAP_STEP_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: usize = 64 << 10;
 /// After this many touched bytes the kernel may take the pages back: they count as the daemon's memory, and a long transaction would fill it.
 const RESIDENT_BYTES_MAX: usize = 32 << 20;
+/// As many may stay while nothing is read: giving them back for every transaction costs more than reading it.
+const RESTING_BYTES_MAX: usize = 1 << 20;
 
 /// A read-only view of the log.
 #[derive(Debug, Default)]
@@ -57,8 +59,15 @@ impl WalMap {
         Some(bytes)
     }
 
+    /// Nothing will be read for a while.
+    pub(super) fn rest(&self) {
+        if self.touched.get() > RESTING_BYTES_MAX {
+            self.release();
+        }
+    }
+
     /// Lets the kernel take back the memory of touched pages.
-    pub(super) fn release(&self) {
+    fn release(&self) {
         self.touched.set(0);
         if let Some(map) = &self.map {
             // SAFETY: the map is a shared, read-only view of a file. After this advice a touched page is read from the file again and has

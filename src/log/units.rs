@@ -102,6 +102,12 @@ impl UnitBuilder {
     }
 
     fn index_of(&self, shape: &Arc<TableShape>) -> Option<u16> {
+        // Changes of one table stand side by side.
+        if let (Some(last), Some(index)) = (self.tables.last(), self.tables.len().checked_sub(1))
+            && Arc::ptr_eq(last, shape)
+        {
+            return u16::try_from(index).ok();
+        }
         let index = *self.table_indexes.get(shape.name.as_str())?;
         let known = self.tables.get(usize::from(index))?;
         // A table that changes its columns inside a transaction has two shapes of one name.

@@ -115,9 +115,9 @@ impl Database {
         // What the database shows from before a crash must not be taken apart, unless a shard stands in the way.
         let mut ahead_to = Vec::new();
         if self.blocked.is_empty() {
-            for (shard, seq) in self.replica.state().ahead_to()? {
-                if self.replica.state().position(shard)? < seq {
-                    ahead_to.push((shard, seq));
+            for (shard, seq) in self.replica.state().ahead_to()?.iter() {
+                if self.replica.state().position(*shard)? < *seq {
+                    ahead_to.push((*shard, *seq));
                 }
             }
         }
