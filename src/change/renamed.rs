@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use super::pages::{DiffError, Version};
 use super::rows::reshape;
-use super::sample::{EVIDENCE_BITS_MIN, End, bits_of, rows_at};
+use super::identity::{canonical_key, row_key};
+use super::sample::{EVIDENCE_BITS_MIN, End, Sample, SampleRow, bits_of, rows_at};
 use super::trees::{Schema, Tree, rows_continue};
-use crate::format::{PageNo, Value};
+use crate::format::{PageNo, Row, Value};
 use crate::schema::{Catalogue, Identity, SchemaRow, Table, Tokens, unquote};
 
 /// A tree with no schema row any more, by its index among them, and the schema row that goes on with it.
@@ -88,52 +89,106 @@ fn same_columns(a: Option<&Table>, b: Option<&Table>) -> bool {
 /// What it tells that a table stands where the other one did, with a statement of the same form, as ALTER TABLE leaves it.
 const IN_PLACE_BITS: u32 = 16;
 
-/// How much the first rows of both tell that they are the same table, in bits; 0 where they are not, or the one has not all that the other had.
+/// How much the first rows of both tell that they are the same table, in bits; 0 where they are not.
+///
+/// Where all of it is found again every value counts. Migrations also change values at once, drop columns and rows: then whole texts and
+/// fractions tell alone, of columns that mostly kept them, and none of them may be more than the others say. (Small numbers count up in many
+/// tables alike, and a few texts stand everywhere.)
 fn evidence(
     (old, old_root, was): (&Version<'_>, PageNo, &Table),
     (new, new_root, now): (&Version<'_>, PageNo, &Table),
 ) -> Result<u32, DiffError> {
     let sources = reshape(was, now, None).unwrap_or_else(|| (0..now.columns.len()).map(Some).collect());
-    let shared: Vec<(usize, usize)> =
-        (0..).zip(&sources).filter_map(|(column, source)| Some(((*source)?, column))).collect();
-    let is_shared = |source: usize| shared.iter().any(|(other, _)| *other == source);
-    if !(0..was.columns.len()).all(is_shared) {
-        return Ok(0);
-    }
     let (before, after) = (rows_at(End::First, old, old_root, was)?, rows_at(End::First, new, new_root, now)?);
-    // Of tables of one page all rows are known.
-    if before.is_whole != after.is_whole || before.is_whole && before.count != after.count {
-        return Ok(0);
-    }
-    let by_rowid = now.identity == Identity::Rowid;
-    let mut values: Vec<Vec<&Value>> = vec![Vec::new(); shared.len()];
-    for (one, other) in before.rows.iter().zip(&after.rows) {
-        match (&one.row, &other.row) {
-            (Some(row), Some(other)) => {
-                for ((source, column), values) in shared.iter().zip(&mut values) {
-                    let (Some(value), Some(other)) = (row.get(*source), other.get(*column)) else { return Ok(0) };
-                    if value != other {
-                        return Ok(0);
-                    }
-                    if !values.contains(&value) {
-                        values.push(value);
-                    }
-                }
-            }
-            (None, None) => {}
-            (Some(_), None) | (None, Some(_)) => return Ok(0),
-        }
-        if by_rowid && one.rowid != other.rowid {
-            return Ok(0);
-        }
-    }
+    let rows = pairs((&before, was), (&after, now));
     // Keys are counted up everywhere.
     let is_key = |column: usize| match &now.identity {
         Identity::RowidAlias(key) => *key == column,
         Identity::Declared(_) | Identity::Rowid => false,
     };
-    let told = shared.iter().zip(&values).filter(|((_, column), _)| !is_key(*column));
-    Ok(told.flat_map(|(_, values)| values).map(|value| bits_of(value)).fold(0, u32::saturating_add))
+    let shared = || (0..).zip(&sources).filter_map(|(column, source)| Some(((*source)?, column)));
+    let found: Vec<Column<'_>> = shared()
+        .filter(|(_, column)| !is_key(*column))
+        .map(|(source, column)| Column::of(&rows, source, column))
+        .collect();
+    let is_shared = |source: usize| shared().any(|(other, _)| other == source);
+    // Of tables of one page all rows are known.
+    let has_all_rows = before.is_whole == after.is_whole && (!before.is_whole || before.count == after.count);
+    let readable = |sample: &Sample| sample.rows.iter().filter(|row| row.row.is_some()).count();
+    let is_same = has_all_rows
+        && rows.len() == readable(&before).min(readable(&after))
+        && (0..was.columns.len()).all(is_shared)
+        && found.iter().all(|column| column.differing == 0);
+    if is_same {
+        return Ok(found.iter().flat_map(|column| &column.values).map(|value| bits_of(value)).fold(0, u32::saturating_add));
+    }
+    let is_part_of_key = |column: usize| match &now.identity {
+        Identity::Declared(parts) => parts.iter().any(|part| part.column == column),
+        Identity::RowidAlias(_) | Identity::Rowid => false,
+    };
+    let rest: Vec<&Column<'_>> = found.iter().filter(|column| !is_part_of_key(column.column)).collect();
+    let (kept, lost): (Vec<&Column<'_>>, Vec<&Column<'_>>) = rest.iter().partition(|column| column.is_mostly_kept());
+    let told: Vec<&Value> = kept.iter().flat_map(|column| &column.values).copied().filter(|value| tells_alone(value)).collect();
+    if rows.len() * 2 < before.rows.len() || kept.len() < lost.len() || told.len() < TOLD_MIN {
+        return Ok(0);
+    }
+    Ok(told.into_iter().map(bits_of).fold(0, u32::saturating_add) / 2)
+}
+
+/// Different values that must be found again in a table which is not as it was.
+const TOLD_MIN: usize = 4;
+
+fn tells_alone(value: &Value) -> bool {
+    match value {
+        Value::Text(bytes) | Value::Blob(bytes) => bytes.len() >= 3,
+        Value::Real(_) => true,
+        Value::Null | Value::Integer(_) => false,
+    }
+}
+
+/// What became of a column in the rows that both have.
+struct Column<'r> {
+    column: usize,
+    /// The different values that are found again.
+    values: Vec<&'r Value>,
+    equal: usize,
+    differing: usize,
+}
+
+impl<'r> Column<'r> {
+    fn of(rows: &[(&'r Row, &'r Row)], source: usize, column: usize) -> Column<'r> {
+        let mut found = Column { column, values: Vec::new(), equal: 0, differing: 0 };
+        for (before, after) in rows {
+            let (before, after) = (before.get(source), after.get(column));
+            let Some(value) = before.filter(|_| before == after) else {
+                found.differing += 1;
+                continue;
+            };
+            found.equal += 1;
+            if !found.values.contains(&value) {
+                found.values.push(value);
+            }
+        }
+        found
+    }
+
+    fn is_mostly_kept(&self) -> bool {
+        self.equal > self.differing
+    }
+}
+
+/// The rows of both with the same key, where they are short enough to be read.
+fn pairs<'r>(
+    (before, was): (&'r Sample, &Table),
+    (after, now): (&'r Sample, &Table),
+) -> Vec<(&'r Row, &'r Row)> {
+    let key = |table: &Table, row: &SampleRow| {
+        let values = row.row.as_ref()?;
+        Some(canonical_key(table, &row_key(table, values, row.rowid)))
+    };
+    let known: HashMap<Vec<u8>, &Row> =
+        after.rows.iter().filter_map(|row| Some((key(now, row)?, row.row.as_ref()?))).collect();
+    before.rows.iter().filter_map(|row| Some((row.row.as_ref()?, *known.get(&key(was, row)?)?))).collect()
 }
 
 /// Whether an object that did not change speaks of a table of this name: ALTER TABLE would have changed that too.

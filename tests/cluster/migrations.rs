@@ -108,6 +108,30 @@ fn a_table_that_is_renamed_and_given_columns_at_once_keeps_what_others_write() {
     }
 }
 
+/// A table that was renamed, with a column of it, by a transaction that also changed values, was taken for another one: what others wrote to it
+/// meanwhile was in the conflict journal alone.
+#[test]
+fn a_table_that_is_renamed_while_its_values_change_keeps_what_others_write() {
+    let schema = "CREATE TABLE author(id INTEGER PRIMARY KEY, name TEXT, mail TEXT, age INT);
+        INSERT INTO author VALUES(1, 'Ann', 'ann@example.org', 31), (2, 'Ben', 'ben@example.org', 32), (3, 'Cleo', 'cleo@example.org', 33),
+            (4, 'Dan', 'dan@example.org', 34), (5, 'Eve', 'eve@example.org', 35), (6, 'Fay', 'fay@example.org', 36)";
+    let writes = "INSERT INTO author VALUES(10, 'Gus', 'gus@example.org', 37); UPDATE author SET mail = 'b@example.org' WHERE id = 2";
+    let migrations = [
+        "ALTER TABLE author RENAME TO writer; ALTER TABLE writer RENAME COLUMN age TO years; UPDATE writer SET years = years + 1",
+        "ALTER TABLE author RENAME TO writer; ALTER TABLE writer DROP COLUMN age; ALTER TABLE writer ADD COLUMN born INT; DELETE FROM writer WHERE id = 4; UPDATE writer SET born = 1990",
+        "CREATE TABLE writer(id INTEGER PRIMARY KEY, name TEXT NOT NULL, mail TEXT, years INT); INSERT INTO writer SELECT id, upper(name), mail, age FROM author; DROP TABLE author",
+    ];
+    for (migration, writes_first) in migrations.iter().flat_map(|migration| [(migration, false), (migration, true)]) {
+        let mut cluster = meanwhile(schema, writes, migration, writes_first);
+        for node in &cluster.nodes {
+            let found = node.value("SELECT group_concat(name || mail, ' ') FROM writer WHERE id IN (2, 10)");
+            let wanted = "'Benb@example.org Gusgus@example.org'";
+            assert_eq!(found.replace("BEN", "Ben"), wanted, "{migration}, {writes_first}");
+        }
+        cluster.stop();
+    }
+}
+
 /// The beginning of time is a time: an application that reads a column of times could not read the empty value that stood there.
 #[test]
 fn rows_that_come_without_a_time_that_cannot_be_null_have_one() {
