@@ -7,7 +7,8 @@ use woodchuck::log::{ShardId, StreamSeq};
 use crate::support::oracle::database;
 use crate::support::peer::{Log, Peer};
 
-const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v, w); CREATE TABLE u(id INTEGER PRIMARY KEY, e TEXT UNIQUE);
+const SCHEMA: &str =
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, v, w); CREATE TABLE u(id INTEGER PRIMARY KEY, e TEXT UNIQUE);
     INSERT INTO t VALUES(1, 'a', 'b'), (2, 'a', 'b'), (3, 'a', 'b'); INSERT INTO u VALUES(1, 'one'), (2, 'two')";
 
 /// Rows in `base`, and units whose base is kept with them.

@@ -7,6 +7,7 @@ mod jetstream;
 mod memory;
 mod seal;
 mod seeded;
+mod snapshots;
 
 /// Messages of made-up transactions, as they are on the log; some are compressed.
 pub fn messages(count: u64) -> Vec<Vec<u8>> {

@@ -146,11 +146,7 @@ impl State {
     pub(super) fn may_defer(&self, table: &LocalTable, bytes: usize) -> bool {
         let is_laid_out = self.table_state(table).is_none_or(|state| state.base_rows.get() > 0);
         // Rows that left the filter stay in base; and suspect units are looked for in it.
-        !is_laid_out
-            && !table.is_filtered()
-            && !self.suspecting
-            && bytes < RUN_BYTES_MAX
-            && self.has_room_for_runs()
+        !is_laid_out && !table.is_filtered() && !self.suspecting && bytes < RUN_BYTES_MAX && self.has_room_for_runs()
     }
 
     fn has_room_for_runs(&self) -> bool {

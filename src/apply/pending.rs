@@ -88,7 +88,9 @@ impl State {
         let runs = self.runs_of(id, touched)?;
         let (summary, base) = runs.as_ref().map(|runs| (&runs.summary, &runs.base)).unzip();
         self.db
-            .prepare_cached("INSERT INTO pending(id, shard, tx, unit_bytes, barrier, runs) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?
+            .prepare_cached(
+                "INSERT INTO pending(id, shard, tx, unit_bytes, barrier, runs) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
             .execute(params![id, shard.0, to_db(unit.tx), to_db(bytes.len() as u64), barrier, summary])?;
         self.db
             .prepare_cached("INSERT INTO pending_unit(id, unit, base) VALUES(?1, ?2, ?3)")?

@@ -553,8 +553,13 @@ impl Replica {
         tables: &dyn Tables,
         mut each: impl FnMut(&Table, &RowKey, Option<&Row>) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
-        let names: Vec<String> =
-            self.state.tables.iter().filter(|(_, of)| self.state.rows_of(of) > 0).map(|(name, _)| name.clone()).collect();
+        let names: Vec<String> = self
+            .state
+            .tables
+            .iter()
+            .filter(|(_, of)| self.state.rows_of(of) > 0)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in names {
             // A table that is gone shows no row, and the fold's are gone with it.
             let Some(table) = tables.table(&name) else { continue };

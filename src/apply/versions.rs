@@ -206,7 +206,10 @@ mod tests {
         let newer = ["intent_versions", "beginnings", "intent_schema", "moved_in", "steps_made"];
         newer.iter().for_each(|table| state.db.execute_batch(&format!("DROP TABLE {table}")).unwrap());
         state.db.execute_batch("DROP INDEX pending_barrier; ALTER TABLE pending DROP COLUMN runs").unwrap();
-        state.db.execute_batch("ALTER TABLE pending DROP COLUMN laid_out; ALTER TABLE pending_unit DROP COLUMN base").unwrap();
+        state
+            .db
+            .execute_batch("ALTER TABLE pending DROP COLUMN laid_out; ALTER TABLE pending_unit DROP COLUMN base")
+            .unwrap();
         state.db.execute_batch("CREATE TABLE schema_steps(digest BLOB PRIMARY KEY) WITHOUT ROWID").unwrap();
         state.db.execute_batch("PRAGMA user_version = 2").unwrap();
         drop(state);

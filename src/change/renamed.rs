@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
+use super::identity::{canonical_key, row_key};
 use super::pages::{DiffError, Version};
 use super::rows::reshape;
-use super::identity::{canonical_key, row_key};
 use super::sample::{EVIDENCE_BITS_MIN, End, Sample, SampleRow, bits_of, rows_at};
 use super::trees::{Schema, Tree, rows_continue};
 use crate::format::{PageNo, Row, Value};
@@ -120,7 +120,11 @@ fn evidence(
         && (0..was.columns.len()).all(is_shared)
         && found.iter().all(|column| column.differing == 0);
     if is_same {
-        return Ok(found.iter().flat_map(|column| &column.values).map(|value| bits_of(value)).fold(0, u32::saturating_add));
+        return Ok(found
+            .iter()
+            .flat_map(|column| &column.values)
+            .map(|value| bits_of(value))
+            .fold(0, u32::saturating_add));
     }
     let is_part_of_key = |column: usize| match &now.identity {
         Identity::Declared(parts) => parts.iter().any(|part| part.column == column),
@@ -128,7 +132,8 @@ fn evidence(
     };
     let rest: Vec<&Column<'_>> = found.iter().filter(|column| !is_part_of_key(column.column)).collect();
     let (kept, lost): (Vec<&Column<'_>>, Vec<&Column<'_>>) = rest.iter().partition(|column| column.is_mostly_kept());
-    let told: Vec<&Value> = kept.iter().flat_map(|column| &column.values).copied().filter(|value| tells_alone(value)).collect();
+    let told: Vec<&Value> =
+        kept.iter().flat_map(|column| &column.values).copied().filter(|value| tells_alone(value)).collect();
     if rows.len() * 2 < before.rows.len() || kept.len() < lost.len() || told.len() < TOLD_MIN {
         return Ok(0);
     }
@@ -178,10 +183,7 @@ impl<'r> Column<'r> {
 }
 
 /// The rows of both with the same key, where they are short enough to be read.
-fn pairs<'r>(
-    (before, was): (&'r Sample, &Table),
-    (after, now): (&'r Sample, &Table),
-) -> Vec<(&'r Row, &'r Row)> {
+fn pairs<'r>((before, was): (&'r Sample, &Table), (after, now): (&'r Sample, &Table)) -> Vec<(&'r Row, &'r Row)> {
     let key = |table: &Table, row: &SampleRow| {
         let values = row.row.as_ref()?;
         Some(canonical_key(table, &row_key(table, values, row.rowid)))

@@ -30,7 +30,7 @@ impl NodeError {
         match self {
             NodeError::Connect(error) => is_transient(error),
             NodeError::Log(error) | NodeError::Snapshot(SnapshotError::Log(error)) => error.is_transient(),
-            NodeError::Snapshot(SnapshotError::Store(_)) => true,
+            NodeError::Snapshot(SnapshotError::Store(_) | SnapshotError::Removed { .. }) => true,
             _ => false,
         }
     }

@@ -16,6 +16,12 @@ pub enum SnapshotError {
         /// What is wrong.
         what: String,
     },
+    /// It was removed while it was read: there are newer ones.
+    #[error("snapshot {no} was removed while it was read")]
+    Removed {
+        /// Its number.
+        no: u64,
+    },
     /// A file of ours cannot be read or written.
     #[error("{what} failed")]
     File {

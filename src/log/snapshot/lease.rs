@@ -44,7 +44,8 @@ impl Lease {
         Lease::store(log).await.map(drop)
     }
 
-    /// Takes the lease for a node. `None` while another node holds it.
+    /// Takes the lease for a node, which holds no other. `None` while another node holds it. One that is the node's already was left by a process
+    /// that was killed.
     ///
     /// # Errors
     /// [`SnapshotError::Store`].
@@ -53,7 +54,20 @@ impl Lease {
         let holder = format!("node {node_id}");
         match store.create(KEY, holder.clone().into()).await {
             Ok(revision) => Ok(Some(Lease { store, revision, holder })),
-            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(None),
+            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Lease::take_up(store, holder).await,
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    async fn take_up(store: kv::Store, holder: String) -> Result<Option<Lease>, SnapshotError> {
+        let left = store.entry(KEY).await.map_err(store_error)?;
+        let Some(left) = left.filter(|left| left.operation == kv::Operation::Put && left.value == holder) else {
+            return Ok(None);
+        };
+        match store.update(KEY, holder.clone().into(), left.revision).await {
+            Ok(revision) => Ok(Some(Lease { store, revision, holder })),
+            // It has ended meanwhile, and another node was quicker.
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
             Err(error) => Err(store_error(error)),
         }
     }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
-use async_nats::jetstream::object_store::{Config, ObjectInfo, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::object_store::{Config, InfoError, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -25,6 +25,8 @@ use super::pack::{Blocking, PIPE_BYTES, Unpacked, pack, unpack};
 const KEPT: usize = 2;
 /// A store that gives nothing for this long is not going to.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// When nothing has come for so long, one looks whether anything can.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 /// What is read from the store at a time.
 const READ_BYTES: usize = 128 << 10;
 /// Before the number, in an object's name.
@@ -158,7 +160,7 @@ impl SnapshotStore {
     }
 
     async fn all(&self, store: &ObjectStore) -> Result<Vec<SnapshotInfo>, SnapshotError> {
-        let listed = async {
+        let listed = async || {
             let mut list = store.list().await.map_err(store_error)?;
             let mut found = Vec::new();
             while let Some(object) = list.next().await {
@@ -166,8 +168,15 @@ impl SnapshotStore {
             }
             Ok::<_, SnapshotError>(found)
         };
-        let silent = |_| SnapshotError::Store("its list does not come".to_owned());
-        let mut found: Vec<SnapshotInfo> = tokio::time::timeout(SILENCE_MAX, listed).await.map_err(silent)??;
+        let mut within = LOOK_AFTER;
+        let mut found: Vec<SnapshotInfo> = loop {
+            match tokio::time::timeout(within, listed()).await {
+                Ok(listed) => break listed?,
+                // The last entry may have been removed while it was on its way; then nothing tells where the list ends.
+                Err(_) if within < SILENCE_MAX => within *= 2,
+                Err(_) => return Err(SnapshotError::Store("its list does not come".to_owned())),
+            }
+        };
         found.sort_unstable_by_key(|info| std::cmp::Reverse(info.no));
         Ok(found)
     }
@@ -256,7 +265,8 @@ impl SnapshotStore {
     /// Fetches a snapshot into an empty file and checks its hash. `progress` gets the bytes that are there and those there will be.
     ///
     /// # Errors
-    /// [`SnapshotError::Damaged`] when it is not what was stored: the next older one may be. The others may pass.
+    /// [`SnapshotError::Damaged`] when it is not what was stored: the next older one may be. [`SnapshotError::Removed`]: newer ones are there. The
+    /// others may pass.
     pub async fn get(
         &self,
         info: &SnapshotInfo,
@@ -264,7 +274,8 @@ impl SnapshotStore {
         mut progress: impl FnMut(u64, u64) + Send + 'static,
     ) -> Result<SnapshotManifest, SnapshotError> {
         let store = self.store().await?.ok_or_else(|| store_error("the bucket is gone"))?;
-        let mut object = store.get(format!("{NAME_PREFIX}{:020}", info.no)).await.map_err(store_error)?;
+        let name = format!("{NAME_PREFIX}{:020}", info.no);
+        let mut object = store.get(&name).await.map_err(store_error)?;
         let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let handle = Handle::current();
         let unpacking = tokio::task::spawn_blocking(move || {
@@ -272,8 +283,11 @@ impl SnapshotStore {
             to.sync_all().map(|()| unpacked)
         });
         let mut buffer = vec![0; READ_BYTES];
+        let mut silent = Duration::ZERO;
         let fetched = loop {
-            match tokio::time::timeout(SILENCE_MAX, object.read(&mut buffer)).await {
+            let read = tokio::time::timeout(LOOK_AFTER, object.read(&mut buffer)).await;
+            silent = if read.is_ok() { Duration::ZERO } else { silent + LOOK_AFTER };
+            match read {
                 Ok(Ok(0)) => break Ok(()),
                 Ok(Ok(count)) => {
                     // The other end goes when it has found something wrong; it says what.
@@ -282,7 +296,15 @@ impl SnapshotStore {
                     }
                 }
                 Ok(Err(error)) => break Err(store_error(error)),
-                Err(_) => break Err(SnapshotError::Store("it has gone silent".to_owned())),
+                Err(_) if silent >= SILENCE_MAX => break Err(SnapshotError::Store("it has gone silent".to_owned())),
+                Err(_) => {
+                    let found = tokio::time::timeout(LOOK_AFTER, store.info(&name)).await;
+                    let is_gone = |error: InfoError| error.kind() == InfoErrorKind::NotFound;
+                    // (No answer says nothing.)
+                    if found.is_ok_and(|found| found.map_or_else(is_gone, |now| now.deleted)) {
+                        break Err(SnapshotError::Removed { no: info.no });
+                    }
+                }
             }
         };
         drop(ours);
