@@ -197,14 +197,18 @@ impl State {
         // Without WHERE: SQLite drops the pages instead of visiting rows.
         let sql = if stays { "DELETE FROM base WHERE entry >= x'01'" } else { "DELETE FROM base" };
         self.db.prepare_cached(sql)?.execute([])?;
+        if stays {
+            return self.count_base();
+        }
+        self.tables.values().for_each(|table| table.base_rows.set(0));
+        Ok(())
+    }
+
+    /// Counts the rows of each table in `base`.
+    pub(super) fn count_base(&self) -> Result<(), ApplyError> {
+        let mut count = self.db.prepare_cached("SELECT count(*) FROM base WHERE table_id = ?1")?;
         for table in self.tables.values() {
-            table.base_rows.set(match stays {
-                true => {
-                    let sql = "SELECT count(*) FROM base WHERE table_id = ?1";
-                    super::state::from_db(self.db.prepare_cached(sql)?.query_row([table.id], |row| row.get(0))?)
-                }
-                false => 0,
-            });
+            table.base_rows.set(super::state::from_db(count.query_row([table.id], |row| row.get(0))?));
         }
         Ok(())
     }

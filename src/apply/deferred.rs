@@ -25,8 +25,9 @@ use super::shape::LocalTable;
 use super::state::State;
 use crate::log::UNIT_BYTES_MAX;
 
-/// Rows in all runs: whoever lays them out may hold the write lock of the user's database, and needs a quarter of a second for as many.
-const RUNS_ROWS_MAX: u64 = 1 << 17;
+/// Rows in all runs, and twice the units: whoever lays them out may hold the write lock of the user's database, and needs some hundred
+/// milliseconds for as many.
+const RUNS_ROWS_MAX: u64 = 1 << 15;
 
 /// Bytes in all runs, for the same reason.
 const RUNS_BYTES_MAX: u64 = 32 << 20;
@@ -106,6 +107,9 @@ pub(super) struct Deferred {
     /// Rows by table; no table has zero.
     rows: HashMap<i64, u64>,
     all: Size,
+    /// Tables and units with runs that are gone and not settled.
+    gone_of: HashSet<i64>,
+    gone_units: Vec<i64>,
 }
 
 impl Deferred {
@@ -115,6 +119,15 @@ impl Deferred {
 
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// Whether a table has runs, be it that all of them are gone: base as it was before has those.
+    fn has(&self, table: i64) -> bool {
+        self.rows.contains_key(&table) || self.gone_of.contains(&table)
+    }
+
+    fn has_room(&self) -> bool {
+        self.all.rows + 2 * self.units.len() as u64 <= RUNS_ROWS_MAX && self.all.bytes < RUNS_BYTES_MAX
     }
 
     fn add(&mut self, unit: i64, table: i64, size: Size) {
@@ -130,6 +143,8 @@ impl Deferred {
         let Some(at) = runs.alive.iter().position(|(of, _)| *of == table) else { return false };
         let (_, size) = runs.alive.swap_remove(at);
         runs.gone.push(table);
+        self.gone_of.insert(table);
+        self.gone_units.push(unit);
         self.all.rows = self.all.rows.saturating_sub(size.rows);
         self.all.bytes = self.all.bytes.saturating_sub(size.bytes);
         let left = self.rows_of(table).saturating_sub(size.rows);
@@ -142,16 +157,15 @@ impl Deferred {
 }
 
 impl State {
-    /// Whether what the next change of a table puts into base may be kept with its unit, which has runs of so many bytes.
+    /// Whether what the next change of a table puts into base may be kept with its unit, whose runs have so many bytes with it.
     pub(super) fn may_defer(&self, table: &LocalTable, bytes: usize) -> bool {
         let is_laid_out = self.table_state(table).is_none_or(|state| state.base_rows.get() > 0);
         // Rows that left the filter stay in base; and suspect units are looked for in it.
-        !is_laid_out && !table.is_filtered() && !self.suspecting && bytes < RUN_BYTES_MAX && self.has_room_for_runs()
-    }
-
-    fn has_room_for_runs(&self) -> bool {
-        let all = self.deferred.borrow().all;
-        all.rows < RUNS_ROWS_MAX && all.bytes < RUNS_BYTES_MAX
+        !is_laid_out
+            && !table.is_filtered()
+            && !self.suspecting
+            && bytes <= RUN_BYTES_MAX
+            && self.deferred.borrow().has_room()
     }
 
     /// The runs of a unit as they are kept with it. What has base in `base` already is laid out there instead.
@@ -206,7 +220,8 @@ impl State {
 
     /// Takes out of base what a unit put there that has come back, where it is kept with the unit. Whether it is.
     pub(super) fn take_run(&self, unit: i64, table: &LocalTable) -> bool {
-        self.deferred.borrow_mut().take(unit, table.id)
+        // It may have got a name since that has a filter.
+        !table.is_filtered() && self.deferred.borrow_mut().take(unit, table.id)
     }
 
     /// A unit is about to be forgotten: what is left of its runs is not.
@@ -217,10 +232,16 @@ impl State {
 
     /// Units that have come back are gone for good.
     pub(super) fn forget_runs(&self) {
-        self.deferred.borrow_mut().units.retain(|_, runs| {
-            runs.gone.clear();
-            !runs.alive.is_empty()
-        });
+        let Deferred { units, gone_of, gone_units, .. } = &mut *self.deferred.borrow_mut();
+        gone_of.clear();
+        for unit in gone_units.drain(..) {
+            if let Some(runs) = units.get_mut(&unit) {
+                runs.gone.clear();
+                if runs.alive.is_empty() {
+                    units.remove(&unit);
+                }
+            }
+        }
     }
 
     /// Nothing is pending any more.
@@ -230,7 +251,7 @@ impl State {
 
     /// Has a table's base in `base`.
     pub(super) fn lay_out_of(&self, table: i64) -> Result<(), ApplyError> {
-        if self.deferred.borrow().rows_of(table) == 0 {
+        if !self.deferred.borrow().has(table) {
             return Ok(());
         }
         if !self.db.is_autocommit() {
@@ -238,8 +259,12 @@ impl State {
         }
         self.begin()?;
         let laid_out = self.lay_out().and_then(|()| self.commit());
-        if laid_out.is_err() && !self.db.is_autocommit() {
-            self.db.execute_batch("ROLLBACK")?;
+        if laid_out.is_err() {
+            if !self.db.is_autocommit() {
+                self.db.execute_batch("ROLLBACK")?;
+            }
+            self.deferred.replace(load(&self.db)?);
+            self.count_base()?;
         }
         laid_out
     }
@@ -355,4 +380,155 @@ pub(super) fn load(db: &rusqlite::Connection) -> Result<Deferred, ApplyError> {
         }
     }
     Ok(deferred)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::change::{RowKey, canonical_key};
+    use crate::format::{PageNo, Value};
+    use crate::log::{Origin, ShardId, StreamSeq, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+    use crate::schema::{Catalogue, SchemaRow};
+
+    struct Scene {
+        _dir: tempfile::TempDir,
+        state: State,
+        tables: Vec<Arc<LocalTable>>,
+    }
+
+    impl Scene {
+        /// A state with the tables `t` and `x` of two columns.
+        fn new() -> Scene {
+            let dir = tempfile::tempdir().unwrap();
+            let origin = Origin { node_id: 1, epoch: 1 };
+            let mut state = State::open(&dir.path().join("state.db"), "app", origin).unwrap();
+            let row = |(no, name): (u32, &str)| SchemaRow {
+                kind: "table".to_owned(),
+                name: name.to_owned(),
+                table: name.to_owned(),
+                root: PageNo::new(no),
+                sql: Some(format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, v)")),
+            };
+            let catalogue = Catalogue::build([(2, "t"), (3, "x")].map(row).to_vec(), u32::MAX).unwrap();
+            let tables = ["t", "x"].map(|name| state.local_table(catalogue.table(name).unwrap()).unwrap()).to_vec();
+            Scene { _dir: dir, state, tables }
+        }
+
+        fn key(&self, table: usize, id: i64) -> Vec<u8> {
+            canonical_key(&self.tables[table].table, &RowKey::Columns(vec![Value::Integer(id)]))
+        }
+
+        fn row(id: i64, v: i64) -> BaseRow {
+            let row = Some(vec![Value::Integer(id), Value::Integer(v)]);
+            BaseRow { pending: PendingUnits::NONE, key: RowKey::Columns(vec![Value::Integer(id)]), row }
+        }
+
+        /// A transaction that updates rows which had these values.
+        fn update(&mut self, table: usize, rows: &[(i64, i64)]) -> i64 {
+            let local = Arc::clone(&self.tables[table]);
+            let unit = self.state.pending_id();
+            let from = UnitOrigin { tx: unit as u64, salts: [0; 8], frame: 1, repaired: false, seen: StreamSeq(0) };
+            let mut builder = UnitBuilder::new(from, UNIT_BYTES_MAX);
+            let mut touched = Touched::new(local.id);
+            for (id, before) in rows {
+                assert!(self.state.may_defer(&local, touched.run.len()));
+                touched.run.push(&local, &self.key(table, *id), Scene::row(*id, *before), unit);
+                let change = UnitChange {
+                    table: 0,
+                    op: crate::change::Op::Update,
+                    key: UnitKey::Columns(vec![Value::Integer(*id)]),
+                    image: Some(vec![Value::Integer(*id), Value::Integer(before + 1)]),
+                    mask: vec![false, true],
+                    before: None,
+                    if_there: false,
+                };
+                assert_eq!(builder.push(&local.shape, change), None);
+            }
+            self.state.begin().unwrap();
+            self.state.push_pending(unit, ShardId(1), &builder.finish().unwrap(), &[touched], false).unwrap();
+            self.state.commit().unwrap();
+            unit
+        }
+
+        /// What base has of each row of a table: its value, and whether units are pending on it.
+        fn base(&self, table: usize) -> Vec<(i64, Option<Value>, bool)> {
+            let mut all = Vec::new();
+            let local = &self.tables[table];
+            let each = |_: &[u8], base: BaseRow| {
+                let RowKey::Columns(key) = &base.key else { panic!("tables have keys") };
+                let Value::Integer(id) = key[0] else { panic!("keys are numbers") };
+                all.push((id, base.row.map(|row| row[1].clone()), !base.pending.is_empty()));
+                Ok(())
+            };
+            self.state.each_base(local, each).unwrap();
+            assert_eq!(self.state.base_rows(local), all.len() as u64, "rows are counted");
+            all
+        }
+    }
+
+    fn value(v: i64) -> Option<Value> {
+        Some(Value::Integer(v))
+    }
+
+    #[test]
+    fn a_row_that_comes_into_base_behind_a_run_that_is_gone_stays_there() {
+        let mut scene = Scene::new();
+        let first = scene.update(0, &[(1, 10), (2, 20)]);
+        scene.update(1, &[(1, 10)]);
+        let (t, x) = (Arc::clone(&scene.tables[0]), Arc::clone(&scene.tables[1]));
+        scene.state.begin().unwrap();
+        scene.state.begin_fold(true).unwrap();
+        scene.state.mark_folded(first).unwrap();
+        assert!(scene.state.take_run(first, &t));
+        assert_eq!(scene.state.base_rows(&t), 0);
+        let key = scene.key(0, 1);
+        scene.state.set_base(&t, &key, &Scene::row(1, 99)).unwrap();
+        // Another table is asked for, which has its base in runs.
+        assert!(scene.state.base_has(&x, &scene.key(1, 1)).unwrap());
+        assert_eq!(scene.base(0), [(1, value(99), false)]);
+        scene.state.commit().unwrap();
+        // It is taken back: base is as it was before the fold, with the unit pending.
+        scene.state.begin().unwrap();
+        scene.state.revert_intent().unwrap();
+        scene.state.commit().unwrap();
+        assert_eq!(scene.base(0), [(1, value(10), true), (2, value(20), true)]);
+        assert_eq!(scene.base(1), [(1, value(10), true)]);
+    }
+
+    #[test]
+    fn a_row_of_several_units_is_in_base_as_the_oldest_that_is_pending_found_it() {
+        let mut scene = Scene::new();
+        let units = [10, 11, 12].map(|before| scene.update(0, &[(1, before), (before, 0)]));
+        let t = Arc::clone(&scene.tables[0]);
+        scene.state.begin().unwrap();
+        scene.state.begin_fold(true).unwrap();
+        scene.state.mark_folded(units[0]).unwrap();
+        assert!(scene.state.take_run(units[0], &t) && !scene.state.take_run(units[0], &t), "it goes once");
+        assert_eq!(scene.base(0), [(1, value(11), true), (11, value(0), true), (12, value(0), true)]);
+        scene.state.rollback().unwrap();
+        let all = [(1, value(10), true), (10, value(0), true), (11, value(0), true), (12, value(0), true)];
+        assert_eq!(scene.base(0), all, "laid out once more, outside of a transaction");
+        assert!(!scene.state.may_defer(&t, 0), "a table's base is in one place");
+        let path = scene._dir.path().join("state.db");
+        let state = State::open(&path, "app", Origin { node_id: 1, epoch: 1 }).unwrap();
+        assert_eq!((state.base_rows(&t), state.deferred.borrow().is_empty()), (4, true), "another process finds it so");
+    }
+
+    #[test]
+    fn runs_have_bounds() {
+        let mut scene = Scene::new();
+        let t = Arc::clone(&scene.tables[0]);
+        assert!(scene.state.may_defer(&t, RUN_BYTES_MAX) && !scene.state.may_defer(&t, RUN_BYTES_MAX + 1));
+        let rows: Vec<(i64, i64)> = (0..1000).map(|id| (id, 0)).collect();
+        let units = (0..).take_while(|_| {
+            let has_room = scene.state.may_defer(&scene.tables[0], 0);
+            if has_room {
+                scene.update(0, &rows);
+            }
+            has_room
+        });
+        assert_eq!(units.count() as u64, RUNS_ROWS_MAX / 1002 + 1);
+    }
 }

@@ -276,7 +276,8 @@ impl<'r> LocalSink<'r> {
     fn note(&mut self, shard: ShardId, table: &LocalTable, key: &[u8], base: BaseRow) -> Result<(), ApplyError> {
         let state = &mut self.replica.state;
         let Some(Open { id, touched, .. }) = self.open.get_mut(&shard) else { return Ok(()) };
-        let bytes = touched.iter().map(|touched| touched.run.len()).sum();
+        let of_row = key.len() + base.row.iter().flatten().map(Value::heap_bytes).sum::<usize>();
+        let bytes = of_row + touched.iter().map(|touched| touched.run.len()).sum::<usize>();
         if self.judged.is_none()
             && state.may_defer(table, bytes)
             && let Some(touched) = touched.iter_mut().find(|touched| touched.table == table.id)

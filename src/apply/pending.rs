@@ -172,8 +172,10 @@ impl State {
             self.db.prepare_cached("SELECT count(*) FROM pending WHERE folded = 1")?.query_row([], |row| row.get(0))?;
         if folded > 0 {
             for sql in [
-                // By table, or SQLite would look at all that is pending.
-                "DELETE FROM pending_table WHERE (table_id, pending_id) IN (SELECT t.id, p.id FROM pending p CROSS JOIN tables t WHERE p.folded = 1)",
+                // Units come back nearly in order: in each table SQLite looks at those between the first and the last of them.
+                "DELETE FROM pending_table WHERE table_id IN (SELECT id FROM tables)
+                    AND pending_id BETWEEN (SELECT min(id) FROM pending WHERE folded = 1) AND (SELECT max(id) FROM pending WHERE folded = 1)
+                    AND (SELECT folded FROM pending WHERE id = pending_id) = 1",
                 "DELETE FROM pending_unit WHERE id IN (SELECT id FROM pending WHERE folded = 1)",
                 "DELETE FROM pending WHERE folded = 1",
             ] {

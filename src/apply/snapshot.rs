@@ -18,6 +18,25 @@ use crate::format::{PageNo, Row};
 use crate::log::{Origin, Routing, ShardId, ShardStand, Stand};
 use crate::schema::{Catalogue, CatalogueError, Content, Module, RowFilters, SchemaRow, Table, TableFilter};
 
+impl State {
+    /// Whether the applied positions stand inside of something that travels in pieces: then there is no fold to make of them.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn is_inside_pieces(&self) -> Result<bool, ApplyError> {
+        Ok(self.db.prepare_cached("SELECT 1 FROM pieces WHERE spent = 0 LIMIT 1")?.exists([])?)
+    }
+
+    /// Whether changes of the schema were made here that the fold does not have yet.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn has_own_schema(&self) -> Result<bool, ApplyError> {
+        let sql = "SELECT 1 FROM pending WHERE barrier = 1 AND folded = 0 LIMIT 1";
+        Ok(self.db.prepare_cached(sql)?.exists([])?)
+    }
+}
+
 /// The state as it was when this was opened, whatever has happened to it since.
 #[derive(Debug)]
 pub struct FrozenState(State);
@@ -46,16 +65,7 @@ impl FrozenState {
     /// # Errors
     /// When `state.db` fails.
     pub fn is_inside_pieces(&self) -> Result<bool, ApplyError> {
-        Ok(self.0.db.prepare_cached("SELECT 1 FROM pieces WHERE spent = 0 LIMIT 1")?.exists([])?)
-    }
-
-    /// Whether changes of the schema were made here that the fold does not have yet.
-    ///
-    /// # Errors
-    /// When `state.db` fails.
-    pub fn has_own_schema(&self) -> Result<bool, ApplyError> {
-        let sql = "SELECT 1 FROM pending WHERE barrier = 1 AND folded = 0 LIMIT 1";
-        Ok(self.0.db.prepare_cached(sql)?.exists([])?)
+        self.0.is_inside_pieces()
     }
 
     /// What became of names.

@@ -91,9 +91,9 @@ const IN_PLACE_BITS: u32 = 16;
 
 /// How much the first rows of both tell that they are the same table, in bits; 0 where they are not.
 ///
-/// Where all of it is found again every value counts. Migrations also change values at once, drop columns and rows: then whole texts and
-/// fractions tell alone, of columns that mostly kept them, and none of them may be more than the others say. (Small numbers count up in many
-/// tables alike, and a few texts stand everywhere.)
+/// Where all of it is found again every value counts. Migrations also change values at once, drop columns and rows: then columns tell in
+/// which nearly every row has a text or a fraction of its own, and mostly kept it; and there must be as many of them as of columns that did not.
+/// (Small numbers count up in many tables alike, and a few texts stand everywhere.)
 fn evidence(
     (old, old_root, was): (&Version<'_>, PageNo, &Table),
     (new, new_root, now): (&Version<'_>, PageNo, &Table),
@@ -130,26 +130,18 @@ fn evidence(
         Identity::Declared(parts) => parts.iter().any(|part| part.column == column),
         Identity::RowidAlias(_) | Identity::Rowid => false,
     };
-    let rest: Vec<&Column<'_>> = found.iter().filter(|column| !is_part_of_key(column.column)).collect();
-    let (kept, lost): (Vec<&Column<'_>>, Vec<&Column<'_>>) = rest.iter().partition(|column| column.is_mostly_kept());
-    let told: Vec<&Value> =
-        kept.iter().flat_map(|column| &column.values).copied().filter(|value| tells_alone(value)).collect();
-    if rows.len() * 2 < before.rows.len() || kept.len() < lost.len() || told.len() < TOLD_MIN {
+    let rest = || found.iter().filter(|column| !is_part_of_key(column.column));
+    let telling: Vec<&Column<'_>> = rest().filter(|column| column.tells_alone()).collect();
+    let lost = rest().filter(|column| column.differing > column.equal).count();
+    if telling.is_empty() || telling.len() < lost || rows.len() * 2 < before.rows.len() {
         return Ok(0);
     }
-    Ok(told.into_iter().map(bits_of).fold(0, u32::saturating_add) / 2)
+    let told = telling.into_iter().flat_map(Column::told).map(bits_of).fold(0, u32::saturating_add);
+    Ok(told / 2)
 }
 
-/// Different values that must be found again in a table which is not as it was.
+/// Different values that must be found again in a column of a table which is not as it was.
 const TOLD_MIN: usize = 4;
-
-fn tells_alone(value: &Value) -> bool {
-    match value {
-        Value::Text(bytes) | Value::Blob(bytes) => bytes.len() >= 3,
-        Value::Real(_) => true,
-        Value::Null | Value::Integer(_) => false,
-    }
-}
 
 /// What became of a column in the rows that both have.
 struct Column<'r> {
@@ -177,8 +169,19 @@ impl<'r> Column<'r> {
         found
     }
 
-    fn is_mostly_kept(&self) -> bool {
-        self.equal > self.differing
+    /// The values that are hardly in another table.
+    fn told(&self) -> impl Iterator<Item = &'r Value> {
+        self.values.iter().copied().filter(|value| match value {
+            Value::Text(bytes) | Value::Blob(bytes) => bytes.len() >= 3,
+            Value::Real(_) => true,
+            Value::Null | Value::Integer(_) => false,
+        })
+    }
+
+    /// Whether the column alone can tell which table it is of.
+    fn tells_alone(&self) -> bool {
+        let told = self.told().count();
+        self.equal > self.differing && told >= TOLD_MIN && told * 2 > self.equal
     }
 }
 

@@ -74,10 +74,11 @@ async fn a_snapshot_that_is_removed_while_it_is_read_is_given_up_at_once() {
     let stream = format!("OBJ_{}-snapshot-store", log.stream_prefix());
     let stream = log.context().get_stream(stream).await.unwrap();
     stream.purge().filter("$O.*.C.>").await.unwrap();
+    let consumers = stream.get_info().await.unwrap().state.consumer_count;
     let reading = SnapshotStore::of(&log);
     let began = Instant::now();
     let read = tokio::spawn(async move { reading.get(&info, tempfile::tempfile().unwrap(), |_, _| {}).await });
-    while stream.get_info().await.unwrap().state.consumer_count == 0 {}
+    while stream.get_info().await.unwrap().state.consumer_count == consumers {}
     stream.purge().filter("$O.*.M.>").await.unwrap();
     let read = read.await.unwrap();
     assert!(matches!(read, Err(SnapshotError::Removed { no: 1 })), "{read:?}");

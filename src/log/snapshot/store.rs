@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
-use async_nats::jetstream::object_store::{Config, InfoError, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::object_store::{
+    Config, GetErrorKind, InfoError, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore,
+};
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -275,7 +277,10 @@ impl SnapshotStore {
     ) -> Result<SnapshotManifest, SnapshotError> {
         let store = self.store().await?.ok_or_else(|| store_error("the bucket is gone"))?;
         let name = format!("{NAME_PREFIX}{:020}", info.no);
-        let mut object = store.get(&name).await.map_err(store_error)?;
+        let mut object = store.get(&name).await.map_err(|error| match error.kind() {
+            GetErrorKind::NotFound => SnapshotError::Removed { no: info.no },
+            _ => store_error(error),
+        })?;
         let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let handle = Handle::current();
         let unpacking = tokio::task::spawn_blocking(move || {

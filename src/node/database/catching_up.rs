@@ -131,12 +131,13 @@ impl Database {
         if self.replica.is_recovering() {
             return Ok(None);
         }
-        self.replica.lay_out_base()?;
-        let frozen = FrozenState::open(&self.directory.file("state.db"))?;
         // Its own changes of the schema are in the database, and no base takes them back.
-        if frozen.is_inside_pieces()? || frozen.has_own_schema()? {
+        let state = self.replica.state();
+        if state.is_inside_pieces()? || state.has_own_schema()? {
             return Ok(None);
         }
+        self.replica.lay_out_base()?;
+        let frozen = FrozenState::open(&self.directory.file("state.db"))?;
         let Some(held) = self.attached.follower.hold_shadow()? else { return Ok(None) };
         let (stand, routing, names) = (frozen.stand(&self.shards)?, frozen.routing(), frozen.names()?);
         let catalogue = Arc::clone(self.attached.follower.catalogue());
