@@ -6,7 +6,9 @@ use rusqlite::Connection;
 use woodchuck::apply::{ApplyError, Cannot, ConflictKind, Merge, SealLimits, State, open_applying_connection};
 use woodchuck::change::{ChangeSink, Op, RowChange, TxSpan, row_key};
 use woodchuck::format::{FrameNo, Salts, Value};
-use woodchuck::log::{Origin, StreamSeq, TableRouting, shard_of};
+use woodchuck::log::{
+    Batch, Body, Header, Origin, RoundPart, SchemaStep, ShardId, StreamSeq, TableRouting, Unit, shard_of,
+};
 
 use crate::support::oracle::catalogue;
 use crate::support::peer::{Log, Peer, SHARDS};
@@ -378,6 +380,74 @@ fn a_refused_row_and_an_unknown_collation_stop_with_sqlites_words() {
         matches!(&report.blocked[0].cause, Cannot::Refused { source, .. } if source.to_string().contains("unicase")),
         "{report:?}"
     );
+}
+
+/// What another node sends as a definition must be one, and nothing is run that stands behind it. The node ended, at every start.
+#[test]
+fn a_definition_that_is_none_or_has_more_behind_it_stops_its_shard() {
+    let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, v)";
+    let steps = [
+        ("table", "x", None, "CREATE TABLE x(a); DROP TABLE t"),
+        ("table", "t", Some(schema), "CREATE TABLE t(id INTEGER PRIMARY KEY, v, w); DELETE FROM t"),
+        ("table", "t", Some(schema), "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); DELETE FROM t"),
+        ("index", "i", None, "CREATE INDEX i ON t(v); DELETE FROM t"),
+        ("index", "i", None, "CREATE UNIQUE INDEX i ON t(v); DELETE FROM t"),
+        ("view", "w", None, "CREATE VIEW w AS SELECT 1; DROP TABLE t"),
+        ("trigger", "r", None, "CREATE TRIGGER r AFTER INSERT ON t BEGIN SELECT 1; END; DROP TABLE t"),
+        ("table", "f", None, "CREATE VIRTUAL TABLE f USING fts5(a); DROP TABLE t"),
+        ("table", "x", None, "DELETE FROM t"),
+        ("table", "x", None, "VACUUM INTO 'x.db'"),
+        ("table", "t", Some(schema), "ATTACH 'x.db' AS x"),
+        ("table", "t", Some("DELETE FROM t"), schema),
+        ("index", "i", None, "CREATE TABLE i(a)"),
+        ("view", "w", None, "SELECT 1"),
+    ];
+    for (kind, name, before, after) in steps {
+        let mut b = Peer::new(2, schema);
+        b.app.execute_batch("INSERT INTO t VALUES(1, 'one'), (2, 'two')").unwrap();
+        let step = SchemaStep {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            name_before: None,
+            table: if kind == "table" || kind == "view" { name } else { "t" }.to_owned(),
+            before: before.map(str::to_owned),
+            after: Some(after.to_owned()),
+            renamed_columns: None,
+        };
+        let mut log = Log::new();
+        for (messages, shard) in log.0.iter_mut().zip(1..) {
+            let header = Header {
+                origin: Origin { node_id: 9, epoch: 1 },
+                batch_no: 1,
+                round_no: 1,
+                part: 0,
+                round: (1..=SHARDS).map(|shard| RoundPart { shard: ShardId(shard), message_count: 1 }).collect(),
+                barrier: true,
+            };
+            let unit = Unit {
+                tx: 1,
+                part: 0,
+                salts: [1; 8],
+                frame: shard,
+                repaired: false,
+                seen: StreamSeq(0),
+                schema: vec![step.clone()],
+                tables: Vec::new(),
+                changes: Vec::new(),
+            };
+            messages.push(Batch { header, body: Body::Units(vec![unit]) });
+        }
+        let report = b.apply(&log);
+        assert!(
+            report
+                .blocked
+                .iter()
+                .any(|stop| matches!(&stop.cause, Cannot::SchemaRefused { .. } | Cannot::NoDefinition { .. })),
+            "{after}: {report:?}"
+        );
+        assert_eq!(b.text("SELECT * FROM t"), "1 'one'; 2 'two'", "{after}");
+        assert_eq!(b.text("SELECT count(*) FROM sqlite_schema"), "1", "{after}");
+    }
 }
 
 #[test]

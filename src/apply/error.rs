@@ -68,6 +68,14 @@ pub enum Cannot {
         #[source]
         source: rusqlite::Error,
     },
+    /// What is sent as the definition of an object is no CREATE statement of such a one.
+    #[error("cannot apply: what is sent as the definition of {kind} {name} is none")]
+    NoDefinition {
+        /// `table`, `index`, `view` or `trigger`.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// The snapshot to catch up from is without a change of the schema that was made here, and ahead of the messages all the same.
     #[error("cannot catch up: the snapshot is without a change of the schema that was made here already")]
     SnapshotWithoutSchema,
@@ -142,7 +150,9 @@ impl Cannot {
             Cannot::MissingBatch { .. } => {
                 "the log lost data: restore this node from a snapshot, and check the NATS servers' storage".to_owned()
             }
-            Cannot::BadPiece { .. } => "the log holds a damaged message: restore this node from a snapshot".to_owned(),
+            Cannot::BadPiece { .. } | Cannot::NoDefinition { .. } => {
+                "the log holds a damaged message: restore this node from a snapshot".to_owned()
+            }
             Cannot::NotOurs { .. } => {
                 "give every node its own --node-id and state directory; if this one is an older copy, begin anew from a snapshot (woodchuck restore --replace)".to_owned()
             }
@@ -258,6 +268,9 @@ impl ApplyError {
             }
             Some(_) | None => false,
         };
+        // More than one statement, or one that gives rows, where a definition should be.
+        let about_row =
+            about_row || matches!(source, rusqlite::Error::MultipleStatement | rusqlite::Error::ExecuteReturnedResults);
         if about_row {
             ApplyError::Cannot(Cannot::Refused { table: table.to_owned(), source })
         } else {

@@ -17,6 +17,7 @@ use super::undo_redo::Call;
 use crate::log::{
     Body, Folded, Header, Origin, SchemaStep, Sequence, ShardId, StreamSeq, Unit, decode_units, units_from_encoded,
 };
+use crate::schema::Tokens;
 
 /// Why a call of fold ended early.
 pub(super) enum Stop {
@@ -184,6 +185,7 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
             call.settle_round(shard)
         } else {
             let (tx, seen, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
+            steps.iter().try_for_each(refuse_other).map_err(|cause| Stop::At(shard, seq, cause))?;
             let units = ArrivedUnits::of_round(call.state, arrived, &shards, &at, (origin, round_no));
             let units = units.map_err(|error| stop_at(shard, seq, error))?;
             call.make_steps(conn, shard, (&steps, seen), Birth { origin, tx, seq: None }, &units)
@@ -192,6 +194,26 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         made.map_err(|error| stop_at(shard, seq, error))?;
         call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
     }
+}
+
+/// What is run as a definition must be one, and for any other statement SQLite is not asked.
+fn refuse_other(step: &SchemaStep) -> Result<(), Cannot> {
+    let is_definition = |sql: &String| {
+        let mut words = Tokens::new(sql).map(|(_, word)| word.to_ascii_lowercase());
+        let (first, second) = (words.next(), words.next());
+        let of_kind: &[&str] = match step.kind.as_str() {
+            "table" => &["table", "virtual"],
+            "index" => &["index", "unique"],
+            "view" => &["view"],
+            "trigger" => &["trigger"],
+            _ => &[],
+        };
+        first.as_deref() == Some("create") && second.is_some_and(|second| of_kind.contains(&second.as_str()))
+    };
+    if step.before.iter().chain(&step.after).all(is_definition) {
+        return Ok(());
+    }
+    Err(Cannot::NoDefinition { kind: step.kind.clone(), name: step.name.clone() })
 }
 
 /// The units of a round that has arrived, over all shards.
