@@ -77,6 +77,35 @@ fn the_losing_value_of_a_conflict_is_in_the_journal() {
     assert_eq!(b.text("SELECT x FROM t"), "'ours'");
 }
 
+/// A change of two columns was journaled with the first own change that overrode one of them: that the other was overridden by the next stood
+/// nowhere, and the entry said that it stays.
+#[test]
+fn each_column_that_is_overridden_is_in_the_journal() {
+    for schema in ["id INTEGER PRIMARY KEY, a, b", "id INTEGER PRIMARY KEY, a, b, c UNIQUE"] {
+        let (mut a, mut b, mut log) =
+            pair(&format!("CREATE TABLE t({schema}); INSERT INTO t(id, a, b) VALUES(1, 0, 0)"));
+        b.sql("UPDATE t SET a = 22, b = 22").publish(&mut log);
+        a.sql("UPDATE t SET b = 11").publish(&mut log);
+        a.sql("UPDATE t SET a = 12").publish(&mut log);
+        a.sql("UPDATE t SET b = 13").publish(&mut log);
+        a.apply(&log);
+        b.apply(&log);
+        assert_eq!((a.text("SELECT a, b FROM t"), b.text("SELECT a, b FROM t")), ("12 13".into(), "12 13".into()));
+        let mut found = a.replica.state().conflicts(10).unwrap();
+        found.reverse();
+        let overridden = |column: usize| {
+            let (mut found, wanted) = (found.iter(), Some(Value::Integer(22)));
+            found.any(|conflict| {
+                let of = |row: &Option<Vec<Value>>| row.as_ref().map(|row| row[column].clone());
+                of(&conflict.lost) == wanted && of(&conflict.kept) != wanted
+            })
+        };
+        assert!(overridden(1) && overridden(2), "{schema}: {found:?}");
+        assert_eq!(found.len(), 2, "{schema}: each column once: {found:?}");
+        assert_eq!(b.replica.state().conflicts(10).unwrap(), []);
+    }
+}
+
 #[test]
 fn row_merge_takes_the_whole_row_of_the_later_change() {
     let sql = "CREATE TABLE t(id INTEGER PRIMARY KEY, x, y); INSERT INTO t VALUES(1, 0, 0)";

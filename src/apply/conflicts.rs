@@ -83,6 +83,28 @@ pub(super) struct Met<'a> {
     pub(super) lost_origin: Option<Origin>,
 }
 
+/// What [`conflict_of`] reads.
+const SELECT: &str =
+    "SELECT id, recorded_at, kind, table_name, columns, key, kept, lost, kept_origin, lost_origin FROM conflicts";
+
+fn conflict_of(row: &rusqlite::Row<'_>) -> Result<Conflict, ApplyError> {
+    let image = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Reader::new(&bytes).row()).transpose();
+    let origin = |bytes: Option<Vec<u8>>| bytes.map(|bytes| origin_of(&bytes)).transpose();
+    let kind: String = row.get(2)?;
+    Ok(Conflict {
+        id: from_db(row.get(0)?),
+        recorded_at: from_db(row.get(1)?),
+        kind: ConflictKind::of_name(&kind),
+        table: row.get(3)?,
+        columns: names_of(&row.get::<_, Vec<u8>>(4)?)?,
+        key: Reader::new(&row.get::<_, Vec<u8>>(5)?).key()?,
+        kept: image(row.get(6)?)?,
+        lost: image(row.get(7)?)?,
+        kept_origin: origin(row.get(8)?)?,
+        lost_origin: origin(row.get(9)?)?,
+    })
+}
+
 impl State {
     /// Notes a conflict, once: redo meets the same rows again and again. Returns whether it is new.
     pub(super) fn record_conflict(&self, table: &LocalTable, met: &Met<'_>) -> Result<bool, ApplyError> {
@@ -129,28 +151,28 @@ impl State {
     /// # Errors
     /// When `state.db` fails or is damaged.
     pub fn conflicts(&self, limit: u32) -> Result<Vec<Conflict>, ApplyError> {
-        let sql = "SELECT id, recorded_at, kind, table_name, columns, key, kept, lost, kept_origin, lost_origin FROM conflicts ORDER BY id DESC LIMIT ?1";
-        let mut found = self.db.prepare_cached(sql)?;
+        let mut found = self.db.prepare_cached(&format!("{SELECT} ORDER BY id DESC LIMIT ?1"))?;
         let mut rows = found.query([limit])?;
         let mut all = Vec::new();
-        let image = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Reader::new(&bytes).row()).transpose();
-        let origin = |bytes: Option<Vec<u8>>| bytes.map(|bytes| origin_of(&bytes)).transpose();
         while let Some(row) = rows.next()? {
-            let kind: String = row.get(2)?;
-            all.push(Conflict {
-                id: from_db(row.get(0)?),
-                recorded_at: from_db(row.get(1)?),
-                kind: ConflictKind::of_name(&kind),
-                table: row.get(3)?,
-                columns: names_of(&row.get::<_, Vec<u8>>(4)?)?,
-                key: Reader::new(&row.get::<_, Vec<u8>>(5)?).key()?,
-                kept: image(row.get(6)?)?,
-                lost: image(row.get(7)?)?,
-                kept_origin: origin(row.get(8)?)?,
-                lost_origin: origin(row.get(9)?)?,
-            });
+            all.push(conflict_of(row)?);
         }
         Ok(all)
+    }
+
+    /// Hands out all conflicts, the oldest first, as long as `each` says so.
+    ///
+    /// # Errors
+    /// When `state.db` fails or is damaged.
+    pub fn each_conflict(&self, mut each: impl FnMut(&Conflict) -> bool) -> Result<(), ApplyError> {
+        let mut found = self.db.prepare_cached(&format!("{SELECT} ORDER BY id"))?;
+        let mut rows = found.query([])?;
+        while let Some(row) = rows.next()? {
+            if !each(&conflict_of(row)?) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Makes new entries permanent and drops the oldest beyond the bound.

@@ -38,21 +38,35 @@ struct Their {
 }
 
 impl Their {
-    /// Whether an own change overrides it, which made `after` of the fold's row `before`. Columns that only one of them wrote are no conflict.
-    fn is_overridden(&self, before: Option<&Row>, after: Option<&Row>) -> bool {
-        match (&self.row, after) {
-            (None, after) => before.is_none() && after.is_some(),
-            (Some(_), None) => before.is_some(),
-            (Some(theirs), Some(after)) => (0..theirs.len()).any(|i| {
-                let is_own = before.is_none_or(|before| before.get(i) != after.get(i));
-                is_own && theirs.get(i) != after.get(i) && self.mask.get(i).copied().unwrap_or(true)
-            }),
+    /// Whether an own change overrides some of it, which made `after` of the fold's row `before`, and leaves in it what is not overridden. Columns
+    /// that only one of them wrote are no conflict.
+    fn is_overridden(&mut self, before: Option<&Row>, after: Option<&Row>) -> bool {
+        let (theirs, after) = match (&self.row, after) {
+            (None, after) => return before.is_none() && after.is_some(),
+            (Some(_), None) => return before.is_some(),
+            (Some(theirs), Some(after)) => (theirs, after),
+        };
+        if self.mask.is_empty() {
+            self.mask = vec![true; theirs.len()];
         }
+        let mut is_overridden = false;
+        for (i, (their, written)) in theirs.iter().zip(&mut self.mask).enumerate() {
+            let is_own = before.is_none_or(|before| before.get(i) != after.get(i));
+            if *written && is_own && after.get(i) != Some(their) {
+                (*written, is_overridden) = (false, true);
+            }
+        }
+        is_overridden
+    }
+
+    /// Whether anything of it can still be overridden.
+    fn is_left(&self) -> bool {
+        self.row.is_some() && (self.mask.is_empty() || self.mask.contains(&true))
     }
 }
 
 impl OfRow {
-    /// Journals what is overridden by an own change that made `after` of the fold's row `before`, once.
+    /// Journals what is overridden by an own change that made `after` of the fold's row `before`, each column once.
     fn judge(
         &mut self,
         state: &State,
@@ -60,11 +74,11 @@ impl OfRow {
         before: Option<&Row>,
         after: Option<&Row>,
     ) -> Result<(), ApplyError> {
-        let all = std::mem::take(&mut self.changes);
-        let (overridden, left): (Vec<Their>, Vec<Their>) =
-            all.into_iter().partition(|their| their.is_overridden(before, after));
-        self.changes = left;
-        for their in overridden {
+        for mut their in std::mem::take(&mut self.changes) {
+            if !their.is_overridden(before, after) {
+                self.changes.push(their);
+                continue;
+            }
             let met = Met {
                 kind: ConflictKind::SameRow,
                 key: &self.key,
@@ -74,6 +88,9 @@ impl OfRow {
                 lost_origin: their.origin,
             };
             folder.counts.conflicts += u64::from(state.record_conflict(&self.table, &met)?);
+            if after.is_some() && their.is_left() {
+                self.changes.push(their);
+            }
         }
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! never sealed, and capture finds once more what was published long ago, and what the node itself had applied of others. Were that
 //! published, it would override what others have written since.
 //!
+//! The same is to be told apart where a node died between the two commits of applying and finds what came of it, and of what its application did
+//! since, in one row: the columns that the fold wrote there are no local change.
+//!
 //! * Units that are not sealed are *suspects*: they may be on the log already. Nothing is sealed while there are any.
 //! * Own messages that were never sealed are folded like anybody's.
 //! * Everything that is folded meanwhile is noted, change by change, until the log was read up to the end that it had at the start.
@@ -82,6 +85,16 @@ impl State {
             self.set_meta(WENT_BACK, &[])?;
             self.suspecting = true;
         }
+        Ok(())
+    }
+
+    /// What was captured since [`State::suspect`] leaves no doubt.
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn trust(&mut self) -> Result<(), ApplyError> {
+        self.db.execute("DELETE FROM meta WHERE name = ?1", [WENT_BACK])?;
+        self.suspecting = false;
         Ok(())
     }
 
@@ -303,6 +316,14 @@ impl Replica {
     /// When `state.db` fails.
     pub fn suspect(&mut self) -> Result<(), ApplyError> {
         self.state.suspect()
+    }
+
+    /// See [`State::trust`].
+    ///
+    /// # Errors
+    /// When `state.db` fails.
+    pub fn trust(&mut self) -> Result<(), ApplyError> {
+        self.state.trust()
     }
 
     /// See [`State::suspect_waiting`].

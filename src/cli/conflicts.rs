@@ -5,10 +5,7 @@ use std::io::Write;
 use super::args::{ConflictsArgs, ReportFormat};
 use super::exit::Failure;
 use super::output::{Style, conflict_json, conflict_pretty};
-use crate::apply::State;
-
-/// More than a person reads, and all that the journal keeps.
-const CONFLICTS_SHOWN_MAX: u32 = 10_000;
+use crate::apply::{Conflict, State};
 
 /// Prints the conflict journal of a node, oldest first.
 ///
@@ -21,17 +18,22 @@ pub(super) fn conflicts(args: &ConflictsArgs) -> Result<(), Failure> {
             .hint("check --db-path and --state-dir"));
     }
     let state = State::look(&path).map_err(|error| Failure::of(&error).hint("check the path and its permissions"))?;
-    let conflicts = state.conflicts(CONFLICTS_SHOWN_MAX).map_err(|error| Failure::of(&error))?;
     let style = Style::of_stdout();
-    let mut out = Vec::new();
-    for conflict in conflicts.iter().rev() {
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    let (mut out, mut count, mut written) = (Vec::new(), 0_u64, Ok(()));
+    let each = |conflict: &Conflict| {
+        out.clear();
         match args.format {
             ReportFormat::Json => conflict_json(&mut out, conflict),
             ReportFormat::Pretty => conflict_pretty(&mut out, conflict, style),
         }
+        count += 1;
+        written = stdout.write_all(&out);
+        written.is_ok()
+    };
+    state.each_conflict(each).map_err(|error| Failure::of(&error))?;
+    if count == 0 && args.format == ReportFormat::Pretty {
+        written = stdout.write_all(b"no conflicts\n");
     }
-    if conflicts.is_empty() && args.format == ReportFormat::Pretty {
-        out.extend_from_slice(b"no conflicts\n");
-    }
-    std::io::stdout().write_all(&out).map_err(|error| Failure::output(&error))
+    written.and_then(|()| stdout.flush()).map_err(|error| Failure::output(&error))
 }

@@ -252,3 +252,31 @@ fn what_is_written_while_a_node_is_down_arrives_when_it_is_back() {
     assert!(cluster.nodes[0].log().contains("changes on"), "it says that it found them: {}", cluster.nodes[0].log());
     cluster.stop();
 }
+
+/// What a fold wrote into a row was taken for the application's, where the node died before it knew that its commit was done and the application
+/// then changed another column of the row: it was published, and overrode what its writer had written since.
+#[test]
+fn a_column_that_others_wrote_is_no_change_of_the_application_that_writes_another() {
+    for point in [Point::IntentWritten, Point::UserCommitted, Point::OwnTaken] {
+        println!("{point:?}");
+        let mut cluster = Cluster::start(2, SCHEMA);
+        cluster.nodes[0].sql("INSERT INTO t VALUES(1, 'old', 20), (2, 'old', 20)");
+        cluster.settle();
+        cluster.nodes[1].stop();
+        cluster.nodes[1].spawn_with(&[(VARIABLE, point.name())]);
+        cluster.nodes[0].sql("UPDATE t SET n = 21");
+        assert!(!cluster.nodes[1].wait_for_end().success());
+        // Its last close takes the log away, so both are found together.
+        cluster.nodes[1].sql("UPDATE t SET v = 'mine' WHERE id = 1");
+        assert!(!cluster.nodes[1].db.with_extension("db-wal").exists());
+        cluster.nodes[0].sql("UPDATE t SET n = 22");
+        let id = cluster.nodes[0].id.to_string();
+        assert!(cluster.nodes[0].ask("wait", &["--node", &id, "--timeout", "60s"]).status.success());
+        cluster.nodes[1].start();
+        let tables = cluster.settle();
+        assert_eq!(tables["t"], ["integer:1|text:'mine'|integer:22", "integer:2|text:'old'|integer:22"], "{point:?}");
+        // (The node that died took it for its own until it had read the log, and may have journaled that.)
+        assert_eq!(cluster.nodes[0].conflicts().len(), 0, "{:?}", cluster.nodes[0].conflicts());
+        cluster.stop();
+    }
+}

@@ -17,6 +17,9 @@ pub fn conflict_json(out: &mut Vec<u8>, conflict: &Conflict) {
         ),
     );
     string(out, &conflict.table);
+    if let RowKey::Rowid(rowid) = &conflict.key {
+        put(out, format_args!(",\"rowid\":{rowid}"));
+    }
     let sides = [("kept", &conflict.kept, conflict.kept_origin), ("lost", &conflict.lost, conflict.lost_origin)];
     for (name, row, origin) in sides {
         put(out, format_args!(",\"{name}_node\":"));

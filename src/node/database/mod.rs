@@ -298,8 +298,9 @@ impl Database {
         Ok(caught_up || (!self.behind.is_looking() && (self.apply()? || self.clear_suspects()?)))
     }
 
-    /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow.
-    fn catch_up(&mut self) -> Result<(), NodeError> {
+    /// Goes on where the node stopped: finds the position in the log, or what changed since by comparing with the shadow. Whether that found a
+    /// change of a row.
+    fn catch_up(&mut self) -> Result<bool, NodeError> {
         self.put_back_lost()?;
         let mut told = Told::new(&self.links.stop);
         let mut sink = self.replica.local_sink();
@@ -309,10 +310,11 @@ impl Database {
                 tracing::info!(
                     "{changes} changes on {pages} pages were made while nobody followed; they are published now"
                 );
+                return Ok(true);
             }
             Started::Already | Started::Resumed => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A power failure can take commits that were captured. Their rows are as the other nodes have them; here they are written again.
@@ -350,11 +352,13 @@ impl Database {
 
     /// The first look decides what became of an intent that a crash left: if it finds no transaction, it never happened.
     pub(super) fn settle_intent(&mut self) -> Result<(), NodeError> {
-        if self.attached.is_rebooted && self.may_suspect() {
+        let (was_suspecting, was_recovering) = (self.replica.state().is_suspecting(), self.replica.is_recovering());
+        if (self.attached.is_rebooted || was_recovering) && self.may_suspect() {
             self.replica.suspect()?;
         }
+        let mut is_repaired = false;
         patiently(&self.links.stop.clone(), || {
-            self.catch_up()?;
+            is_repaired |= self.catch_up()?;
             while self.capture()? {}
             Ok(())
         })?;
@@ -362,7 +366,11 @@ impl Database {
             tracing::info!("an unfinished application of messages was taken back ({recovered:?})");
         }
         if self.replica.state().is_suspecting() {
-            self.replica.suspect_waiting()?;
+            // A transaction of its own tells what became of an intent; found together with others, only the log tells whose a column is.
+            match was_suspecting || self.attached.is_rebooted || is_repaired {
+                true => self.replica.suspect_waiting()?,
+                false => self.replica.trust()?,
+            }
         }
         if self.attached.is_rebooted {
             // What the failure took is found. To whoever starts next in this boot, what an application does from here on must not look like more of it.
