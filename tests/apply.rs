@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use woodchuck::apply::{ApplyError, Cannot, ConflictKind, Merge, SealLimits, State, open_applying_connection};
+use woodchuck::apply::{
+    ApplyError, Cannot, Conflict, ConflictKind, Merge, SealLimits, State, open_applying_connection,
+};
 use woodchuck::change::{ChangeSink, Op, RowChange, TxSpan, row_key};
 use woodchuck::format::{FrameNo, Salts, Value};
 use woodchuck::log::{
@@ -104,6 +106,32 @@ fn each_column_that_is_overridden_is_in_the_journal() {
         assert_eq!(found.len(), 2, "{schema}: each column once: {found:?}");
         assert_eq!(b.replica.state().conflicts(10).unwrap(), []);
     }
+}
+
+#[test]
+fn a_long_journal_is_handed_out_whole_and_in_order() {
+    let rows = "WITH c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 2500) INSERT INTO t SELECT i, 0 FROM c";
+    let (mut a, mut b, mut log) = pair(&format!("CREATE TABLE t(id INTEGER PRIMARY KEY, x); {rows}"));
+    b.sql("UPDATE t SET x = 'theirs'").publish(&mut log);
+    a.sql("UPDATE t SET x = 'ours'").apply(&log);
+    let state = a.replica.state();
+    let mut newest = state.conflicts(u32::MAX).unwrap();
+    assert_eq!(newest.len(), 2500);
+    newest.reverse();
+    let mut all = Vec::new();
+    let each = |conflict: &Conflict| {
+        all.push(conflict.clone());
+        true
+    };
+    state.each_conflict(each).unwrap();
+    assert_eq!(all, newest);
+    let mut count = 0;
+    let three = |_: &Conflict| {
+        count += 1;
+        count < 3
+    };
+    state.each_conflict(three).unwrap();
+    assert_eq!(count, 3, "it ends when nobody takes more");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use rusqlite::params;
 use super::codec::{Reader, push_key, push_row};
 use super::error::ApplyError;
 use super::shape::LocalTable;
-use super::state::{State, from_db, names_bytes, names_of, origin_bytes, origin_of};
+use super::state::{State, from_db, names_bytes, names_of, origin_bytes, origin_of, to_db};
 use crate::change::RowKey;
 use crate::format::Row;
 use crate::log::Origin;
@@ -82,6 +82,9 @@ pub(super) struct Met<'a> {
     pub(super) kept_origin: Option<Origin>,
     pub(super) lost_origin: Option<Origin>,
 }
+
+/// Conflicts that are in memory at a time.
+const READ_AT_ONCE: u32 = 1000;
 
 /// What [`conflict_of`] reads.
 const SELECT: &str =
@@ -165,14 +168,22 @@ impl State {
     /// # Errors
     /// When `state.db` fails or is damaged.
     pub fn each_conflict(&self, mut each: impl FnMut(&Conflict) -> bool) -> Result<(), ApplyError> {
-        let mut found = self.db.prepare_cached(&format!("{SELECT} ORDER BY id"))?;
-        let mut rows = found.query([])?;
-        while let Some(row) = rows.next()? {
-            if !each(&conflict_of(row)?) {
-                break;
+        let mut found = self.db.prepare_cached(&format!("{SELECT} WHERE id > ?1 ORDER BY id LIMIT {READ_AT_ONCE}"))?;
+        let mut last = 0;
+        loop {
+            let mut some = Vec::new();
+            let mut rows = found.query([to_db(last)])?;
+            while let Some(row) = rows.next()? {
+                some.push(conflict_of(row)?);
+            }
+            // Nothing is read while they are shown, or whoever looks at them would keep the log of `state.db` from beginning anew.
+            drop(rows);
+            let Some(newest) = some.last() else { return Ok(()) };
+            last = newest.id;
+            if !some.iter().all(&mut each) {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Makes new entries permanent and drops the oldest beyond the bound.
