@@ -84,7 +84,7 @@ fn pipeline(extent: Extent) {
     let transactions = extent.pick(2, 8);
     let rows = (transactions * ROWS_PER_TX) as f64;
     let (mut direct, mut captured, mut sealed) = (Series::default(), Series::default(), Series::default());
-    let (mut folded, mut ratios) = (Series::default(), Series::default());
+    let (mut folded, mut returned, mut ratios) = (Series::default(), Series::default(), Series::default());
     for _ in 0..extent.pick(2, 5) {
         let dir = tempfile::tempdir().unwrap();
         let node = |node_id: u64| {
@@ -99,11 +99,12 @@ fn pipeline(extent: Extent) {
         let (path_other, app_other, mut other) = node(2);
         let mut follower = Follower::attach(&path).unwrap();
         let applying = open_applying_connection(&path_other).unwrap();
+        let applying_own = open_applying_connection(&path).unwrap();
         let table = follower.catalogue().table("t").unwrap().clone();
         let tables = |name: &str| (name == "t").then(|| Arc::clone(&table));
         let mut seq = vec![0u64; usize::from(SHARDS) + 1];
         let (mut writing, mut capturing) = (Duration::ZERO, Duration::ZERO);
-        let (mut sealing, mut folding) = (Duration::ZERO, Duration::ZERO);
+        let (mut sealing, mut folding, mut returning) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
         for tx in 0..transactions {
             writing += timed(|| insert(&app, tx * ROWS_PER_TX, ROWS_PER_TX)).0;
             capturing += timed(|| {
@@ -141,6 +142,11 @@ fn pipeline(extent: Extent) {
                     other.finish(Some(b"behind")).unwrap();
                 })
                 .0;
+                returning += timed(|| {
+                    let counts = origin.fold_own(&applying_own, &tables, arrived.as_slice()).unwrap();
+                    assert!(counts.is_some(), "own messages need no lock");
+                })
+                .0;
             }
         }
         let count: i64 = app_other.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
@@ -150,13 +156,15 @@ fn pipeline(extent: Extent) {
         captured.push(rows / capturing.as_secs_f64());
         sealed.push(rows / sealing.as_secs_f64());
         folded.push(rows / folding.as_secs_f64());
-        ratios.push(writing.as_secs_f64() / (capturing + sealing + folding).as_secs_f64());
+        returned.push(rows / returning.as_secs_f64());
+        ratios.push(writing.as_secs_f64() / (capturing + sealing + folding + returning).as_secs_f64());
     }
     section("end to end, within one process and thread, no server: 10 000 rows per transaction");
     figure("written with prepared statements", "rows/s", &direct);
     figure("captured into the outbox", "rows/s", &captured);
     figure("sealed, encoded and decoded", "rows/s", &sealed);
     figure("folded and committed", "rows/s", &folded);
+    figure("come back to their node", "rows/s", &returned);
     ratio("all steps one after another against writing", &ratios, Target::None);
 }
 
