@@ -53,11 +53,8 @@ impl FrozenState {
         db.pragma_update(None, "query_only", true)?;
         db.execute_batch("BEGIN; SELECT 1 FROM meta")?;
         let frozen = State::over(db)?;
-        match frozen.deferred.borrow().is_empty() {
-            true => {}
-            false => return Err(ApplyError::NotLaidOut),
-        }
-        Ok(FrozenState(frozen))
+        let is_laid_out = frozen.deferred.borrow().is_empty();
+        if is_laid_out { Ok(FrozenState(frozen)) } else { Err(ApplyError::NotLaidOut) }
     }
 
     /// Whether the applied positions stand inside of something that travels in pieces: then there is no fold to make of them.
