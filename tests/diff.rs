@@ -20,7 +20,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Run {
         let mut random = Random::new(seed);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::folder();
         let path = dir.path().join("app.db");
         let connection = Connection::open(&path).unwrap();
         let auto_vacuum = random.below(3);

@@ -96,7 +96,7 @@ fn row_key(key: &Key) -> RowKey {
 impl Cluster {
     fn new(seed: u64) -> Cluster {
         let mut rng = Random::new(seed);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::folder();
         let opaque = rng.chance(25);
         let plain = ModelTable { name: "f", columns: vec!["a", "b", "c"], uniques: vec![], opaque };
         let one = ModelTable { name: "u", columns: vec!["u", "b"], uniques: vec![vec![0]], opaque };

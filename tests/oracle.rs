@@ -17,7 +17,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs one seed; what it printed last, or what went wrong.
 fn run(seed: u64) -> Result<String, String> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::folder();
     let output = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/adversary.py"))
         .args([env!("CARGO_BIN_EXE_woodchuck"), &seed.to_string()])

@@ -153,7 +153,7 @@ struct Scene {
 
 impl Scene {
     fn new(setup: &str) -> Scene {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::folder();
         let (path, shadow) = (dir.path().join("app.db"), dir.path().join("app.db-woodchuck"));
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("PRAGMA page_size = 1024; PRAGMA journal_mode = WAL").unwrap();

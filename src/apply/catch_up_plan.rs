@@ -11,7 +11,7 @@ use rusqlite::Connection;
 
 use super::alteration::{alteration, columns_of, execute, sql_of};
 use super::error::{ApplyError, Cannot};
-use super::names::TableNames;
+use super::names::{Birth, TableNames};
 use super::repeated::PendingStep;
 use super::sql::quoted;
 use crate::log::SchemaStep;
@@ -73,29 +73,47 @@ impl PendingStep {
 struct Origin<'p> {
     /// Its name and its definition then; `None` where they have made it.
     was: Option<(String, String)>,
-    /// Those of them that have changed it, oldest first.
+    /// Where somebody else had made it, if own pending changes made the same.
+    first: Option<&'p Birth>,
+    /// Those of them that have changed it, oldest first, but for what somebody else had changed alike.
     changes: Vec<&'p SchemaStep>,
+    /// Its name and its definition before these, if they are the last of all.
+    before_changes: Option<(String, String)>,
 }
 
 fn origin_of<'p>(object: &Object, pending: &'p [PendingStep]) -> Origin<'p> {
     let (mut name, mut sql) = (object.name.clone(), object.sql.clone());
-    let mut changes = Vec::new();
+    let (mut changes, mut made_too) = (Vec::new(), None);
+    let (mut before_changes, mut is_behind_same) = (None, false);
     for PendingStep { step, first, .. } in pending.iter().rev() {
         if step.kind != "table" || !step.name.eq_ignore_ascii_case(&name) {
             continue;
         }
         match (&step.before, &step.after) {
             (_, None) => break,
-            (None, Some(_)) => return Origin { was: None, changes: Vec::new() },
+            (None, Some(made)) => {
+                // The snapshot has a table that was made so.
+                made_too = first.as_ref();
+                if made_too.is_none() {
+                    return Origin { was: None, first: None, changes: Vec::new(), before_changes: None };
+                }
+                sql.clone_from(made);
+                break;
+            }
             (Some(before), Some(_)) => {
-                changes.extend(first.is_none().then_some(step));
                 name = step.name_before.clone().unwrap_or(name);
                 sql.clone_from(before);
+                if first.is_some() {
+                    is_behind_same = true;
+                    continue;
+                }
+                changes.push(step);
+                before_changes = Some((name.clone(), sql.clone())).filter(|_| !is_behind_same);
             }
         }
     }
     changes.reverse();
-    Origin { was: Some((name, sql)), changes }
+    Origin { was: Some((name, sql)), first: made_too, changes, before_changes }
 }
 
 /// What became of a table while this node was away.
@@ -152,7 +170,12 @@ pub(super) fn plan(
             own.insert(object.lower(), object);
             continue;
         };
-        match mate_of(&was.to_ascii_lowercase(), &theirs, known, told) {
+        let lower = was.to_ascii_lowercase();
+        let is_another = match origin.first {
+            Some(first) => told.is_another_than(first, &lower),
+            None => told.is_another(known, &lower),
+        };
+        match mate_of(&lower, is_another, &theirs, told) {
             Mate::Is(name) => {
                 if let Some((other, _)) = mates.insert(name, (object, origin)) {
                     return Err(differs(object, &other.sql));
@@ -228,10 +251,10 @@ fn is_dropped(pending: &[PendingStep], name: &str) -> bool {
     false
 }
 
-fn mate_of(was: &str, theirs: &HashMap<String, &Object>, known: &TableNames, told: &TableNames) -> Mate {
+/// `is_another`: the name has been given to another one since.
+fn mate_of(was: &str, is_another: bool, theirs: &HashMap<String, &Object>, told: &TableNames) -> Mate {
     let mut name = was.to_owned();
-    // The name may have been given to another one since.
-    if told.is_another(known, was) {
+    if is_another {
         match told.former(was) {
             Some(Some(now)) => name = now,
             Some(None) | None => return Mate::Gone,
@@ -257,8 +280,8 @@ fn differs(ours: &Object, theirs: &str) -> ApplyError {
 
 /// The snapshot's table with own pending changes, as they will come to others: its name and its definition.
 fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(String, String), ApplyError> {
-    let is_untouched =
-        origin.was.as_ref().is_some_and(|(name, sql)| *sql == theirs.sql && name.eq_ignore_ascii_case(&theirs.name));
+    let mut before = [&origin.was, &origin.before_changes].into_iter().flatten();
+    let is_untouched = before.any(|(name, sql)| *sql == theirs.sql && name.eq_ignore_ascii_case(&theirs.name));
     if origin.changes.is_empty() {
         return Ok((theirs.name.clone(), theirs.sql.clone()));
     }

@@ -104,11 +104,22 @@ impl State {
         Ok(())
     }
 
-    /// Whether a change of the schema is what the intent was about to make.
-    pub(super) fn is_intent_schema(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
-        let sql = "SELECT 1 FROM intent_schema WHERE kind = ?1 AND name = ?2 AND sql IS ?3";
-        let of = params![step.kind, step.name.to_ascii_lowercase(), step.after];
-        Ok(self.db.prepare_cached(sql)?.exists(of)?)
+    /// Whether a change of the schema, one of several that were made together, is what the intent was about to make.
+    pub(super) fn is_intent_schema(&self, step: &SchemaStep, all: &[SchemaStep]) -> Result<bool, ApplyError> {
+        let is_made = |step: &SchemaStep| -> Result<bool, ApplyError> {
+            let sql = "SELECT 1 FROM intent_schema WHERE kind = ?1 AND name = ?2 AND sql IS ?3";
+            let of = params![step.kind, step.name.to_ascii_lowercase(), step.after];
+            Ok(self.db.prepare_cached(sql)?.exists(of)?)
+        };
+        // What is dropped and made anew under its name is told by what it is in the end.
+        let is_again = |other: &&SchemaStep| {
+            let is_made = step.after.is_none() && other.before.is_none();
+            is_made && other.kind == step.kind && other.name.eq_ignore_ascii_case(&step.name)
+        };
+        match all.iter().find(is_again) {
+            Some(again) => is_made(again),
+            None => is_made(step),
+        }
     }
 
     /// Takes note of how far the intent went, which is about to be taken back although its rows may be there.

@@ -188,15 +188,15 @@ impl<'r> LocalSink<'r> {
         let state = &mut self.replica.state;
         if std::mem::take(&mut self.tells_schema) {
             // What an intent made of the schema was committed as a whole, or not at all. It is no local change.
-            let all = steps.len();
-            let mut local = Vec::with_capacity(all);
+            let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
+            let mut local = Vec::with_capacity(all.len());
             for step in steps {
-                if !state.is_intent_schema(&step.0)? {
+                if !state.is_intent_schema(&step.0, &all)? {
                     local.push(step);
                 }
             }
             steps = local;
-            if steps.len() < all { state.keep_schema()? } else { state.revert_schema()? }
+            if steps.len() < all.len() { state.keep_schema()? } else { state.revert_schema()? }
         }
         if steps.is_empty() {
             return Ok(());

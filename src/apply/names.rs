@@ -113,9 +113,19 @@ impl TableNames {
         self.former.get(name).cloned()
     }
 
-    /// Whether the table of this name is another one than where `before` was known.
+    /// Whether the table of this name is another one than where `before` was known. Of several nodes that made one table not all may be
+    /// known there.
     pub(super) fn is_another(&self, before: &TableNames, name: &str) -> bool {
-        self.births.get(name) != before.births.get(name)
+        match (self.births.get(name), before.births.get(name)) {
+            (Some(births), Some(before)) => births.is_disjoint(before),
+            (births, before) => births.is_some() || before.is_some(),
+        }
+    }
+
+    /// Whether it is another one than the one that was made there.
+    pub(super) fn is_another_than(&self, made: &Birth, name: &str) -> bool {
+        let made = (origin_bytes(made.origin).to_vec(), to_db(made.tx));
+        self.births.get(name).is_some_and(|births| !births.contains(&made))
     }
 }
 

@@ -27,7 +27,7 @@ struct Scene {
 
 impl Scene {
     fn new(pragmas: &str, setup: &str) -> Scene {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::folder();
         let path = dir.path().join("app.db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch(pragmas).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,9 +65,7 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(setup: Setup) -> Cluster {
-        // In memory where that can be: nothing here is about disks.
-        let shm = Path::new("/dev/shm");
-        let directory = tempfile::tempdir_in(shm).or_else(|_| tempfile::tempdir()).unwrap();
+        let directory = crate::support::folder();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let schema = Schema::of(setup.kind);
         let fill = |app: &Connection| {

@@ -31,6 +31,10 @@ pub(super) enum About {
     Unique,
     /// Nodes fall behind the log.
     Behind,
+    /// Nodes fall behind while tables get UNIQUE values.
+    BehindUnique,
+    /// Nodes fall behind while every node makes the same changes.
+    BehindSame,
     /// Names that were given up are given again, and tables get other keys.
     Again,
     /// Columns get types that have no room for what others write to them.
@@ -99,8 +103,9 @@ const COLUMNS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "
 impl Storm {
     pub(super) fn new(seed: u64, about: About) -> Storm {
         let (is_again, narrows) = (about == About::Again, about == About::Types);
-        let is_same = matches!(about, About::Same | About::SameUnique);
-        let unique = matches!(about, About::Unique | About::SameUnique);
+        let is_same = matches!(about, About::Same | About::SameUnique | About::BehindSame);
+        let unique = matches!(about, About::Unique | About::SameUnique | About::BehindUnique);
+        let is_behind = matches!(about, About::Behind | About::BehindUnique | About::BehindSame);
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -113,7 +118,7 @@ impl Storm {
             genesis: 0,
             filtered: false,
         };
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let directory = crate::support::folder();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let fill = |app: &Connection| {
             let (a, b, x) = match is_again {
@@ -164,7 +169,7 @@ impl Storm {
             _runtime: runtime,
             directory,
         };
-        if about == About::Behind {
+        if is_behind {
             storm.fall_behind();
         }
         (0..setup.nodes).for_each(|no| storm.start(no));
