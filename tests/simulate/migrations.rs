@@ -226,7 +226,8 @@ impl Storm {
     }
 
     pub(super) fn turn(&mut self, no: usize) {
-        let dies = self.is_again && self.random.chance(10);
+        // Where nodes fall behind they die elsewhere.
+        let dies = self.behind.is_none() && self.random.chance(10);
         let at = dies.then(|| (*self.random.pick(POINTS), 1 + self.random.below(3) as u32));
         let was_up = self.nodes[no].node.is_some();
         self.nodes[no].with(at, |node| node.turn().map(drop));
