@@ -189,14 +189,22 @@ impl<'r> LocalSink<'r> {
         if std::mem::take(&mut self.tells_schema) {
             // What an intent made of the schema was committed as a whole, or not at all. It is no local change.
             let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
-            let mut local = Vec::with_capacity(all.len());
+            let (mut local, mut dropped) = (Vec::with_capacity(all.len()), Vec::new());
             for step in steps {
                 if !state.is_intent_schema(&step.0, &all)? {
                     local.push(step);
+                } else if step.0.kind == "table" && step.0.after.is_none() {
+                    dropped.push(step.0.name);
                 }
             }
             steps = local;
-            if steps.len() < all.len() { state.keep_schema()? } else { state.revert_schema()? }
+            if steps.len() < all.len() {
+                state.keep_schema()?
+            } else {
+                state.revert_schema()?
+            }
+            // It came back with the rows of the intent.
+            dropped.iter().try_for_each(|table| state.clear_base(table))?;
         }
         if steps.is_empty() {
             return Ok(());
