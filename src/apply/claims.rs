@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::error::ApplyError;
 use super::shape::LocalTable;
-use super::state::{State, TableState};
+use super::state::{Dirty, State, TableState};
 use crate::format::{Row, Value};
 
 /// The claim of everything: an index whose values cannot be computed here (an expression, a WHERE clause, an application's collation).
@@ -39,12 +39,15 @@ impl State {
         Ok(false)
     }
 
+    /// Something foreign comes under what is pending on a table.
     pub(super) fn mark_dirty(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
+        let dirty = if table.is_unique() { Dirty::Unique } else { Dirty::Plain };
         if let Some(state) = self.tables.get_mut(&table.name_lower)
-            && !state.dirty
+            && state.dirty < dirty
         {
-            state.dirty = true;
-            self.db.prepare_cached("UPDATE tables SET dirty = 1 WHERE id = ?1")?.execute([table.id])?;
+            state.dirty = dirty;
+            let sql = "UPDATE tables SET dirty = ?2 WHERE id = ?1";
+            self.db.prepare_cached(sql)?.execute(params![table.id, dirty as i64])?;
         }
         Ok(())
     }
@@ -60,8 +63,8 @@ impl State {
             {
                 self.db.prepare_cached("DELETE FROM claims WHERE table_id = ?1")?.execute([state.id])?;
             }
-            if state.dirty {
-                state.dirty = false;
+            if state.dirty > Dirty::Clean {
+                state.dirty = Dirty::Clean;
                 self.db.prepare_cached("UPDATE tables SET dirty = 0 WHERE id = ?1")?.execute([state.id])?;
             }
         }

@@ -12,7 +12,7 @@ use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::NetEffect;
 use super::replica::{Arrivals, Taking};
 use super::shape::{Merge, Tables};
-use super::state::{State, origin_bytes};
+use super::state::{Dirty, State, origin_bytes};
 use super::undo_redo::Call;
 use crate::log::{
     Body, Folded, Header, Origin, SchemaStep, Sequence, ShardId, StreamSeq, Unit, decode_units, units_from_encoded,
@@ -72,7 +72,7 @@ pub(super) fn fold_all_own<A: Arrivals + ?Sized>(
 ) -> Result<Option<FoldCounts>, ApplyError> {
     let own = state.origin();
     // With foreign changes under pending, rows may have to change; and rows that left the filter stay in base.
-    if state.suspecting || !state.filters.is_empty() || state.tables.values().any(|table| table.dirty) {
+    if state.suspecting || !state.filters.is_empty() || state.tables.values().any(|table| table.dirty > Dirty::Clean) {
         return Ok(None);
     }
     let mut counts = FoldCounts::default();

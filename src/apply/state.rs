@@ -29,14 +29,33 @@ const UNNAMED: u64 = 0;
 /// Statements that stay prepared: all there are.
 const STATEMENTS_MAX: usize = 128;
 
+/// Whether the rows of base still follow from own units alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Dirty {
+    Clean = 0,
+    /// Pending was once replayed over foreign changes.
+    Plain = 1,
+    /// The same while values were UNIQUE: rows can have made room for others that nothing is pending on, whatever is UNIQUE by now.
+    Unique = 2,
+}
+
+impl Dirty {
+    fn of(number: i64) -> Dirty {
+        match number {
+            0 => Dirty::Clean,
+            1 => Dirty::Plain,
+            _ => Dirty::Unique,
+        }
+    }
+}
+
 /// What is known of one table by number.
 #[derive(Debug, Clone)]
 pub(super) struct TableState {
     pub(super) id: i64,
     /// Rows in `base`; those that are deferred are not among them.
     pub(super) base_rows: Cell<u64>,
-    /// Pending was once replayed over foreign changes, so the rows of base no longer follow from own units alone.
-    pub(super) dirty: bool,
+    pub(super) dirty: Dirty,
     /// The UNIQUE indexes at the time of the last look, as text that changes when they do.
     pub(super) uniques: String,
     /// How its rows travel: one row must never travel in two shards.
@@ -47,7 +66,7 @@ pub(super) struct TableState {
 
 impl TableState {
     pub(super) fn new(id: i64, uniques: String, travels: Travels) -> TableState {
-        TableState { id, base_rows: Cell::new(0), dirty: false, uniques, travels, moved_in: Vec::new() }
+        TableState { id, base_rows: Cell::new(0), dirty: Dirty::Clean, uniques, travels, moved_in: Vec::new() }
     }
 }
 
@@ -330,7 +349,7 @@ impl State {
             let table = TableState {
                 id: row.get(0)?,
                 base_rows: Cell::new(from_db(row.get(5)?)),
-                dirty: row.get(2)?,
+                dirty: Dirty::of(row.get(2)?),
                 uniques: row.get(3)?,
                 travels: Travels::of_number(row.get(4)?),
                 moved_in: Vec::new(),

@@ -24,7 +24,7 @@ use super::pending_units::PendingUnits;
 use super::replica::Taking;
 use super::schema_steps::{BegunAnew, Maker, catalogue_of};
 use super::shape::{Change, LocalTable, Merge, Tables};
-use super::state::State;
+use super::state::{Dirty, State};
 use super::statements::SELECT_ROWS;
 use super::theirs::Theirs;
 use crate::change::canonical_key;
@@ -405,10 +405,11 @@ impl<'a, 'c> Call<'a, 'c> {
                 }
                 continue;
             }
-            let dirty = self.state.table_state(&table).is_some_and(|state| state.dirty);
+            let dirty = self.state.table_state(&table).map_or(Dirty::Clean, |state| state.dirty);
             // With nothing foreign under it, pending was captured as exactly what the fold makes of it, transaction by transaction.
             let is_shown = self.undone.contains_key(&table.id);
-            let is_as_captured = !is_again && !is_shown && (!table.is_unique() || (whole && !dirty));
+            let is_clean = if table.is_unique() { whole && dirty == Dirty::Clean } else { dirty < Dirty::Unique };
+            let is_as_captured = !is_again && !is_shown && is_clean;
             if is_as_captured && self.state.take_run(id, &table) {
                 continue;
             }
