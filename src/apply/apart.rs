@@ -212,8 +212,13 @@ impl Call<'_, '_> {
                     for change in unit.changes.iter().filter(|change| usize::from(change.table) == place) {
                         let change = table.change(&fit, change, self.merge);
                         let Some(row) = apart.take(&name, &change.canonical)? else { continue };
-                        if let Some(row) = change.step(Some(&reshaped(old, &table, row))) {
-                            self.folder.put(self.state, &table, &change.key, &change.canonical, &row, false)?;
+                        let before = reshaped(old, &table, row);
+                        let after = change.step(Some(&before));
+                        if let Some(row) = &after {
+                            self.folder.put(self.state, &table, &change.key, &change.canonical, row, false)?;
+                        }
+                        if origin == self.state.origin() {
+                            self.judge_theirs((&table, &change.canonical), Some(&before), after.as_ref())?;
                         }
                     }
                 }

@@ -234,7 +234,7 @@ impl Storm {
         self.deaths += u64::from(was_up && self.nodes[no].node.is_none());
     }
 
-    fn execute(&mut self, no: usize, sql: &str) {
+    pub(super) fn execute(&mut self, no: usize, sql: &str) {
         // What the application may not do it does not do.
         if self.nodes[no].app.execute_batch(&format!("BEGIN IMMEDIATE; {sql}; COMMIT")).is_err() {
             let _ = self.nodes[no].app.execute_batch("ROLLBACK");
