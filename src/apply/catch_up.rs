@@ -383,6 +383,10 @@ fn take_rows(
                 return Ok(());
             }
             let (old, new) = (call.folder.row_of_fold(table, &key)?, there.row(call, table, &key)?);
+            let old = call.with_own(table, &canonical, old)?;
+            if old == new {
+                return Ok(());
+            }
             let mask = match (&old, &new) {
                 (Some(old), Some(new)) => old.iter().zip(new).map(|(old, new)| old != new).collect(),
                 (Some(_) | None, _) => Vec::new(),

@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
+use super::fitting::Found;
 use super::fold::Folder;
+use super::pending_units::PendingUnits;
 use super::shape::{Change, LocalTable};
 use super::state::State;
 use super::undo_redo::Call;
@@ -148,7 +150,61 @@ impl State {
     }
 }
 
+/// Own units of one row that a snapshot has which are looked at: the last ones say what became of the row.
+const LEFT_MAX: i64 = 64;
+
+impl State {
+    /// Own units that changed a row of a table that shows the fold by now, and are pending no more.
+    fn left_units(&self, table: &LocalTable, canonical: &[u8]) -> Result<Vec<i64>, ApplyError> {
+        let sql = "SELECT entry FROM base_before WHERE table_id = ?1 AND key = ?2 AND entry IS NOT NULL";
+        let entry: Option<Vec<u8>> =
+            self.db.prepare_cached(sql)?.query_row(params![table.id, canonical], |row| row.get(0)).optional()?;
+        let Some(entry) = entry else { return Ok(Vec::new()) };
+        let (first, last, named) = match self.read_base(table, &entry)?.pending {
+            PendingUnits::Few(ids) => match (ids.first(), ids.last()) {
+                (Some(first), Some(last)) => (*first, *last, Some(ids)),
+                _ => return Ok(Vec::new()),
+            },
+            PendingUnits::Many { first, last, .. } => (first, last, None),
+        };
+        let sql = "SELECT id FROM pending WHERE id BETWEEN ?1 AND ?2 AND folded = 1 ORDER BY id DESC LIMIT ?3";
+        let mut found = self.db.prepare_cached(sql)?;
+        let ids = found.query_map([first, last, LEFT_MAX], |row| row.get(0))?;
+        let mut ids = ids.collect::<rusqlite::Result<Vec<i64>>>()?;
+        ids.retain(|id| named.as_ref().is_none_or(|named| named.contains(id)));
+        ids.reverse();
+        Ok(ids)
+    }
+}
+
 impl Call<'_, '_> {
+    /// A row of the fold with own units on it that a snapshot has: what else is other there somebody else has written.
+    pub(super) fn with_own(
+        &mut self,
+        table: &Arc<LocalTable>,
+        canonical: &[u8],
+        mut row: Option<Row>,
+    ) -> Result<Option<Row>, ApplyError> {
+        let own = self.state.origin();
+        for id in self.state.left_units(table, canonical)? {
+            let unit = self.state.pending_unit(id)?;
+            for (index, shape) in unit.tables.iter().enumerate() {
+                let fit = match self.fit_of(&unit, own, shape, false) {
+                    Ok(Found::Here(found, fit)) if found.id == table.id => fit,
+                    Ok(_) | Err(ApplyError::Cannot(_)) => continue,
+                    Err(error) => return Err(error),
+                };
+                for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
+                    let change = table.change(&fit, change, self.merge);
+                    if change.canonical == canonical {
+                        row = change.step(row.as_ref());
+                    }
+                }
+            }
+        }
+        Ok(row)
+    }
+
     /// Changes of another node are folded into a table with UNIQUE values.
     pub(super) fn note_theirs(
         &mut self,

@@ -12,6 +12,7 @@ use super::config::{NatsConfig, RunConfig};
 use super::control::answer_questions;
 use super::database::LogReady;
 use super::error::NodeError;
+use super::place::refuse_taken;
 use super::put_back::put_back;
 use super::sent::Sent;
 use super::server::{DEFAULT_URL, stopped};
@@ -159,11 +160,12 @@ async fn look(
     for (shard, applied) in &known.applied {
         let bounds = log.bounds(*shard).await?;
         let stream = log.stream_name(*shard);
+        let ours = sent(config, |directory| Sent::behind(directory, *shard, bounds.last.min(*applied)))?;
         // What this node has sent of what is lost it puts back as soon as it reads.
-        if bounds.last < *applied && sent(config, |directory| Sent::behind(directory, *shard, bounds.last))?.is_empty()
-        {
+        if bounds.last < *applied && ours.is_empty() {
             return Err(NodeError::LogShorter { stream, last: bounds.last.0, applied: applied.0 });
         }
+        refuse_taken(log, *shard, &ours, bounds.last).await?;
         // A node that belongs to the log catches up when it reads.
         if bounds.first.0 > applied.0 + 1 && bounds.last > *applied && !known.joined {
             return Err(NodeError::LogTrimmed { stream, first: bounds.first.0 });

@@ -126,7 +126,7 @@ impl Storm {
     }
 
     /// The log forgets what the newest snapshot has.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         let behind = self.behind.as_mut().unwrap();
         let Some((_, manifest)) = behind.snapshots.last() else { return };
         // One of a node that is behind in some shard would leave nobody a snapshot that reaches back in all of them.
