@@ -82,6 +82,26 @@ fn a_writer_that_is_stopped_in_the_middle_of_its_commit_ends_no_daemon() {
 
 /// A node that has much to apply leaves the lock to its application in time, although that asks for it only now and then.
 #[test]
+fn an_application_that_keeps_the_write_lock_is_named_until_it_lets_go() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    let app = rusqlite::Connection::open(&cluster.nodes[0].db).unwrap();
+    app.execute_batch("BEGIN IMMEDIATE").unwrap();
+    cluster.nodes[1].sql("INSERT INTO t VALUES(2, 'waits')");
+    cluster.nodes[0].wait_until_it_says("an application has kept the write lock for 5 s");
+    let said = |cluster: &Cluster| cluster.nodes[0].status().map(|status| status.last_error);
+    wait_for("the status to say so", || match said(&cluster)? {
+        text if text.contains("(messages that wait: 1)") => Ok(()),
+        text => Err(text),
+    });
+    app.execute_batch("COMMIT").unwrap();
+    cluster.settle();
+    wait_for("the status to have nothing to say", || match said(&cluster)? {
+        text if text.is_empty() => Ok(()),
+        text => Err(text),
+    });
+}
+
+#[test]
 fn an_application_gets_its_turn_while_much_is_applied() {
     let mut cluster = Cluster::start(
         2,

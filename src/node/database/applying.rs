@@ -27,6 +27,16 @@ const LOCK_TRY_INTERVAL: Duration = Duration::from_micros(100);
 /// When a shard that stopped is tried again, if nothing in the schema changed before.
 const BLOCKED_RETRY: Duration = Duration::from_secs(1);
 
+/// How long an application may keep the write lock until it is said. (SQLite's own shell waits for five seconds where it is asked to wait.)
+const TELL_LOCKED_AFTER: Duration = Duration::from_secs(5);
+
+/// An application keeps the write lock while messages wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Locked {
+    since: Option<Instant>,
+    is_told: bool,
+}
+
 impl Database {
     /// Applies what has arrived, as far as whole rounds go. Whether anything was applied.
     pub(super) fn apply(&mut self) -> Result<bool, NodeError> {
@@ -36,6 +46,7 @@ impl Database {
         self.give_up_verifying();
         if self.inbox.is_empty() {
             self.inbox.stuck_since = None;
+            self.unlocked();
             self.take_if_there()?;
             return Ok(false);
         }
@@ -63,8 +74,10 @@ impl Database {
         if !self.begin()? {
             self.retry_lock = true;
             self.lock_wanted_since.get_or_insert_with(Instant::now);
+            self.locked_out();
             return Ok(false);
         }
+        self.unlocked();
         let began = Instant::now();
         let captured = self.reporter.transactions_captured;
         let bytes = counts.iter().map(|(shard, count)| self.inbox.bytes_of(*shard, *count)).max().unwrap_or_default();
@@ -80,6 +93,30 @@ impl Database {
                 self.replica.rollback(&self.attached.connection)?;
                 Err(error)
             }
+        }
+    }
+
+    /// The write lock was not to be had. Says so once, when that is no moment any more.
+    fn locked_out(&mut self) {
+        let since = *self.locked.since.get_or_insert_with(Instant::now);
+        if !self.locked.is_told && since.elapsed() >= TELL_LOCKED_AFTER {
+            self.locked.is_told = true;
+            let text = format!(
+                "an application has kept the write lock for {} s: what has arrived is applied when it ends its transaction (messages that wait: {})",
+                since.elapsed().as_secs(),
+                self.inbox.message_count()
+            );
+            tracing::warn!("{text}");
+            self.reporter.trouble(text);
+        }
+    }
+
+    /// It was to be had, or nothing waits for it.
+    fn unlocked(&mut self) {
+        let Locked { since, is_told } = std::mem::take(&mut self.locked);
+        if let (Some(since), true) = (since, is_told) {
+            tracing::info!("the write lock is free again, after {} s", since.elapsed().as_secs());
+            self.reporter.trouble(String::new());
         }
     }
 

@@ -142,6 +142,7 @@ pub(super) struct Database {
     pub(in crate::node) own_wait: Duration,
     /// Since when messages wait for the end of the database's log to be reached under the write lock.
     lock_wanted_since: Option<Instant>,
+    locked: applying::Locked,
     stop_at: Option<Instant>,
     stored: Option<Position>,
     pin_renewed_at: Instant,
@@ -191,6 +192,7 @@ impl Database {
             own_since: None,
             own_wait: applying::OWN_WAIT,
             lock_wanted_since: None,
+            locked: applying::Locked::default(),
             stop_at: None,
             stored: None,
             pin_renewed_at: Instant::now(),
