@@ -49,6 +49,18 @@ pub(super) fn begins(sql: &str, word: &str) -> bool {
 
 /// The tables of an open connection, as they are within its transaction.
 pub(super) fn catalogue_of(conn: &Connection) -> Result<Catalogue, ApplyError> {
+    catalogue_after(conn, &Catalogue::default())
+}
+
+/// The same, of which most may be as it was.
+pub(super) fn catalogue_after(conn: &Connection, before: &Catalogue) -> Result<Catalogue, ApplyError> {
+    let written_by = u32::try_from(rusqlite::version_number()).unwrap_or_default();
+    let built = before.build_next(schema_rows(conn)?, written_by);
+    built.map_err(|_| ApplyError::Damaged { what: "the schema of the database" })
+}
+
+/// The schema of an open connection.
+pub(super) fn schema_rows(conn: &Connection) -> Result<Vec<SchemaRow>, ApplyError> {
     let failed = |source| ApplyError::Database { doing: "reading the schema", source };
     let mut found = conn
         .prepare("SELECT type, name, tbl_name, rootpage, sql FROM main.sqlite_schema ORDER BY rowid")
@@ -63,9 +75,7 @@ pub(super) fn catalogue_of(conn: &Connection) -> Result<Catalogue, ApplyError> {
             sql: row.get(4)?,
         })
     };
-    let rows = found.query_map([], row).and_then(Iterator::collect).map_err(failed)?;
-    let written_by = u32::try_from(rusqlite::version_number()).unwrap_or_default();
-    Catalogue::build(rows, written_by).map_err(|_| ApplyError::Damaged { what: "the schema of the database" })
+    found.query_map([], row).and_then(Iterator::collect).map_err(failed)
 }
 
 /// All of the schema as an effect, to be compared with itself later.
@@ -555,7 +565,7 @@ impl Maker<'_, '_> {
         };
         self.move_aside(step, &aside)?;
         self.run(step, after)?;
-        let catalogue = catalogue_of(self.conn)?;
+        let catalogue = catalogue_after(self.conn, &old_catalogue)?;
         let (Some(old), Some(new)) = (catalogue.table(&aside), catalogue.table(&step.name)) else {
             return Err(Cannot::NoTable { table: step.name.clone() }.into());
         };

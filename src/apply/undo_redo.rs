@@ -22,7 +22,7 @@ use super::names::Birth;
 use super::net_effect::{NetEffect, SchemaEffect};
 use super::pending_units::PendingUnits;
 use super::replica::Taking;
-use super::schema_steps::{BegunAnew, Maker, catalogue_of};
+use super::schema_steps::{BegunAnew, Maker, catalogue_after, catalogue_of, schema_rows};
 use super::shape::{Change, LocalTable, Merge, Tables};
 use super::state::{Dirty, State};
 use super::statements::SELECT_ROWS;
@@ -156,7 +156,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.rows.forget_tables();
         let mut all = self.made.take().map(|(_, effect)| effect).unwrap_or_default();
         all.merge(effect);
-        let after = catalogue_of(conn)?;
+        let after = catalogue_after(conn, before)?;
         // A filter that cannot be asked any more must not let anything through, nor leave anything out.
         for table in after.tables().filter(|table| !table.is_internal()) {
             self.state.filters.test(table)?;
@@ -210,11 +210,11 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Remembers what the steps made, for when the commit that makes it true is found together with others.
     fn note_schema(&self, conn: &Connection, steps: &[SchemaStep]) -> Result<(), ApplyError> {
-        let after = catalogue_of(conn)?;
+        let after = schema_rows(conn)?;
         for step in steps {
             for name in [Some(&step.name), step.name_before.as_ref()].into_iter().flatten() {
                 let is_this = |row: &&SchemaRow| row.kind == step.kind && row.name.eq_ignore_ascii_case(name);
-                let sql = after.rows().iter().find(is_this).and_then(|row| row.sql.as_deref());
+                let sql = after.iter().find(is_this).and_then(|row| row.sql.as_deref());
                 self.state.note_intent_schema(&step.kind, name, sql)?;
             }
         }

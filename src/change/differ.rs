@@ -503,7 +503,7 @@ impl Differ {
         let schema = read_schema(new)?;
         let catalogue = match schema == self.schema {
             true => Arc::clone(&self.catalogue),
-            false => Arc::new(Catalogue::build(schema.values().cloned().collect(), header.sqlite_version)?),
+            false => Arc::new(self.catalogue.build_next(schema.values().cloned().collect(), header.sqlite_version)?),
         };
         Ok(Some((schema, catalogue)))
     }

@@ -47,6 +47,7 @@ pub enum CatalogueError {
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     rows: Vec<SchemaRow>,
+    written_by: u32,
     tables: HashMap<String, Arc<Table>>,
     /// Virtual tables that show the rows of a shadow table.
     shown: HashMap<String, Arc<Table>>,
@@ -63,6 +64,16 @@ impl Catalogue {
     /// [`CatalogueError`] when the in-memory database cannot be made. A table whose text SQLite does not parse is no error; it is listed
     /// by [`Catalogue::unreadable`].
     pub fn build(rows: Vec<SchemaRow>, written_by: u32) -> Result<Catalogue, CatalogueError> {
+        Catalogue::default().build_next(rows, written_by)
+    }
+
+    /// The same of the schema as it became: what is known of tables that are as they were stays, so it takes as long as what changed.
+    ///
+    /// # Errors
+    /// As [`Catalogue::build`].
+    pub fn build_next(&self, rows: Vec<SchemaRow>, written_by: u32) -> Result<Catalogue, CatalogueError> {
+        let before = if self.written_by == written_by { by_table(&self.rows) } else { HashMap::new() };
+        let now = by_table(&rows);
         let virtual_tables: Vec<(VirtualTable, &SchemaRow)> = rows
             .iter()
             .filter(|row| row.is_virtual_table())
@@ -72,10 +83,20 @@ impl Catalogue {
             .iter()
             .flat_map(|(table, _)| table.shadows().map(|shadow| (shadow, table.name.clone())))
             .collect();
-        let mut oracle = Oracle::open(&rows, written_by)?;
-        let mut tables = HashMap::new();
+        // (What a shadow table is shown by depends on another row.)
+        let kept = |row: &SchemaRow| {
+            let name = row.name.to_ascii_lowercase();
+            let table = self.tables.get(&name).filter(|table| table.shown_by.is_none())?;
+            let is_same = before.get(&name) == now.get(&name) && table.shadow_of == shadows.get(&name).cloned();
+            is_same.then(|| (name, Arc::clone(table)))
+        };
+        let mut tables: HashMap<String, Arc<Table>> =
+            rows.iter().filter(|row| row.kind == "table").filter_map(kept).collect();
+        let is_new = |row: &&SchemaRow| !tables.contains_key(&row.table.to_ascii_lowercase());
+        let asked: Vec<&SchemaRow> = rows.iter().filter(is_new).collect();
+        let mut oracle = Oracle::open(&asked, written_by)?;
         let mut unreadable = Vec::new();
-        for row in rows.iter().filter(|row| row.kind == "table") {
+        for row in asked.into_iter().filter(|row| row.kind == "table") {
             let Some(root) = row.root else { continue };
             // A root makes no ordinary table of a virtual one: asking after it would run its module.
             if row.says_virtual() {
@@ -100,7 +121,7 @@ impl Catalogue {
             }
         }
         let virtual_tables = virtual_tables.into_iter().map(|(table, _)| table).collect();
-        Ok(Catalogue { rows, tables, shown: shown_tables, virtual_tables, shadows, unreadable })
+        Ok(Catalogue { rows, written_by, tables, shown: shown_tables, virtual_tables, shadows, unreadable })
     }
 
     /// The rows of `sqlite_schema` that the catalogue was built from, in their order.
@@ -157,6 +178,15 @@ impl Catalogue {
     }
 }
 
+/// The rows of each table and of its indexes, by the table's name in lower case.
+fn by_table(rows: &[SchemaRow]) -> HashMap<String, Vec<&SchemaRow>> {
+    let mut tables: HashMap<String, Vec<&SchemaRow>> = HashMap::new();
+    for row in rows.iter().filter(|row| row.kind == "table" || row.kind == "index") {
+        tables.entry(row.table.to_ascii_lowercase()).or_default().push(row);
+    }
+    tables
+}
+
 /// The virtual table as one that shows the rows of its shadow table; `None` where they do not stand there as they are.
 fn shown(table: &VirtualTable, row: &SchemaRow, content: &Table) -> Option<Table> {
     // The first column is the rowid. FTS3 and FTS4 put a number before the names of the others.
@@ -204,6 +234,10 @@ mod tests {
         for statement in statements {
             connection.execute_batch(statement).unwrap();
         }
+        Catalogue::build(rows_of(&connection), u32::MAX).unwrap()
+    }
+
+    fn rows_of(connection: &Connection) -> Vec<SchemaRow> {
         let mut query = connection.prepare("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema").unwrap();
         let rows = query
             .query_map([], |row| {
@@ -216,7 +250,47 @@ mod tests {
                 })
             })
             .unwrap();
-        Catalogue::build(rows.map(Result::unwrap).collect(), u32::MAX).unwrap()
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_schema_that_changes_is_known_as_one_that_is_seen_at_once() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE stays(a INTEGER PRIMARY KEY, b DEFAULT 2.0)").unwrap();
+        let mut catalogue = Catalogue::build(rows_of(&connection), u32::MAX).unwrap();
+        for statement in [
+            "CREATE TABLE t(k TEXT PRIMARY KEY, a, b)",
+            "CREATE UNIQUE INDEX i ON t(a)",
+            "ALTER TABLE t RENAME COLUMN a TO c",
+            "CREATE VIRTUAL TABLE f USING fts5(x)",
+            "ALTER TABLE t RENAME TO T2",
+            "DROP INDEX i",
+            "DROP TABLE f",
+            "CREATE TABLE f_data(x)",
+            "DROP TABLE t2; CREATE TABLE t(k INT PRIMARY KEY) WITHOUT ROWID",
+            "ALTER TABLE t ADD COLUMN d DEFAULT 7",
+        ] {
+            connection.execute_batch(statement).unwrap();
+            let next = catalogue.build_next(rows_of(&connection), u32::MAX).unwrap();
+            let all = Catalogue::build(rows_of(&connection), u32::MAX).unwrap();
+            let known = |catalogue: &Catalogue| {
+                let mut tables: Vec<String> = catalogue.tables().map(|table| format!("{table:?}")).collect();
+                tables.sort();
+                (tables, catalogue.shown.len(), catalogue.shadows.clone(), catalogue.unreadable.clone())
+            };
+            assert_eq!(known(&next), known(&all), "{statement}");
+            assert!(
+                Arc::ptr_eq(next.table("stays").unwrap(), catalogue.table("stays").unwrap()),
+                "it is not asked again"
+            );
+            catalogue = next;
+        }
+        let older = catalogue.build_next(rows_of(&connection), 3_045_000).unwrap();
+        assert_eq!(
+            older.table("stays").unwrap().columns[1].default,
+            Value::Integer(2),
+            "it means something else there"
+        );
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn whole(real: f64) -> Value {
 }
 
 impl Oracle {
-    pub(super) fn open(rows: &[SchemaRow], written_by: u32) -> Result<Oracle, CatalogueError> {
+    pub(super) fn open(rows: &[&SchemaRow], written_by: u32) -> Result<Oracle, CatalogueError> {
         let connection = Connection::open_in_memory()?;
         connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         connection
@@ -88,7 +88,7 @@ impl Oracle {
         let name = oracle_name(row);
         let strict = self
             .connection
-            .prepare_cached("SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE")?
+            .prepare_cached("SELECT strict FROM pragma_table_list(?1) WHERE schema = 'main'")?
             .query_map([&name], |row| row.get::<_, bool>(0))?
             .next()
             .transpose()?;

@@ -24,7 +24,7 @@ fn what_a_node_shows_from_before_it_died_is_not_taken_apart() {
         for n in 1..=COUNT {
             let sql = format!("BEGIN; INSERT INTO t1(id) VALUES('n{n}'); UPDATE t0 SET b = {n} WHERE id = 1; COMMIT");
             storm.nodes[0].app.execute_batch(&sql).unwrap();
-            storm.turn(0);
+            storm.nodes[0].with(None, |node| node.turn().map(drop));
             storm.send(0, usize::MAX);
         }
         storm.deliver(1, usize::MAX);
