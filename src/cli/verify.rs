@@ -44,7 +44,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
         let tables = report.tables.iter().filter(|table| table.is_different()).map(|table| table.table.as_str());
         let tables: Vec<&str> = tables.collect();
         return Err(Failure::failed(format_args!("nodes differ in {}", tables.join(", "))).hint(
-            "write the row that is right on any node; or begin anew with what the others have: woodchuck restore --replace",
+            "write the row that is right on any node; make columns that differ the same by a rebuild on one; or begin anew with what the others have: woodchuck restore --replace",
         ));
     }
     if !report.is_conclusive() {

@@ -307,7 +307,7 @@ fn judge(here: &BTreeMap<u64, &Summary>, absent: &[String], unread: &[String]) -
         return Some(different(format!("{} has no such table", absent.join(" and ")), here));
     }
     if !same(here.values().map(|table| (&table.columns, &table.key))) {
-        return Some(different("its columns or its key differ".to_owned(), here));
+        return Some(different(definitions_differ(here), here));
     }
     if !same(here.values().map(|table| (table.rows, &table.root))) {
         return None;
@@ -316,6 +316,26 @@ fn judge(here: &BTreeMap<u64, &Summary>, absent: &[String], unread: &[String]) -
         return Some(TableVerdict::Inconclusive { why: unread.join("; ") });
     }
     Some(TableVerdict::Equal)
+}
+
+/// Names columns and keys, and whether it is their order alone: rows are compared column by column, and no row has to be written for that.
+fn definitions_differ(here: &BTreeMap<u64, &Summary>) -> String {
+    let names = |columns: &[String]| format!("({})", columns.join(", "));
+    let key = |table: &Summary| -> Vec<String> {
+        table.key.iter().filter_map(|index| table.columns.get(usize::from(*index)).cloned()).collect()
+    };
+    let of_node = |(node, table): (&u64, &&Summary)| match key(table) {
+        key if key.is_empty() => format!("node {node} has {}", names(&table.columns)),
+        key => format!("node {node} has {} with the key {}", names(&table.columns), names(&key)),
+    };
+    let sorted = |columns: &[String]| {
+        let mut columns: Vec<String> = columns.iter().map(|name| name.to_ascii_lowercase()).collect();
+        columns.sort_unstable();
+        columns
+    };
+    let is_order = same(here.values().map(|table| (sorted(&table.columns), key(table))));
+    let what = if is_order { "its columns stand in another order" } else { "its columns or its key differ" };
+    format!("{what}: {}", here.iter().map(of_node).collect::<Vec<_>>().join(", "))
 }
 
 fn different(why: String, here: &BTreeMap<u64, &Summary>) -> TableVerdict {
@@ -349,4 +369,27 @@ fn pairs_of(text: &str) -> BTreeMap<u64, u64> {
         Some((number(key)?, number(row)?))
     });
     pairs.take(HASHES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(columns: &[&str], key: &[u16]) -> Summary {
+        let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+        Summary { name: "t".to_owned(), columns, key: key.to_vec(), rows: 0, root: String::new() }
+    }
+
+    #[test]
+    fn definitions_that_differ_are_named() {
+        let (one, other, third) = (table(&["id", "a", "b"], &[0]), table(&["id", "b", "a"], &[0]), table(&["id"], &[]));
+        assert_eq!(
+            definitions_differ(&BTreeMap::from([(1, &one), (2, &other)])),
+            "its columns stand in another order: node 1 has (id, a, b) with the key (id), node 2 has (id, b, a) with the key (id)"
+        );
+        assert_eq!(
+            definitions_differ(&BTreeMap::from([(1, &one), (7, &third)])),
+            "its columns or its key differ: node 1 has (id, a, b) with the key (id), node 7 has (id)"
+        );
+    }
 }
