@@ -98,6 +98,8 @@ pub(super) struct Wal {
     pub(super) frames: Vec<Frame>,
     pub(super) commits: Vec<Commit>,
     pub(super) end: ScanEnd,
+    /// Stands behind the last commit. SQLite writes over what comes after it: over pages that a transaction writes again, and over all of one
+    /// that was rolled back.
     scan: FrameScan,
     /// What stands behind the end, by the frames' headers, in the order of the file.
     pub(super) stale: Vec<Stretch>,
@@ -290,21 +292,29 @@ impl Files {
         of(database.file.metadata()) == of(std::fs::metadata(&database.path))
     }
 
-    /// Whether something was written behind the last frame that is known and is gone. Asked of a generation that another has followed.
+    /// Whether a commit behind the last one that is known may be gone. Asked of a generation that another has followed, after its last scan.
     pub(super) fn may_have_missed(&self) -> bool {
         let Some(wal) = &self.wal else { return false };
-        let next = wal.scan.next_frame();
-        let mut bytes = [0; FRAME_HEADER_BYTES];
-        let header = read_at_most(&wal.file, &mut bytes, wal.header.frame_offset(next));
-        let Some(frame) = header.ok().and_then(|found| FrameHeader::parse(bytes.get(..found)?)) else {
-            // The file ends there, or nothing was ever written: but a file that was cut short ends anywhere.
-            return wal.file.metadata().map_or(true, |meta| meta.len() < wal.header.frame_offset(next));
+        let committed = wal.committed();
+        let Ok(next) = wal.frame_header(FrameNo(committed.0.saturating_add(1))) else { return true };
+        let Some(next) = next else {
+            // The file ends there, or nothing was ever written. But one that was cut short and grew again ends anywhere: then the last commit is
+            // written over, too.
+            let stands = |frame: FrameHeader| (frame.salts, Some(frame.checksum));
+            let last = wal.frame_header(committed).ok().flatten().map(stands);
+            return last != Some((wal.salts, wal.commits.last().map(|commit| commit.checksum)));
         };
-        // A frame of an older generation stood there all the time; one of the newer has taken the place of what was there.
+        if next.salts == wal.salts {
+            // A newer generation writes from the beginning on, so what the scan found here is all there was: frames without a commit. The
+            // end may have been cut off.
+            return wal.end == ScanEnd::PartialFrame;
+        }
+        // A frame of an older generation stood there all the time; one of a newer has taken the place of what was there.
         let mut first = [0; WAL_HEADER_BYTES];
         let found = read_at_most(&wal.file, &mut first, 0).unwrap_or(0);
         let newer = WalHeader::parse(first.get(..found).unwrap_or_default()).map(|header| header.salts);
-        newer.map_or(true, |newer| newer == frame.salts)
+        let is_older = wal.stale.iter().any(|stretch| stretch.salts == next.salts);
+        !is_older || newer.map_or(true, |newer| newer == next.salts)
     }
 }
 
@@ -360,15 +370,22 @@ impl Wal {
         Ok(Some(wal))
     }
 
-    /// Judges the frames that came since the last call.
+    /// The last frame of the last commit; 0 when there is none.
+    fn committed(&self) -> FrameNo {
+        self.commits.last().map_or(FrameNo(0), |commit| commit.last)
+    }
+
+    /// Judges the frames behind the last commit that the last call found.
     fn scan(&mut self) -> io::Result<()> {
         let mut bytes = vec![0; FRAME_HEADER_BYTES + self.header.page_size.bytes()];
-        let committed = self.commits.last().map_or(0, |commit| commit.last.0);
-        let mut first = FrameNo(committed + 1);
+        let committed = self.committed().0;
+        self.frames.truncate(committed as usize);
+        let mut scan = self.scan.clone();
+        let mut first = scan.next_frame();
         self.end = loop {
-            let frame_no = self.scan.next_frame();
+            let frame_no = scan.next_frame();
             let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame_no))?;
-            let frame = match self.scan.step(bytes.get(..found).unwrap_or_default()) {
+            let frame = match scan.step(bytes.get(..found).unwrap_or_default()) {
                 Ok(frame) => frame,
                 Err(end) => break end,
             };
@@ -376,10 +393,11 @@ impl Wal {
             if let Some(page_count) = frame.commit {
                 let tx = self.commits.len() as u64 + 1;
                 self.commits.push(Commit { tx, first, last: frame_no, page_count, checksum: frame.checksum });
-                first = self.scan.next_frame();
+                first = scan.next_frame();
+                self.scan = scan.clone();
             }
         };
-        let now = self.commits.last().map_or(0, |commit| commit.last.0);
+        let now = self.committed().0;
         for (frame_no, frame) in (1..=now).zip(&self.frames).skip(committed as usize) {
             self.versions.entry(frame.page).or_default().push(FrameNo(frame_no));
         }
@@ -406,6 +424,16 @@ impl Wal {
             frame_no = FrameNo(frame_no.0.saturating_add(1));
         }
         Ok(())
+    }
+
+    /// A frame's header as it stands; `None` for frame 0, beyond the end, and where nothing was written.
+    fn frame_header(&self, frame: FrameNo) -> io::Result<Option<FrameHeader>> {
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        if frame.0 == 0 {
+            return Ok(None);
+        }
+        let found = read_at_most(&self.file, &mut bytes, self.header.frame_offset(frame))?;
+        Ok(FrameHeader::parse(bytes.get(..found).unwrap_or_default()))
     }
 
     fn page_one(&self) -> Option<Vec<u8>> {

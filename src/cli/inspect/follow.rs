@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::files::{Files, OpenError};
 use super::rows::{Damage, Reader, State};
@@ -21,6 +21,9 @@ use crate::schema::{RowFilters, TableFilter};
 
 /// How long nothing is asked: a restart within that time can hide what was committed before it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// What is not committed is read anew at each look: a look that takes long is followed by a rest of so many times as long, so that a large open
+/// transaction costs a quarter of a core at most.
+const REST_FACTOR: u32 = 3;
 /// Looks at files that do not belong together, or are just being made, before that is an error.
 const OPEN_LOOKS_MAX: u32 = 200;
 
@@ -64,11 +67,13 @@ pub(in crate::cli) fn follow(
     loop {
         // Asked before the look: what was committed before the signal is still shown.
         let stopping = stop.load(Ordering::Relaxed);
+        let begun = Instant::now();
         let was_restarted = files.was_restarted();
         let is_gone = !files.is_in_place();
         let is_replaced = !files.is_database_in_place();
         // A file that has lost its name is still there for who has it open, to its end.
         files.read_on(was_restarted).map_err(|error| unreadable(&what.wal, &error))?;
+        let took = begun.elapsed();
         let is_whole = what.show(&files, was_restarted, &mut reader, shown, &mut rows)?;
         shown = files.commits().len() as u64;
         if !is_whole {
@@ -91,7 +96,7 @@ pub(in crate::cli) fn follow(
         } else if stopping {
             return Ok(());
         } else {
-            std::thread::sleep(LOOK_INTERVAL);
+            std::thread::sleep(LOOK_INTERVAL.max(took * REST_FACTOR));
         }
     }
 }
