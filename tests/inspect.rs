@@ -460,3 +460,43 @@ fn every_page_is_shown_for_what_it_is() {
         assert!(shown.contains("of table sqlite_schema") && shown.contains("CREATE TABLE t"), "{shown}");
     }
 }
+
+/// A value stood in overflow pages that a checkpoint had overwritten with those of a later version, and was shown as its own beginning joined with
+/// the end of the later one.
+#[test]
+fn a_value_whose_overflow_pages_are_overwritten_is_not_made_up() {
+    let fill = |letter: char| format!("'{}'", letter.to_string().repeat(9000));
+    let files = Files::new(
+        &format!(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE k(n TEXT PRIMARY KEY, v) WITHOUT ROWID; INSERT INTO t VALUES(1, {}), (2, 'x'); INSERT INTO k VALUES('a', {}), ('b', 'x')",
+            fill('A'),
+            fill('A')
+        ),
+        &[
+            "UPDATE t SET v = 'y' WHERE id = 2",
+            &format!("UPDATE t SET v = {} WHERE id = 1", fill('B')),
+            "UPDATE k SET v = 'y' WHERE n = 'b'",
+            &format!("UPDATE k SET v = {} WHERE n = 'a'", fill('B')),
+        ],
+    );
+    files.connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)").unwrap();
+    let copy = files.copy();
+    let output = inspect(&copy, &["--view", "rows", "--format", "json"]);
+    let found = lines(&output);
+    for line in &found {
+        for side in ["before", "after"] {
+            let Some(v) = line[side]["v"].as_str() else { continue };
+            assert!(v.chars().all(|letter| v.starts_with(letter)), "{} {side} {}", line["op"], &line["key"]);
+        }
+    }
+    let is_shown = |tx: u64, v: &str| {
+        found.iter().any(|line| line["tx"] == tx && line["after"]["v"].as_str().is_some_and(|is| is.starts_with(v)))
+    };
+    assert!(is_shown(1, "y") && is_shown(2, "B") && is_shown(3, "y") && is_shown(4, "B"), "what is known is shown");
+    assert!(!is_shown(1, "A") && !is_shown(3, "A"));
+    assert!(found.iter().all(|line| line["op"] != "delete"), "a row that cannot be read is not gone");
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("transaction 1: page") && notes.contains("as it was is not known"), "{notes}");
+    let script = inspect(&copy, &["--format", "sql"]);
+    assert_eq!(script.status.code(), Some(1), "a script that leaves out a row is not done");
+}

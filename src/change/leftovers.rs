@@ -89,7 +89,7 @@ impl Leftovers {
             rest = others;
             let mut cells = cells.iter().filter(|listed| listed.is_before == is_before).peekable();
             let Some(page) = cells.peek().map(|listed| listed.page) else { continue };
-            let bytes = version.bytes(page).map_err(DiffError::from)?;
+            let bytes = version.exact(page).map_err(DiffError::from)?;
             let btree = version.parse(page, &bytes).map_err(DiffError::from)?;
             for listed in cells {
                 let cell = btree.cell(usize::from(listed.index)).map_err(DiffError::from)?;
@@ -128,9 +128,11 @@ fn each_again<E: From<DiffError>>(
         {
             return Ok(());
         }
+        // One that stands on both sides and could not be read on one is told already, or passed over.
+        let is_read = (before.is_none() || old.is_some()) && (after.is_none() || new.is_some());
         match if is_before { old } else { new } {
-            Some(row) => take(row, key),
-            None => Ok(()),
+            Some(row) if is_read => take(row, key),
+            _ => Ok(()),
         }
     })
 }

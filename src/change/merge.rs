@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use super::order::Order;
-use super::pages::{DiffError, Version};
+use super::pages::{DiffError, PageError, Version};
 use super::suspects::Suspects;
 use crate::format::{Cell, CellPlace, PageNo, PageShape};
 
@@ -93,7 +93,7 @@ impl<'s, O: Order> Side<'s, O> {
             leaves => {
                 pages.reserve_exact(leaves.len());
                 for (page, _) in leaves {
-                    let bytes = version.bytes(*page)?;
+                    let bytes = version.exact(*page)?;
                     let btree = version.parse(*page, &bytes)?;
                     if btree.cell_count() > 0 {
                         pages.push((order.first(*page, &btree.cell(0)?)?, *page));
@@ -129,7 +129,7 @@ impl<'s, O: Order> Side<'s, O> {
             self.spare = cells;
         }
         while let Some(page) = self.only.take().or_else(|| self.pages.pop().map(|(_, page)| page)) {
-            self.bytes = self.version.bytes(page)?;
+            self.bytes = self.version.exact(page)?;
             self.page = page;
             let btree = self.version.parse(page, &self.bytes)?;
             self.order.accept(&btree)?;
@@ -138,7 +138,7 @@ impl<'s, O: Order> Side<'s, O> {
             let is_on_both = |pages: &[(PageNo, u8)]| pages.binary_search_by_key(&page, |(page, _)| *page).is_ok();
             if let Some((other, _)) = self.other.filter(|(_, pages)| is_on_both(pages)) {
                 if twins.page != Some(page) {
-                    let bytes = other.bytes(page)?;
+                    let bytes = other.exact(page)?;
                     let twin = other.parse(page, &bytes)?;
                     let (before, after) = if self.is_before { (&btree, &twin) } else { (&twin, &btree) };
                     twins.suspects.find(before, after);
@@ -250,6 +250,11 @@ fn same_payload(sides: &Sides<'_>, a: &Located<'_>, b: &Located<'_>) -> Result<b
         (Some(old), Some(new)) if old == new && !sides.walk_chains => Ok(a.cell.local == b.cell.local),
         // Local parts of another length come from another usable size: the whole decides.
         _ if a.cell.local.len() == b.cell.local.len() && a.cell.local != b.cell.local => Ok(false),
-        _ => Ok(sides.before.payload(a.page, &a.cell, None)? == sides.after.payload(b.page, &b.cell, None)?),
+        _ => match (sides.before.payload(a.page, &a.cell, None), sides.after.payload(b.page, &b.cell, None)) {
+            // Who reads the row says so.
+            (Err(DiffError::Page(PageError::Unknown { .. })), _)
+            | (_, Err(DiffError::Page(PageError::Unknown { .. }))) => Ok(false),
+            (before, after) => Ok(before? == after?),
+        },
     }
 }

@@ -14,6 +14,15 @@ pub trait PageSource {
     /// # Errors
     /// [`PageError`] when the page is beyond the end or cannot be read.
     fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError>;
+
+    /// As [`PageSource::page`], for a page that values are read from. A source that gives the nearest version that it has, so that the structure
+    /// can be guessed, gives none here: joined with others it would show values that never were.
+    ///
+    /// # Errors
+    /// [`PageError`]; [`PageError::Unknown`] where this version is not there any more.
+    fn exact(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
+        self.page(page)
+    }
 }
 
 /// Why a page could not be had.
@@ -89,6 +98,11 @@ impl<'s> Version<'s> {
         self.pages.page(page)
     }
 
+    /// The bytes of a page that values are read from.
+    pub(crate) fn exact(&self, page: PageNo) -> Result<Cow<'s, [u8]>, PageError> {
+        self.pages.exact(page)
+    }
+
     pub(crate) fn parse<'b>(&self, page: PageNo, bytes: &'b [u8]) -> Result<BtreePage<'b>, Corrupt> {
         BtreePage::parse(page, bytes, self.usable)
     }
@@ -120,7 +134,22 @@ impl<'s> Version<'s> {
         &self,
         page: PageNo,
         cell: &Cell<'c>,
+        chain: Option<&mut Vec<PageNo>>,
+    ) -> Result<Cow<'c, [u8]>, DiffError> {
+        self.joined(page, cell, chain, Version::exact)
+    }
+
+    /// As [`Version::payload`], for what the structure is guessed from.
+    pub(crate) fn nearest_payload<'c>(&self, page: PageNo, cell: &Cell<'c>) -> Result<Cow<'c, [u8]>, DiffError> {
+        self.joined(page, cell, None, Version::bytes)
+    }
+
+    fn joined<'c>(
+        &self,
+        page: PageNo,
+        cell: &Cell<'c>,
         mut chain: Option<&mut Vec<PageNo>>,
+        read: impl Fn(&Self, PageNo) -> Result<Cow<'s, [u8]>, PageError>,
     ) -> Result<Cow<'c, [u8]>, DiffError> {
         let Some(first) = cell.overflow else { return Ok(Cow::Borrowed(cell.local)) };
         let corrupt = |what| DiffError::from(Corrupt { page, offset: 0, what });
@@ -134,7 +163,7 @@ impl<'s> Version<'s> {
         let mut next = Some(first);
         while payload.len() < wanted {
             let overflow = next.ok_or(corrupt("overflow chain ends before its payload"))?;
-            let bytes = self.bytes(overflow)?;
+            let bytes = read(self, overflow)?;
             let content = bytes.get(4..self.usable).ok_or(corrupt("overflow page is too short"))?;
             let take = content.len().min(wanted - payload.len());
             payload.extend_from_slice(content.get(..take).unwrap_or(content));

@@ -134,14 +134,11 @@ impl TableDiff<'_> {
                     left.push(before, after);
                     Ok(())
                 }
-                // The other could not be read and is passed over.
-                (Some(_), Some(_), None) => {
-                    left.push(before, None);
-                    Ok(())
-                }
-                (Some(_), None, Some(_)) => {
-                    left.push(None, after);
-                    Ok(())
+                // The row stands on both sides, and one of them could not be read: it did not go, and it did not come.
+                (_, Some(_), None) if after.is_some() => Ok(()),
+                (_, None, Some((row, rowid))) if before.is_some() => {
+                    let (table, op, after) = (self.new, Op::Update, Some(row));
+                    emit(ChangedRow { table, op, rowid, before: None, after, before_unknown: true })
                 }
                 (_, old, new) => self.give(old, new, emit),
             }
@@ -316,7 +313,7 @@ impl Reshaped<'_, '_> {
             if is_before { (&diff.before, diff.before_pages) } else { (&diff.after, diff.after_pages) };
         let ReadBuffers { before: buffer, key, .. } = &mut *self.read;
         for (page, _) in pages {
-            let bytes = version.bytes(*page).map_err(DiffError::from)?;
+            let bytes = version.exact(*page).map_err(DiffError::from)?;
             let btree = version.parse(*page, &bytes).map_err(DiffError::from)?;
             if btree.kind() == PageKind::InteriorTable {
                 continue;

@@ -72,7 +72,7 @@ pub(super) fn rows_at(end: End, version: &Version<'_>, root: PageNo, table: &Tab
             rows.push(SampleRow { rowid, row: None });
             continue;
         }
-        let payload = version.payload(page, &cell, None)?;
+        let payload = version.nearest_payload(page, &cell)?;
         let row = table.decode_row(&payload, rowid, version.encoding);
         let row = row.map_err(|source| DiffError::Record { table: table.name.clone(), page, source })?;
         rows.push(SampleRow { rowid, row: Some(row) });

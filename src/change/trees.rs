@@ -83,7 +83,7 @@ pub(crate) fn read_schema(version: &Version<'_>) -> Result<Schema, DiffError> {
             }
             for index in 0..btree.cell_count() {
                 let cell = btree.cell(index)?;
-                let payload = version.payload(*page, &cell, None)?;
+                let payload = version.nearest_payload(*page, &cell)?;
                 let fields: Vec<Value> = Record::new(&payload, version.encoding)
                     .and_then(Iterator::collect)
                     .map_err(|source| DiffError::Record { table: "sqlite_schema".into(), page: *page, source })?;

@@ -107,6 +107,8 @@ pub(super) struct Wal {
     pub(super) versions: HashMap<PageNo, Vec<FrameNo>>,
     /// Pages that the database file does not hold any more as they were when the generation began.
     pub(super) overwritten: BTreeSet<PageNo>,
+    /// Another generation has followed: what the database file holds may be younger, of every page.
+    pub(super) is_before_file: bool,
 }
 
 impl Files {
@@ -245,7 +247,10 @@ impl Files {
             wal.versions.iter().filter(|(_, frames)| is_new(frames)).map(|(page, _)| *page).collect();
         match &mut self.wal {
             // The database file is younger than all of them by now.
-            Some(wal) if was_restarted => wal.overwritten.extend(new),
+            Some(wal) if was_restarted => {
+                wal.overwritten.extend(new);
+                wal.is_before_file = true;
+            }
             _ => self.find_overwritten_among(&new),
         }
         Ok(())
@@ -364,6 +369,7 @@ impl Wal {
             stale: Vec::new(),
             versions: HashMap::new(),
             overwritten: BTreeSet::new(),
+            is_before_file: false,
         };
         wal.scan().map_err(read)?;
         wal.look_behind_the_end().map_err(read)?;

@@ -4,6 +4,7 @@
 //! What a page held when the WAL's generation began is in the database file, unless a checkpoint has overwritten it. A page whose content
 //! in the file equals one of its versions in the WAL is taken as overwritten: the first transaction that writes it is then shown with
 //! `before_unknown`, with every row on the pages that it wrote, and without the rows that it deleted.
+//! A row with a value that goes on in a page which is not there any more as it was then is left out, and a note says so.
 
 mod files;
 mod follow;

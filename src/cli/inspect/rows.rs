@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use super::files::{Commit, Files};
+use super::files::{Commit, Files, Wal};
 use crate::change::{
     ChangeSink, DiffError, Differ, PageError, PageSource, RowChange, SchemaChange, TransactionError, TxSpan,
 };
@@ -280,18 +280,33 @@ impl PageSource for State<'_> {
     }
 
     fn page(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
+        let overwritten = self.files.wal.as_ref().is_some_and(|wal| wal.overwritten.contains(&page));
+        // Of an overwritten page the oldest version in the WAL is nearest to what it was. It only serves to find a page's table: the
+        // transaction that wrote it is shown without before images.
+        let nearest = || self.files.first_frame(page).filter(|_| overwritten);
+        self.read(page, self.files.frame_at(page, self.limit).or_else(nearest))
+    }
+
+    fn exact(&self, page: PageNo) -> Result<Cow<'_, [u8]>, PageError> {
+        let frame = self.files.frame_at(page, self.limit);
+        let is_younger = |wal: &Wal| wal.is_before_file || wal.overwritten.contains(&page);
+        if frame.is_none() && self.files.wal.as_ref().is_some_and(is_younger) {
+            return Err(PageError::Unknown { page });
+        }
+        self.read(page, frame)
+    }
+}
+
+impl State<'_> {
+    /// A page from its frame, or from the file.
+    fn read(&self, page: PageNo, frame: Option<FrameNo>) -> Result<Cow<'_, [u8]>, PageError> {
         if page.get() > self.page_count {
             return Err(PageError::Missing { page, page_count: self.page_count });
         }
         let unreadable = |source: io::Error| PageError::Unreadable { page, source };
-        let files = self.files;
-        let overwritten = files.wal.as_ref().is_some_and(|wal| wal.overwritten.contains(&page));
-        // Of an overwritten page the oldest version in the WAL is nearest to what it was. It only serves to find a page's table: the
-        // transaction that wrote it is shown without before images.
-        let frame = files.frame_at(page, self.limit).or_else(|| files.first_frame(page).filter(|_| overwritten));
         let mut bytes = match frame {
-            Some(frame) => files.read_frame(frame).map_err(unreadable)?,
-            None => files.read_file(page).map_err(unreadable)?.ok_or(PageError::Unknown { page })?,
+            Some(frame) => self.files.read_frame(frame).map_err(unreadable)?,
+            None => self.files.read_file(page).map_err(unreadable)?.ok_or(PageError::Unknown { page })?,
         };
         if self.emptied.contains(&page) {
             empty_leaf(&mut bytes);

@@ -131,6 +131,7 @@ impl Files {
         }
         if !is_open {
             wal.overwritten = wal.versions.keys().copied().collect();
+            wal.is_before_file = true;
         }
         Ok(files)
     }
