@@ -500,3 +500,27 @@ fn a_value_whose_overflow_pages_are_overwritten_is_not_made_up() {
     let script = inspect(&copy, &["--format", "sql"]);
     assert_eq!(script.status.code(), Some(1), "a script that leaves out a row is not done");
 }
+
+/// SQLite takes such a log for an empty one and reads the database; so does `tail`.
+#[test]
+fn a_log_without_a_header_does_not_hide_the_database() {
+    let files = Files::new(SETUP, &[]);
+    let start = files.path("start.db");
+    for junk in [&b"short"[..], &[7; 5000]] {
+        std::fs::write(files.path("start.db-wal"), junk).unwrap();
+        let summary = inspect(&start, &[]);
+        assert!(text(&summary).contains("nothing can be read from it"), "{summary:?}");
+        let schema = inspect(&start, &["--view", "schema"]);
+        assert!(text(&schema).contains("CREATE TABLE t("));
+        let notes = String::from_utf8_lossy(&schema.stderr).into_owned();
+        assert!(notes.contains("nothing can be read from") && notes.contains("start.db-wal"), "{notes}");
+        let report = &lines(&inspect(&start, &["--format", "json"]))[0];
+        assert!(report["wal"].is_null() && report["wal_unreadable"].is_string(), "{report}");
+        let alone = Command::new(env!("CARGO_BIN_EXE_woodchuck"))
+            .args(["inspect", "--wal"])
+            .arg(files.path("start.db-wal"))
+            .output()
+            .unwrap();
+        assert_eq!(alone.status.code(), Some(1), "{alone:?}");
+    }
+}

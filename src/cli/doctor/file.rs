@@ -56,7 +56,7 @@ pub(super) fn examine(path: &Path, findings: &mut Vec<Finding>) -> Result<Examin
     let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) + wal_bytes;
     let mut examined =
         Examined { bytes, has_log: wal_bytes > 0, has_shm: beside("-shm").exists(), catalogue: None, path };
-    let files = match inspect::Files::open(Some(&examined.path), (wal_bytes > 0).then_some(&*wal)) {
+    let files = match inspect::Files::open_readable(Some(&examined.path), (wal_bytes > 0).then_some(&*wal)) {
         Ok(files) => files,
         Err(error) if findings.is_empty() => {
             return Err(Failure::of(&error).hint("woodchuck inspect shows what is left"));

@@ -74,6 +74,8 @@ pub struct Files {
     pub(super) database: Option<Database>,
     pub(super) wal: Option<Wal>,
     pub(super) page_size: PageSize,
+    /// Why nothing can be read from the WAL that is there.
+    pub(super) wal_unreadable: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -118,6 +120,25 @@ impl Files {
     /// [`OpenError`]; at least one of the paths must be given.
     pub fn open(database: Option<&Path>, wal: Option<&Path>) -> Result<Files, OpenError> {
         let wal = wal.map(Wal::open).transpose()?.flatten();
+        Files::with_wal(database, wal)
+    }
+
+    /// As [`Files::open`], but a WAL without a header that can be read counts as none, as it does for SQLite. Alone it is an error.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_readable(database: Option<&Path>, wal: Option<&Path>) -> Result<Files, OpenError> {
+        match wal.map(Wal::open).transpose() {
+            Ok(wal) => Files::with_wal(database, wal.flatten()),
+            Err(OpenError::Header { path, source }) if database.is_some() => {
+                let why = format!("nothing can be read from {}: {source}", path.display());
+                Ok(Files { wal_unreadable: Some(why), ..Files::with_wal(database, None)? })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn with_wal(database: Option<&Path>, wal: Option<Wal>) -> Result<Files, OpenError> {
         let database = database.map(|path| Database::open(path, wal.as_ref())).transpose()?;
         let page_size = match (&database, &wal) {
             (Some(database), Some(wal)) if database.header.page_size != wal.header.page_size => {
@@ -131,7 +152,7 @@ impl Files {
                 return Err(OpenError::Header { path: PathBuf::from("the write-ahead log"), source });
             }
         };
-        let mut files = Files { database, wal, page_size };
+        let mut files = Files { database, wal, page_size, wal_unreadable: None };
         files.find_overwritten();
         Ok(files)
     }

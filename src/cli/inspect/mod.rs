@@ -68,9 +68,13 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
         };
         return follow(&what, out, style, &*super::tail::stop_signal()?);
     }
-    let files = Files::open(args.database.as_deref(), wal_path(args).as_deref()).map_err(|error| {
+    let files = Files::open_readable(args.database.as_deref(), wal_path(args).as_deref()).map_err(|error| {
         Failure::of(&error).hint("inspect wants a SQLite database, or a write-ahead log with --wal")
     })?;
+    if let Some(what) = &files.wal_unreadable {
+        // A note beside the output; with stderr gone nobody reads it.
+        let _ = writeln!(io::stderr(), "note: {what}");
+    }
     if let Some(page) = args.page {
         return page::show(&files, page, args.frame, args.format, out, style);
     }

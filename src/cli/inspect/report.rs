@@ -18,6 +18,9 @@ pub struct InspectReport {
     pub database: Option<DatabaseReport>,
     /// The WAL, if there is one with a header.
     pub wal: Option<WalReport>,
+    /// Why nothing can be read from the WAL that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal_unreadable: Option<String>,
     /// Committed transactions, oldest first.
     #[serde(skip)]
     pub transactions: Vec<TransactionReport>,
@@ -161,6 +164,7 @@ impl InspectReport {
         InspectReport {
             database: database(files),
             wal: wal(files),
+            wal_unreadable: files.wal_unreadable.clone(),
             transactions: counter.transactions,
             tables: counter.tables,
             damage,

@@ -43,6 +43,9 @@ pub(super) fn summary(report: &InspectReport, format: Format, out: &mut dyn Writ
         line("written by", format!("SQLite {}, schema {}", database.sqlite_version, database.schema_cookie))?;
     }
     match &report.wal {
+        None if report.wal_unreadable.is_some() => {
+            line("WAL", "nothing can be read from it, as if there were none".to_owned())?
+        }
         None => line("WAL", "none: everything is in the database file".to_owned())?,
         Some(wal) => {
             line("WAL", style.bold(&wal.path))?;
