@@ -524,3 +524,24 @@ fn a_log_without_a_header_does_not_hide_the_database() {
         assert_eq!(alone.status.code(), Some(1), "{alone:?}");
     }
 }
+
+/// Opening a pipe waits for somebody who writes to it.
+#[test]
+fn what_is_no_regular_file_is_refused_before_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (command, code) in [("inspect", 1), ("doctor", 3)] {
+        for path in [pipe.as_path(), Path::new("/dev/null")] {
+            let output = Command::new("timeout")
+                .args(["20", env!("CARGO_BIN_EXE_woodchuck"), command])
+                .arg(path)
+                .output()
+                .unwrap();
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(said.contains("not a regular file"), "{command} {path:?}: {said}");
+            assert_eq!(output.status.code(), Some(code), "{command} {path:?}: {said}");
+        }
+    }
+}

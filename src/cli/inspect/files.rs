@@ -24,6 +24,12 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// A directory, a pipe, a device: opening one can wait for ever.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+    },
     /// A file is not what it should be.
     #[error("{path} cannot be understood")]
     Header {
@@ -347,8 +353,7 @@ impl Files {
 impl Database {
     fn open(path: &Path, wal: Option<&Wal>) -> Result<Database, OpenError> {
         let read = |source| OpenError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
-        let file_bytes = file.metadata().map_err(read)?.len();
+        let (file, file_bytes) = open_regular(path)?;
         let mut bytes = [0; DATABASE_HEADER_BYTES];
         let found = read_at_most(&file, &mut bytes, 0).map_err(read)?;
         let header = DatabaseHeader::parse(bytes.get(..found).unwrap_or_default());
@@ -367,8 +372,7 @@ impl Database {
 impl Wal {
     fn open(path: &Path) -> Result<Option<Wal>, OpenError> {
         let read = |source| OpenError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
-        let file_bytes = file.metadata().map_err(read)?.len();
+        let (file, file_bytes) = open_regular(path)?;
         if file_bytes == 0 {
             return Ok(None);
         }
@@ -469,6 +473,17 @@ impl Wal {
         self.file.read_exact_at(&mut bytes, self.header.frame_offset(*frame) + FRAME_HEADER_BYTES as u64).ok()?;
         Some(bytes)
     }
+}
+
+/// Opens a file, and tells its bytes.
+fn open_regular(path: &Path) -> Result<(File, u64), OpenError> {
+    let read = |source| OpenError::Read { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(read)?.is_file() {
+        return Err(OpenError::NotAFile { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(read)?;
+    let file_bytes = file.metadata().map_err(read)?.len();
+    Ok((file, file_bytes))
 }
 
 /// Reads until the buffer is full or the file ends; returns the bytes read.
