@@ -545,3 +545,15 @@ fn what_is_no_regular_file_is_refused_before_it_is_opened() {
         }
     }
 }
+
+#[test]
+fn a_frame_that_is_not_there_is_an_error() {
+    let files = Files::new(SETUP, &["UPDATE t SET v = 'new' WHERE id = 3"]);
+    for (path, frame) in [(files.path("start.db"), "9"), (files.copy(), "900")] {
+        let output = inspect(&path, &["--page", "1", "--frame", frame]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("there is no frame {frame}")), "{said}");
+        text(&inspect(&path, &["--page", "1", "--frame", "0"]));
+    }
+}

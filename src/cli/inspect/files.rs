@@ -208,11 +208,15 @@ impl Files {
     /// # Errors
     /// When the WAL ends before that frame or cannot be read.
     pub(super) fn frame_by(&self, page: PageNo, limit: FrameNo) -> io::Result<Option<FrameNo>> {
-        let Some(wal) = self.wal.as_ref().filter(|_| limit.0 > 0) else { return Ok(None) };
-        let mut bytes = [0; FRAME_HEADER_BYTES];
-        wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(limit))?;
-        if FrameHeader::parse(&bytes).is_some_and(|frame| frame.page == page) {
-            return Ok(Some(limit));
+        if limit.0 == 0 {
+            return Ok(None);
+        }
+        let wal = self.wal.as_ref().ok_or_else(|| no_frame(limit, 0))?;
+        let is_valid = limit.0 as usize <= wal.frames.len();
+        match wal.frame_header(limit)? {
+            Some(frame) if frame.page == page => return Ok(Some(limit)),
+            Some(_) if is_valid => {}
+            _ => return Err(no_frame(limit, wal.frames.len())),
         }
         let count = wal.frames.len().min(limit.0 as usize);
         let index = wal.frames.get(..count).and_then(|frames| frames.iter().rposition(|frame| frame.page == page));
@@ -473,6 +477,14 @@ impl Wal {
         self.file.read_exact_at(&mut bytes, self.header.frame_offset(*frame) + FRAME_HEADER_BYTES as u64).ok()?;
         Some(bytes)
     }
+}
+
+fn no_frame(frame: FrameNo, count: usize) -> io::Error {
+    let why = match count {
+        0 => format!("there is no frame {}: there is no WAL, or nothing valid in it", frame.0),
+        count => format!("there is no frame {}: the last valid one is {count}", frame.0),
+    };
+    io::Error::other(why)
 }
 
 /// Opens a file, and tells its bytes.
