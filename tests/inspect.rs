@@ -557,3 +557,16 @@ fn a_frame_that_is_not_there_is_an_error() {
         text(&inspect(&path, &["--page", "1", "--frame", "0"]));
     }
 }
+
+/// SQLite makes the checksums good at the commit only. Without a note it looked as if nothing were open.
+#[test]
+fn frames_that_were_written_a_second_time_before_the_commit_are_mentioned() {
+    let files = Files::new("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)", &["INSERT INTO t VALUES(1, 'one')"]);
+    files.connection.execute_batch("PRAGMA cache_size = 5; BEGIN; WITH RECURSIVE n(i) AS (VALUES(10) UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO t SELECT i, hex(zeroblob(500)) FROM n; UPDATE t SET v = v || 'y'").unwrap();
+    let copy = files.copy();
+    let output = inspect(&copy, &["--view", "rows", "--uncommitted"]);
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && notes.contains("do not fit their checksums"), "{notes}");
+    let output = inspect(&copy, &["--view", "rows"]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

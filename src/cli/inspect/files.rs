@@ -186,6 +186,18 @@ impl Files {
         self.wal.as_ref().is_some_and(|wal| wal.frames.len() > committed as usize)
     }
 
+    /// What is to be said of frames of this generation that do not continue the chain of checksums.
+    pub(super) fn misfits(&self) -> Option<String> {
+        let wal = self.wal.as_ref()?;
+        let first = FrameNo(wal.frames.len() as u32 + 1);
+        let run = wal.stale.iter().find(|run| run.salts == wal.salts && run.first == first)?;
+        Some(format!(
+            "frames {}–{} behind the last commit do not fit their checksums and are not shown: SQLite leaves them so when a transaction \
+             writes a page a second time before it commits, or was rolled back",
+            run.first.0, run.last.0
+        ))
+    }
+
     /// The pages of a commit, ascending.
     pub(super) fn pages_of(&self, commit: &Commit) -> Vec<PageNo> {
         let Some(wal) = &self.wal else { return Vec::new() };

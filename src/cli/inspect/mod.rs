@@ -71,7 +71,7 @@ pub fn inspect(args: &InspectArgs, out: &mut dyn Write, style: Style) -> Result<
     let files = Files::open_readable(args.database.as_deref(), wal_path(args).as_deref()).map_err(|error| {
         Failure::of(&error).hint("inspect wants a SQLite database, or a write-ahead log with --wal")
     })?;
-    if let Some(what) = &files.wal_unreadable {
+    for what in files.wal_unreadable.iter().cloned().chain(files.misfits().filter(|_| args.uncommitted)) {
         // A note beside the output; with stderr gone nobody reads it.
         let _ = writeln!(io::stderr(), "note: {what}");
     }
