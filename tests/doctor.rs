@@ -199,6 +199,57 @@ fn a_log_that_was_left_behind_is_not_recovered() {
     assert_eq!(((std::fs::read(&copy).unwrap(), std::fs::read(&log).unwrap()), scene.names()), (before, names));
 }
 
+/// Name, content and time of all files of a folder, and its own time.
+fn whole(folder: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
+    let modified = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let mut found: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    let mut found: Vec<_> =
+        found.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap(), modified(&path))).collect();
+    found.push((folder.to_owned(), Vec::new(), modified(folder)));
+    found
+}
+
+/// A killed application leaves -shm behind, and a first connection recovers it, or makes -wal beside it: doctor took -shm for a sign that
+/// somebody had done so.
+#[test]
+fn what_a_killed_application_left_stays_as_it_is() {
+    let scene = Scene::new("CREATE TABLE t(a TEXT PRIMARY KEY); INSERT INTO t VALUES(NULL)");
+    let keeper = Connection::open(&scene.path).unwrap();
+    keeper.execute_batch("INSERT INTO t VALUES(NULL)").unwrap();
+    // An application that is there is asked through its log. (Reading its files here takes its locks.)
+    let (_, value) = doctor(&scene.path, &[]);
+    let findings = value["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["code"] == "null-in-key").unwrap();
+    assert!(finding["what"].as_str().unwrap().contains("2 rows"), "{finding}");
+    let unknown = ("note", "null-key-unknown", "");
+    let counted = ("warning", "null-in-key", "t");
+    for (kept, empty, wanted) in [
+        (&["-wal", "-shm"][..], &[][..], (0, unknown)),
+        (&["-wal"], &[], (0, unknown)),
+        (&["-wal"], &["-shm"], (0, unknown)),
+        (&["-shm"], &[], (1, counted)),
+        (&["-shm"], &["-wal"], (1, counted)),
+        (&[], &["-shm"], (1, counted)),
+        (&[], &["-wal"], (1, counted)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let beside = |suffix: &str| dir.path().join(format!("app.db{suffix}"));
+        std::fs::write(&path, std::fs::read(&scene.path).unwrap()).unwrap();
+        for suffix in kept {
+            std::fs::write(beside(suffix), std::fs::read(scene.beside(suffix)).unwrap()).unwrap();
+        }
+        for suffix in empty {
+            std::fs::write(beside(suffix), "").unwrap();
+        }
+        let before = whole(dir.path());
+        let (exit, value) = doctor(&path, &[]);
+        assert!(whole(dir.path()) == before, "{kept:?} {empty:?}: {value}");
+        assert_eq!((exit, found(&value)), (wanted.0, expected(&[wanted.1])), "{kept:?} {empty:?}: {value}");
+    }
+}
+
 #[test]
 fn the_version_that_wrote_last_tells_of_the_lost_restart() {
     let scene = Scene::new(SOUND);

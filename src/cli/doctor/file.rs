@@ -21,6 +21,8 @@ pub(super) struct Examined {
     /// Whether the log holds something.
     pub(super) has_log: bool,
     pub(super) has_shm: bool,
+    /// Whether another process has it open.
+    pub(super) is_used: bool,
     /// `None` when the schema cannot be read.
     pub(super) catalogue: Option<Arc<Catalogue>>,
 }
@@ -54,8 +56,9 @@ pub(super) fn examine(path: &Path, findings: &mut Vec<Finding>) -> Result<Examin
     let wal = beside("-wal");
     let wal_bytes = std::fs::metadata(&wal).map_or(0, |metadata| metadata.len());
     let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) + wal_bytes;
-    let mut examined =
-        Examined { bytes, has_log: wal_bytes > 0, has_shm: beside("-shm").exists(), catalogue: None, path };
+    let is_used = database.as_ref().is_some_and(|database| database.other_user().is_some());
+    let (has_log, has_shm) = (wal_bytes > 0, beside("-shm").exists());
+    let mut examined = Examined { bytes, has_log, has_shm, is_used, catalogue: None, path };
     let files = match inspect::Files::open_readable(Some(&examined.path), (wal_bytes > 0).then_some(&*wal)) {
         Ok(files) => files,
         Err(error) if findings.is_empty() => {

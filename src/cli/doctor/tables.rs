@@ -226,9 +226,12 @@ pub(super) fn look_for_null_keys(
 }
 
 /// A connection that writes nothing; `None` where SQLite would first have to recover the log.
+///
+/// The first connection to a database makes -wal and -shm, or recovers them, also one that only reads: files that a killed application left
+/// are as good as none.
 fn open(database: &Examined) -> rusqlite::Result<Option<Connection>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = match (database.has_log, database.has_shm) {
+    let connection = match (database.has_log, database.has_shm && database.is_used) {
         (true, false) => return Ok(None),
         (_, true) => Connection::open_with_flags(&database.path, flags)?,
         // Nobody uses it: without locks and without files beside it.
