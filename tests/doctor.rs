@@ -250,6 +250,26 @@ fn what_a_killed_application_left_stays_as_it_is() {
     }
 }
 
+/// A collation was looked for in texts and comments, and its name ended at a space.
+#[test]
+fn only_a_collation_that_is_used_is_unknown() {
+    let scene = Scene::new(SOUND);
+    let connection = Connection::open(&scene.path).unwrap();
+    connection.create_collation("my coll", |a: &str, b: &str| a.cmp(b)).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE z(k TEXT PRIMARY KEY NOT NULL /* collate qq */, c DEFAULT 'a COLLATE zz', d -- collate rr
+            ); CREATE INDEX i ON t(v COLLATE \"my coll\")",
+        )
+        .unwrap();
+    drop(connection);
+    let (exit, value) = doctor(&scene.path, &[]);
+    assert_eq!((exit, found(&value)), (1, expected(&[("warning", "unknown-collation", "t")])), "{value}");
+    let findings = value["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["code"] == "unknown-collation").unwrap();
+    assert!(finding["what"].as_str().unwrap().contains("my coll"), "{finding}");
+}
+
 #[test]
 fn the_version_that_wrote_last_tells_of_the_lost_restart() {
     let scene = Scene::new(SOUND);

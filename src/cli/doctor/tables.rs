@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::file::Examined;
 use super::{Finding, Level};
 use crate::apply::{Upkeep, index_upkeep};
-use crate::schema::{Catalogue, Content, Identity, Module, Table, VirtualTable};
+use crate::schema::{Catalogue, Content, Identity, Module, Table, Tokens, VirtualTable, unquote};
 
 /// How long all tables together are searched for NULL in their keys. A reader keeps the application's log from beginning anew.
 const SEARCH_MAX: Duration = Duration::from_secs(10);
@@ -139,20 +139,16 @@ fn virtual_table(catalogue: &Catalogue, table: &VirtualTable, one_writer: bool) 
 
 /// The names behind COLLATE that SQLite does not have itself, each once.
 fn unknown_collations(sql: &str) -> Vec<String> {
-    let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found: Vec<String> = Vec::new();
-    let mut rest = sql;
-    while let Some(at) = rest.to_ascii_uppercase().find("COLLATE") {
-        let (before, after) = rest.split_at(at);
-        let after = after.get("COLLATE".len()..).unwrap_or_default();
-        let is_word = !before.ends_with(is_name) && !after.starts_with(is_name);
-        let name: String =
-            after.trim_start().trim_start_matches(['"', '`', '[', '\'']).chars().take_while(|c| is_name(*c)).collect();
+    let mut tokens = Tokens::new(sql);
+    // A text or a quoted name is a token with its quotes, so that only the word itself is alike.
+    while tokens.any(|(_, token)| token.eq_ignore_ascii_case("COLLATE")) {
+        let Some((_, token)) = tokens.next() else { break };
+        let name = unquote(token);
         let is_known = ["BINARY", "NOCASE", "RTRIM"].iter().any(|known| known.eq_ignore_ascii_case(&name));
-        if is_word && !name.is_empty() && !is_known && !found.iter().any(|other| other.eq_ignore_ascii_case(&name)) {
+        if !is_known && !found.iter().any(|other| other.eq_ignore_ascii_case(&name)) {
             found.push(name);
         }
-        rest = after;
     }
     found
 }
@@ -269,5 +265,13 @@ mod tests {
     fn collations_that_sqlite_has_are_known() {
         assert_eq!(unknown_collations("CREATE TABLE t(a COLLATE nocase, collated, b TEXT collate \"RTRIM\")"), [""; 0]);
         assert_eq!(unknown_collations("CREATE INDEX i ON t(a COLLATE de, b COLLATE DE, c Collate [fr])"), ["de", "fr"]);
+    }
+
+    /// A text and a comment with the word in it were taken for a use of a collation, and a quoted name ended at its first space.
+    #[test]
+    fn only_the_word_itself_names_a_collation() {
+        let sql = "CREATE TABLE t(a DEFAULT 'a COLLATE zz' /* COLLATE qq */, b COLLATE /* x */ \"my coll\" -- collate rr\n, \"collate\" TEXT)";
+        assert_eq!(unknown_collations(sql), ["my coll"]);
+        assert_eq!(unknown_collations("CREATE INDEX i ON t(a COLLATE `it``s`, b COLLATE"), ["it`s"]);
     }
 }
