@@ -570,3 +570,47 @@ fn frames_that_were_written_a_second_time_before_the_commit_are_mentioned() {
     let output = inspect(&copy, &["--view", "rows"]);
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+/// Names and values of a database moved the cursor and the colours of whoever looked at it: the rows alone were shown in a form that does not.
+#[test]
+fn no_view_sends_a_terminal_what_it_would_act_on() {
+    let bad = ['\u{1b}', '\u{7}', '\u{7f}', '\u{9b}', '\u{202e}', '\u{2066}'];
+    let name: String = std::iter::once('n').chain(bad).collect();
+    let files = Files::new(
+        &format!(
+            "CREATE TABLE \"t{name}\"(\"k{name}\" TEXT PRIMARY KEY NOT NULL, c DEFAULT '{name}'); CREATE TABLE \"u{name}\"(a)"
+        ),
+        &[&format!("INSERT INTO \"t{name}\" VALUES('v{name}', 1)")],
+    );
+    let path = files.path(&format!("d{name}.db"));
+    std::fs::copy(files.path("app.db"), &path).unwrap();
+    std::fs::copy(files.path("app.db-wal"), files.path(&format!("d{name}.db-wal"))).unwrap();
+    let row = format!("t{name}/absent");
+    let pages = ["--page=1", "--page=2", "--page=3", "--page=4", "--page=99"];
+    let views =
+        ["--view=summary", "--view=schema", "--view=transactions", "--view=frames", "--view=rows", "--row", &row];
+    let mut shown = String::new();
+    for arg in views.iter().chain(&pages) {
+        let args = if *arg == "--row" { vec!["--row", row.as_str()] } else { vec![*arg] };
+        if *arg == row {
+            continue;
+        }
+        let output = inspect(&path, &args);
+        for stream in [output.stdout, output.stderr] {
+            let text = String::from_utf8(stream).unwrap();
+            assert!(!text.contains(bad), "{args:?}: {text:?}");
+            shown.push_str(&text);
+        }
+    }
+    let escaped = r"n\u{1b}\u{7}\u{7f}\u{9b}\u{202e}\u{2066}";
+    for part in ["t", "k", "v", "d"] {
+        assert!(shown.contains(&format!("{part}{escaped}")), "{part}: {shown}");
+    }
+    let program = env!("CARGO_BIN_EXE_woodchuck");
+    let lost = files.path(&format!("lost{name}.db"));
+    for args in [["doctor".as_ref(), path.as_os_str()], ["doctor".as_ref(), lost.as_os_str()]] {
+        let output = Command::new(program).args(args).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!text.contains(bad) && text.contains(escaped), "{text:?}");
+    }
+}

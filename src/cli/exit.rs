@@ -6,6 +6,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use super::output::printable;
+
 /// The exit codes. They are part of the interface: scripts tell by them whether trying again can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -123,9 +125,9 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Other programs' messages may hold line breaks; ours stay one line, so that logs can be searched.
+/// Other programs' messages may hold line breaks; ours stay one line, so that logs can be searched. Names in them can be anybody's.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::args::{StatusArgs, StatusFormat};
 use super::exit::Failure;
-use super::output::metrics;
+use super::output::{metrics, printable};
 use crate::node::{Status, is_running, read_status};
 
 /// Prints the status of a node.
@@ -76,5 +76,5 @@ fn pretty(status: &Status, running: bool) -> String {
         lines.push(format!("last error: {}", status.last_error));
     }
     lines.push(String::new());
-    lines.join("\n")
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }

@@ -12,7 +12,7 @@ use super::args::TailArgs;
 use super::config::row_filters;
 use super::exit::Failure;
 use super::inspect::{Follow, beside, follow};
-use super::output::{Filtered, RowWriter, SchemaObject, Style};
+use super::output::{Filtered, RowWriter, SchemaObject, Style, printable};
 use crate::capture::{CaptureError, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
 use crate::schema::{Catalogue, RowFilters, TableFilter};
 
@@ -139,7 +139,7 @@ impl From<FollowError<io::Error>> for Failure {
 
 pub(super) fn note(text: std::fmt::Arguments<'_>) {
     // With stderr gone there is nobody left to tell.
-    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+    let _ = io::stderr().write_all(format!("{}\n", printable(&text.to_string())).as_bytes());
 }
 
 /// Becomes true with the first SIGINT or SIGTERM. The second ends the process at once: someone is in a hurry, or the output is stuck.

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::args::{DoctorArgs, ReportFormat};
 use super::exit::{Exit, Failure};
+use super::output::printable;
 
 /// What a finding means for whoever wants to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +120,7 @@ fn pretty(path: &Path, findings: &[Finding]) -> String {
     let mut text = String::new();
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     for Finding { level, code, what, why, remedy, .. } in findings {
+        let (what, why, remedy) = (printable(what), printable(why), printable(remedy));
         // Writing to a string does not fail.
         let _ = writeln!(text, "{}: {what} [{code}]\n    why:    {why}\n    remedy: {remedy}", level.name());
     }
@@ -128,6 +130,7 @@ fn pretty(path: &Path, findings: &[Finding]) -> String {
         _ => "can be attached; the warnings say what that costs",
     };
     let (refused, warnings, notes) = (count(Level::Refused), count(Level::Warning), count(Level::Note));
-    let _ = writeln!(text, "{}: {verdict} (refused: {refused}, warnings: {warnings}, notes: {notes})", path.display());
+    let path = printable(&path.to_string_lossy());
+    let _ = writeln!(text, "{path}: {verdict} (refused: {refused}, warnings: {warnings}, notes: {notes})");
     text
 }

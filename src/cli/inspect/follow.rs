@@ -14,7 +14,7 @@ use super::rows::{Damage, Reader, State};
 use crate::change::{ChangeSink, Differ, RowChange, SchemaChange, TxSpan};
 use crate::cli::Failure;
 use crate::cli::args::Format;
-use crate::cli::output::{Filtered, RowWriter, SchemaObject, Style};
+use crate::cli::output::{Filtered, RowWriter, SchemaObject, Style, printable};
 use crate::cli::tail::note;
 use crate::format::TextEncoding;
 use crate::schema::{RowFilters, TableFilter};
@@ -152,7 +152,7 @@ impl Follow<'_> {
         let is_lost = held.is_lost;
         for item in &damage {
             // A note beside the output; with stderr gone nobody reads it.
-            let _ = writeln!(io::stderr(), "note: {item}");
+            let _ = writeln!(io::stderr(), "note: {}", printable(&item.to_string()));
         }
         if is_lost {
             // What it knows may come from pages that are younger.

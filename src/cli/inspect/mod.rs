@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use super::args::{Format, InspectArgs, View};
 use super::config::row_filters;
 use super::exit::Failure;
-use super::output::{Filtered, RowWriter, SchemaObject, Style};
+use super::output::{Filtered, RowWriter, SchemaObject, Style, printable};
 use super::tail::fitting;
 use crate::schema::{RowFilters, TableFilter};
 pub use files::{Files, OpenError};
@@ -179,7 +179,7 @@ fn rows(
         let damage = damage.map_err(|error| Failure::output(&error))?;
         for item in &damage {
             // A note beside the output; with stderr gone nobody reads it.
-            let _ = writeln!(io::stderr(), "note: {item}");
+            let _ = writeln!(io::stderr(), "note: {}", printable(&item.to_string()));
         }
         let lost = if is_open { rows::pages_without_tree(files) } else { 0 };
         if lost > 0 {
@@ -201,8 +201,9 @@ fn rows(
         return Err(failure.hint("--view schema lists the tables and their keys"));
     }
     if !is_complete && format == Format::Sql {
-        return Err(Failure::failed("the script is not complete")
-            .hint("the notes above say which transactions are missing or uncertain"));
+        return Err(
+            Failure::failed("the script is not complete").hint("the notes above say which transactions are missing or uncertain")
+        );
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::rows::State;
 use crate::change::{Differ, PageSource};
 use crate::cli::Failure;
 use crate::cli::args::Format;
-use crate::cli::output::{Style, value_json};
+use crate::cli::output::{Style, printable, value_json};
 use crate::format::{BtreePage, Cell, DATABASE_HEADER_BYTES, FrameNo, PageKind, PageNo, Record, TextEncoding};
 use crate::schema::Table;
 
@@ -285,8 +285,8 @@ fn freelist(structure: &Differ, source: &State<'_>) -> (BTreeSet<PageNo>, BTreeS
 
 fn pretty(shown: &Json, out: &mut dyn Write, style: Style) -> io::Result<()> {
     let text = |value: &Json| match value {
-        Json::String(text) => text.clone(),
-        other => other.to_string(),
+        Json::String(text) => printable(text),
+        other => printable(&other.to_string()),
     };
     let frame = match shown.get("frame").and_then(Json::as_u64) {
         Some(0) | None => "in the database file".to_owned(),

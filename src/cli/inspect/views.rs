@@ -9,7 +9,7 @@ use super::files::Files;
 use super::report::{InspectReport, TableCounts};
 use super::stretch::Standing;
 use crate::cli::args::Format;
-use crate::cli::output::{Style, bytes_text};
+use crate::cli::output::{Style, bytes_text, printable};
 use crate::schema::Catalogue;
 use crate::schema::TableFilter;
 
@@ -24,7 +24,7 @@ pub(super) fn summary(report: &InspectReport, format: Format, out: &mut dyn Writ
     let mut line =
         |label: &str, text: String| writeln!(out, "  {}{text}", style.faint(&format!("{label:<LABEL_WIDTH$}")));
     if let Some(database) = &report.database {
-        line("database", style.bold(&database.path))?;
+        line("database", style.bold(&printable(&database.path)))?;
         line(
             "size",
             format!(
@@ -48,7 +48,7 @@ pub(super) fn summary(report: &InspectReport, format: Format, out: &mut dyn Writ
         }
         None => line("WAL", "none: everything is in the database file".to_owned())?,
         Some(wal) => {
-            line("WAL", style.bold(&wal.path))?;
+            line("WAL", style.bold(&printable(&wal.path)))?;
             line("size", format!("{}, {} checksums", bytes_text(wal.file_bytes), wal.checksums))?;
             line("generation", format!("{}, checkpoint sequence {}", wal.salt, wal.checkpoint_sequence))?;
             let open = wal.frames.saturating_sub(wal.committed_frames);
@@ -65,14 +65,15 @@ pub(super) fn summary(report: &InspectReport, format: Format, out: &mut dyn Writ
         }
     }
     if !report.tables.is_empty() {
-        let width = report.tables.keys().map(|name| name.chars().count()).max().unwrap_or(0).min(40);
+        let tables: Vec<_> = report.tables.iter().map(|(name, counts)| (printable(name), counts)).collect();
+        let width = tables.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).min(40);
         writeln!(out, "\n  {}", style.faint("row changes in the WAL"))?;
-        for (name, counts) in &report.tables {
+        for (name, counts) in tables {
             writeln!(out, "    {name:<width$}  {}", counts_text(counts, style))?;
         }
     }
     for damage in &report.damage {
-        writeln!(out, "  {}", style.red(damage))?;
+        writeln!(out, "  {}", style.red(&printable(damage)))?;
     }
     out.flush()
 }
@@ -99,12 +100,12 @@ pub(super) fn transactions(
             writeln!(out, "    schema: {} changed", transaction.schema_changes)?;
         }
         for (name, counts) in &transaction.tables {
-            writeln!(out, "    {name}  {}", counts_text(counts, style))?;
+            writeln!(out, "    {}  {}", printable(name), counts_text(counts, style))?;
         }
     }
     if format == Format::Pretty {
         for damage in &report.damage {
-            writeln!(out, "  {}", style.red(damage))?;
+            writeln!(out, "  {}", style.red(&printable(damage)))?;
         }
     }
     out.flush()
@@ -212,11 +213,13 @@ pub(super) fn schema(
                             }
                             Identity::Rowid => "none (hidden rowid)".to_owned(),
                         };
-                        style.faint(&format!("  key: {key}"))
+                        style.faint(&format!("  key: {}", printable(&key)))
                     });
-                writeln!(out, "{} {}{root}{key}", row.kind, style.bold(&row.name))?;
+                writeln!(out, "{} {}{root}{key}", row.kind, style.bold(&printable(&row.name)))?;
                 for line in row.sql.iter().flat_map(|sql| sql.lines()) {
-                    writeln!(out, "    {line}")?;
+                    // Tabs set columns and nothing else.
+                    let parts: Vec<String> = line.split('\t').map(printable).collect();
+                    writeln!(out, "    {}", parts.join("\t"))?;
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Entries of the conflict journal.
 
 use super::json::{members, put, string};
-use super::pretty::{Style, value_text};
+use super::pretty::{Style, printable, value_text};
 use crate::apply::{Conflict, ConflictKind};
 use crate::change::RowKey;
 use crate::format::Row;
@@ -53,11 +53,15 @@ pub fn conflict_pretty(out: &mut Vec<u8>, conflict: &Conflict, style: Style) {
         ConflictKind::Gone if conflict.kept.is_none() => "the table is gone",
         ConflictKind::Gone => "a column is gone",
     };
-    put(out, format_args!("#{} {} ({key}): {why}\n", conflict.id, conflict.table));
+    put(out, format_args!("#{} {} ({key}): {why}\n", conflict.id, printable(&conflict.table)));
     let shown = |row: &Option<Row>| match row {
         None => "deleted".to_owned(),
         Some(row) => {
-            let pairs = conflict.columns.iter().zip(row).map(|(name, value)| format!("{name}={}", value_text(value)));
+            let pairs = conflict
+                .columns
+                .iter()
+                .zip(row)
+                .map(|(name, value)| format!("{}={}", printable(name), value_text(value)));
             pairs.collect::<Vec<_>>().join(" ")
         }
     };

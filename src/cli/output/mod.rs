@@ -15,7 +15,7 @@ pub use conflict::{conflict_json, conflict_pretty};
 pub use filter::{Filtered, RowWriter};
 pub use json::{JsonLines, value_json};
 pub use metrics::metrics;
-pub use pretty::{Pretty, Style, bytes_text};
+pub use pretty::{Pretty, Style, bytes_text, printable};
 pub(super) use progress::Bar;
 pub use sql::{SchemaObject, SqlScript};
 pub use unit::{UnitPlace, unit_json, unit_pretty};

@@ -241,13 +241,20 @@ pub(super) fn value_text(value: &Value) -> String {
     }
 }
 
-/// Control characters move cursors and colours: they are shown, not sent.
-fn printable(text: &str) -> String {
+/// Text from outside as a terminal may have it. Control characters move cursors and colours, and marks of direction let a line read as another
+/// one: they are shown, not sent. What comes out has no line breaks.
+#[must_use]
+pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() || is_unseen(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
+}
+
+/// Characters that break lines, or set the direction of what stands around them.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn shortened(text: &str, chars_max: usize) -> String {
@@ -296,6 +303,13 @@ pub(super) fn schema_line(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_shown() {
+        let text = "a\u{1b}[2J\u{7}\u{7f}\u{9b}31m\u{202e}\u{2066}\n\u{2028}é😀";
+        let shown = r"a\u{1b}[2J\u{7}\u{7f}\u{9b}31m\u{202e}\u{2066}\n\u{2028}é😀";
+        assert_eq!(printable(text), shown);
+    }
 
     #[test]
     fn values_are_short_and_harmless() {

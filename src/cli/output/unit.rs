@@ -9,7 +9,7 @@
 //! A change of the schema is in every shard, each as `tail` has it. `begin` and `commit` enclose what travels of a transaction in one shard; other parts of it may be in other shards.
 
 use super::json::{members, put, schema_members, string};
-use super::pretty::{Style, schema_line, value_text};
+use super::pretty::{Style, printable, schema_line, value_text};
 use crate::change::Op;
 use crate::log::{TableShape, Unit, UnitChange, UnitKey};
 
@@ -93,7 +93,7 @@ pub fn unit_pretty(out: &mut Vec<u8>, place: &UnitPlace, unit: &Unit, style: Sty
             (Op::Insert, image) => {
                 format!(
                     "{}  {}",
-                    style.green(&format!("+ {}", shape.name)),
+                    style.green(&format!("+ {}", printable(&shape.name))),
                     image.as_ref().map_or_else(String::new, shown)
                 )
             }
@@ -101,16 +101,16 @@ pub fn unit_pretty(out: &mut Vec<u8>, place: &UnitPlace, unit: &Unit, style: Sty
                 let columns = shape.columns.iter().zip(&change.mask).zip(image.iter().flatten());
                 let set =
                     columns.filter(|((_, changed), _)| **changed).map(|((name, _), value)| (name.as_str(), value));
-                format!("{}  {key}  {}", style.yellow(&format!("~ {}", shape.name)), pairs(set))
+                format!("{}  {key}  {}", style.yellow(&format!("~ {}", printable(&shape.name))), pairs(set))
             }
-            (Op::Delete, _) => format!("{}  {key}", style.red(&format!("- {}", shape.name))),
+            (Op::Delete, _) => format!("{}  {key}", style.red(&format!("- {}", printable(&shape.name)))),
         };
         put(out, format_args!("  {line}\n"));
     }
 }
 
 fn pairs<'a>(pairs: impl Iterator<Item = (&'a str, &'a crate::format::Value)>) -> String {
-    pairs.map(|(name, value)| format!("{name}={}", value_text(value))).collect::<Vec<_>>().join(" ")
+    pairs.map(|(name, value)| format!("{}={}", printable(name), value_text(value))).collect::<Vec<_>>().join(" ")
 }
 
 fn key_names(shape: &TableShape) -> impl Iterator<Item = &str> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::json::{members, put, string};
-use super::pretty::{Style, bytes_text, value_text};
+use super::pretty::{Style, bytes_text, printable, value_text};
 use crate::apply::decode_fold_row;
 use crate::change::RowKey;
 use crate::format::{Row, Value};
@@ -179,14 +179,15 @@ fn row_pretty(out: &mut Vec<u8>, row: &DifferingRow, columns: &[String], key: &[
     let Some((row_key, rows)) = decode(row) else { return };
     let values = key_values(&row_key);
     let named = key_names(&row_key, columns, key).into_iter().zip(&values);
-    let named: Vec<String> = named.map(|(name, value)| format!("{name}={}", value_text(value))).collect();
+    let named: Vec<String> = named.map(|(name, value)| format!("{}={}", printable(name), value_text(value))).collect();
     put(out, format_args!("  {}\n", named.join(" ")));
     for (node, row) in &rows {
         let text = match row {
             Shown::None => "no such row".to_owned(),
             Shown::Large => "too large to be shown".to_owned(),
             Shown::Row(row) => {
-                let pairs = columns.iter().zip(row).map(|(name, value)| format!("{name}={}", value_text(value)));
+                let pairs =
+                    columns.iter().zip(row).map(|(name, value)| format!("{}={}", printable(name), value_text(value)));
                 pairs.collect::<Vec<_>>().join(" ")
             }
         };
