@@ -614,3 +614,19 @@ fn no_view_sends_a_terminal_what_it_would_act_on() {
         assert!(!text.contains(bad) && text.contains(escaped), "{text:?}");
     }
 }
+
+#[test]
+fn a_script_that_leaves_rows_out_says_so() {
+    let files = Files::new(
+        "CREATE TABLE h(rowid, _rowid_, oid); CREATE TABLE t(id INTEGER PRIMARY KEY)",
+        &["INSERT INTO h VALUES(1,2,3)", "INSERT INTO t VALUES(7)"],
+    );
+    let output = inspect(&files.path("app.db"), &["--view", "rows", "--format", "sql"]);
+    assert_eq!(output.status.code(), Some(1));
+    let (script, notes) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(script.contains("INSERT INTO \"t\"(\"id\") VALUES(7);"), "{script}");
+    assert!(
+        notes.starts_with("note: table h hides the rowid") && notes.contains("error: the script is not complete"),
+        "{notes}"
+    );
+}

@@ -92,11 +92,20 @@ impl Failure {
     }
 
     /// Makes the failure of a write to standard output. A reader that has seen enough (`woodchuck tail … | head`) ends the command
-    /// quietly and as done.
+    /// quietly and as done. What the system did not say is of the writer itself: it has no form for something.
     #[must_use]
     pub fn output(error: &io::Error) -> Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Failure { exit: Exit::Done, message: String::new(), hint: None };
+        }
+        if error.get_ref().is_some() {
+            let failure = Failure::failed(error);
+            return match error.kind() {
+                io::ErrorKind::Unsupported => failure.hint(
+                    "--exclude-tables leaves a table out; --format json and pretty show what a script cannot say",
+                ),
+                _ => failure,
+            };
         }
         Failure::failed(format_args!("cannot write to standard output: {error}"))
             .hint("look at where the output goes: a full disk, a closed terminal")
@@ -145,5 +154,15 @@ mod tests {
     fn a_closed_pipe_is_done_and_says_nothing() {
         let failure = Failure::output(&io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!((failure.exit, failure.message.as_str()), (Exit::Done, ""));
+    }
+
+    /// A table that a script cannot be made of was called a failure of the output, with the advice to look for a full disk.
+    #[test]
+    fn only_what_the_system_says_is_a_failure_of_the_output() {
+        let full = Failure::output(&io::Error::from_raw_os_error(28)).to_string();
+        assert!(full.contains("cannot write to standard output") && full.contains("a full disk"), "{full}");
+        let ours =
+            Failure::output(&io::Error::new(io::ErrorKind::Unsupported, "no script can make table t")).to_string();
+        assert!(ours.starts_with("error: no script can make table t\nhint: --exclude-tables"), "{ours}");
     }
 }

@@ -480,6 +480,18 @@ fn full_text_tables_and_statistics() {
     scene.check();
 }
 
+/// The rows of a table that SQL cannot name ended the script, and so everything behind them.
+#[test]
+fn rows_that_sql_cannot_name_are_left_out_and_the_others_are_there() {
+    let mut scene = Scene::new("", "CREATE TABLE h(rowid, _rowid_, oid); CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
+    scene.run("INSERT INTO h VALUES(1,2,3); INSERT INTO t VALUES(1,'a')");
+    scene.run("BEGIN; UPDATE h SET oid=4; INSERT INTO t VALUES(2,'b'); COMMIT");
+    scene.run("DELETE FROM h; INSERT INTO t VALUES(3,'c')");
+    assert!(!scene.script.is_whole());
+    let script = scene.check();
+    assert_eq!(script.matches("-- table h hides the rowid").count(), 1, "{script}");
+}
+
 #[test]
 fn odd_names_are_quoted() {
     let mut scene = Scene::new(

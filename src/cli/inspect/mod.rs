@@ -189,7 +189,7 @@ fn rows(
                  pages or free; --page N --frame F shows what is on one"
             );
         }
-        is_complete &= !damage.iter().any(Damage::is_loss);
+        is_complete &= !damage.iter().any(Damage::is_loss) && sink.inner().is_whole();
     }
     if let Some(row) = row.filter(|_| found == 0) {
         let table = row.table();
@@ -202,7 +202,7 @@ fn rows(
     }
     if !is_complete && format == Format::Sql {
         return Err(
-            Failure::failed("the script is not complete").hint("the notes above say which transactions are missing or uncertain")
+            Failure::failed("the script is not complete").hint("the notes above say what is missing or uncertain")
         );
     }
     Ok(())

@@ -60,6 +60,14 @@ impl<W: Write> RowWriter<W> {
         }
     }
 
+    /// Whether nothing was left out that the format has no form for.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            RowWriter::Json(_) | RowWriter::Pretty(_) => true,
+            RowWriter::Sql(writer) => writer.is_whole(),
+        }
+    }
+
     fn sink(&mut self) -> &mut dyn ChangeSink<io::Error> {
         match self {
             RowWriter::Json(writer) => writer,

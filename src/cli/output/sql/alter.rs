@@ -110,7 +110,7 @@ fn rename_tables(run: &dyn Fn(&str) -> bool, changes: &[TableChange], plan: &mut
 }
 
 fn refused(table: &str, error: &rusqlite::Error) -> io::Error {
-    io::Error::other(format!("no script can make table {table}: {error}"))
+    io::Error::new(io::ErrorKind::Unsupported, format!("no script can make table {table}: {error}"))
 }
 
 /// The table's CREATE statement in the copy.

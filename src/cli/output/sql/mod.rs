@@ -12,7 +12,8 @@
 //!   it is set aside first, put back after the rows, and then changed as the transaction changed it.
 //! * **`sqlite_stat4`** is left out: only some builds of SQLite have it, and `ANALYZE` makes it again.
 //!
-//! What a script cannot say is an error of kind `Unsupported`: rows of a table without key whose columns hide all names of the rowid.
+//! Rows that SQL cannot name are left out, with a note: those without a key in a table whose columns hide all names of the rowid. A table
+//! that SQLite does not make is an error of kind `Unsupported`.
 
 mod alter;
 mod create;
@@ -25,8 +26,10 @@ use std::io::{self, Write};
 
 pub use schema::SchemaObject;
 
-use crate::change::{ChangeSink, Op, RowChange, SchemaChange, TxSpan};
+use super::printable;
+use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan};
 use crate::format::{TextEncoding, Value};
+use crate::schema::Table;
 use rows::Rows;
 use schema::SchemaChanges;
 
@@ -40,6 +43,8 @@ pub struct SqlScript<W: Write> {
     encoding: TextEncoding,
     objects: Vec<SchemaObject>,
     begun: bool,
+    /// Tables of which rows were left out, in lower case.
+    left_out: BTreeSet<String>,
     open: Transaction,
 }
 
@@ -102,7 +107,33 @@ impl<W: Write> SqlScript<W> {
     /// `sqlite_schema` (triggers fire in that order). From there on the writer follows the schema changes itself.
     pub fn new(out: W, encoding: TextEncoding, objects: Vec<SchemaObject>) -> SqlScript<W> {
         let open = Transaction::new(encoding);
-        SqlScript { out: io::BufWriter::with_capacity(64 << 10, out), encoding, objects, begun: false, open }
+        SqlScript {
+            out: io::BufWriter::with_capacity(64 << 10, out),
+            encoding,
+            objects,
+            begun: false,
+            left_out: BTreeSet::new(),
+            open,
+        }
+    }
+
+    /// Whether nothing was left out so far.
+    pub fn is_whole(&self) -> bool {
+        self.left_out.is_empty()
+    }
+
+    /// Says once of a table that its rows are left out, in the script and to whoever makes it.
+    fn leave_out(&mut self, table: &Table) -> io::Result<()> {
+        if !self.left_out.insert(table.name.to_ascii_lowercase()) {
+            return Ok(());
+        }
+        let name = printable(&table.name);
+        let text = format!(
+            "table {name} hides the rowid behind its columns: its rows without a key have no name in SQL, and are left out"
+        );
+        // With stderr gone there is nobody left to tell.
+        let _ = writeln!(io::stderr(), "note: {text}");
+        writeln!(self.out, "-- {text}")
     }
 
     /// Returns what was written to. Everything up to the last commit is there.
@@ -137,6 +168,10 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
     }
 
     fn change(&mut self, change: RowChange) -> io::Result<()> {
+        let goes_with_table = change.op == Op::Delete && self.open.schema.drops(&change.table);
+        if matches!(change.key, RowKey::Rowid(_)) && change.table.rowid_name.is_none() && !goes_with_table {
+            return self.leave_out(&change.table);
+        }
         let open = &mut self.open;
         let table = change.table.name.to_ascii_lowercase();
         match table.as_str() {
@@ -152,7 +187,7 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
             _ => {}
         }
         if change.op == Op::Delete {
-            if open.schema.drops(&change.table) {
+            if goes_with_table {
                 return Ok(());
             }
             if open.schema.is_old_shape(&change.table.name, &change.table.sql) {
