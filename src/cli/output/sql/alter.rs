@@ -7,8 +7,9 @@ use std::io;
 
 use rusqlite::Connection;
 
-use super::create::{column_name, create_table};
+use super::create::{CreateTable, column_name, create_table};
 use super::literal::quoted_name;
+use crate::change::RenamedColumns;
 
 /// A table before and after.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(super) struct TableChange {
     pub(super) name_after: String,
     pub(super) before: String,
     pub(super) after: String,
+    /// As [`SchemaChange::renamed_columns`](crate::change::SchemaChange::renamed_columns): rows are compared by it.
+    pub(super) renamed_columns: Option<RenamedColumns>,
 }
 
 /// What turns the tables before into the tables after.
@@ -44,24 +47,36 @@ pub(super) fn plan(changes: &[TableChange]) -> io::Result<Plan> {
         return Ok(plan);
     }
     let mirror = Connection::open_in_memory().map_err(io::Error::other)?;
+    let wanted = Connection::open_in_memory().map_err(io::Error::other)?;
     let run = |sql: &str| mirror.execute_batch(sql).is_ok();
-    if !run("PRAGMA foreign_keys=OFF") {
+    if !run("PRAGMA foreign_keys=OFF; PRAGMA ignore_check_constraints=ON") {
         return Err(io::Error::other("an in-memory SQLite does not work"));
     }
+    let mut renames = Vec::new();
     for change in changes {
         mirror.execute_batch(&change.before).map_err(|error| refused(&change.name_before, &error))?;
+        wanted.execute_batch(&change.after).map_err(|error| refused(&change.name_after, &error))?;
+        let before = Columns::of(&mirror, &change.name_before).map_err(|error| refused(&change.name_before, &error))?;
+        let after = Columns::of(&wanted, &change.name_after).map_err(|error| refused(&change.name_after, &error))?;
+        renames.push(after.renamed(&before, change.renamed_columns.as_ref()));
+        if !create_table(&change.before).is_some_and(|table| table.is_virtual) {
+            // A generated column can need a function that only the application has.
+            drop(put_row(&mirror, &change.name_before));
+        }
     }
     // Names first: other tables' references change with them.
     let names = rename_tables(&run, changes, &mut plan);
-    let renamed = |(change, name): &(&TableChange, &String)| **name == change.name_after;
-    for (change, _) in changes.iter().zip(&names).filter(renamed) {
+    for ((change, name), renames) in changes.iter().zip(&names).zip(&renames) {
+        if *name != change.name_after {
+            continue;
+        }
         if !run("SAVEPOINT one") {
             break;
         }
         let mut statements = Vec::new();
         let columns_max = change.before.len() + change.after.len();
         for _ in 0..columns_max {
-            match text(&mirror, &change.name_after).and_then(|now| next_column_step(&now, change)) {
+            match text(&mirror, &change.name_after).and_then(|now| next_column_step(&now, change, renames)) {
                 Some(sql) if run(&sql) => statements.push(sql),
                 _ => break,
             }
@@ -79,8 +94,24 @@ pub(super) fn plan(changes: &[TableChange]) -> io::Result<Plan> {
     };
     let rebuild: Vec<(&TableChange, &String)> =
         changes.iter().zip(&names).filter(|change| !is_reached(change)).collect();
-    rebuild_tables(&mirror, &rebuild, &mut plan)?;
+    rebuild_tables(&mirror, &wanted, &rebuild, &mut plan)?;
     Ok(plan)
+}
+
+/// Puts a row into an empty table: there are columns that SQLite does not add where rows are. Where it takes none that is made up, the plan is
+/// one for an empty table.
+fn put_row(mirror: &Connection, table: &str) -> rusqlite::Result<()> {
+    let mut found = mirror.prepare("SELECT name, type FROM pragma_table_xinfo(?1) WHERE hidden=0")?;
+    // A number is at home in every type of a STRICT table but one.
+    let value = |declared: String| if declared.eq_ignore_ascii_case("blob") { "x'01'" } else { "1" };
+    let columns = found.query_map([table], |row| Ok((quoted_name(&row.get::<_, String>(0)?), value(row.get(1)?))))?;
+    let (names, values): (Vec<String>, Vec<&str>) = columns.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().unzip();
+    mirror.execute_batch(&format!(
+        "INSERT INTO {}({}) VALUES({})",
+        quoted_name(table),
+        names.join(","),
+        values.join(",")
+    ))
 }
 
 /// Renames the tables that changed their names, by way of other names where they exchange them. Returns what each is called then.
@@ -99,7 +130,9 @@ fn rename_tables(run: &dyn Fn(&str) -> bool, changes: &[TableChange], plan: &mut
             .any(|other| other.name_before != change.name_before && other.name_before.eq_ignore_ascii_case(name))
     };
     for (index, (change, name)) in changes.iter().zip(&mut names).enumerate() {
-        if *name != change.name_after && is_taken(change, &change.name_after) {
+        // A name that differs in case alone counts as taken by the table itself.
+        let is_own = name.eq_ignore_ascii_case(&change.name_after);
+        if *name != change.name_after && (is_own || is_taken(change, &change.name_after)) {
             rename(name, &format!("woodchuck_name_{index}"));
         }
     }
@@ -119,22 +152,26 @@ fn text(mirror: &Connection, table: &str) -> Option<String> {
     mirror.query_row(sql, [table], |row| row.get(0)).ok()
 }
 
-/// The next ALTER that brings the columns nearer; `None` when the texts are equal or no single column explains the difference.
-fn next_column_step(now: &str, change: &TableChange) -> Option<String> {
+/// The next ALTER that brings the columns nearer; `None` when the texts are equal or no single column explains the difference. `renames` are the
+/// columns that keep their values under another name: what else is gone takes its values along, also where another column has its place.
+fn next_column_step(now: &str, change: &TableChange, renames: &[(String, String)]) -> Option<String> {
     if now == change.after {
         return None;
     }
     let (now, wanted) = (create_table(now)?, create_table(&change.after)?);
     let table = quoted_name(&change.name_after);
-    let names: Vec<(&str, String)> = now.columns.iter().filter_map(|column| column_name(column)).collect();
-    let wanted_names: Vec<(&str, String)> = wanted.columns.iter().filter_map(|column| column_name(column)).collect();
-    let differs = names.iter().zip(&wanted_names).find(|((_, a), (_, b))| a != b);
-    if names.len() > wanted_names.len() {
-        let gone = differs.map(|(now, _)| now).or_else(|| names.last())?;
-        return Some(format!("ALTER TABLE {table} DROP COLUMN {}", quoted_name(&gone.1)));
+    fn names<'t>(table: &CreateTable<'t>) -> Vec<(&'t str, String)> {
+        table.columns.iter().filter_map(|column| column_name(column)).collect()
     }
-    if let Some(((_, from), (to, _))) = differs {
-        return Some(format!("ALTER TABLE {table} RENAME COLUMN {} TO {to}", quoted_name(from)));
+    let (names, wanted_names) = (names(&now), names(&wanted));
+    let find =
+        |names: &[(&str, String)], name: &str| names.iter().position(|(_, other)| other.eq_ignore_ascii_case(name));
+    if let Some((from, to)) = renames.iter().find(|(from, _)| find(&names, from).is_some()) {
+        let (written, _) = wanted_names.get(find(&wanted_names, to)?)?;
+        return Some(format!("ALTER TABLE {table} RENAME COLUMN {} TO {written}", quoted_name(from)));
+    }
+    if let Some((_, gone)) = names.iter().find(|(_, name)| find(&wanted_names, name).is_none()) {
+        return Some(format!("ALTER TABLE {table} DROP COLUMN {}", quoted_name(gone)));
     }
     let added = wanted.columns.get(names.len())?;
     Some(format!("ALTER TABLE {table} ADD COLUMN {added}"))
@@ -142,16 +179,19 @@ fn next_column_step(now: &str, change: &TableChange) -> Option<String> {
 
 /// Adds to the plan: set the rows aside, drop the tables, create them anew, put the rows back. (SQLite's own recipe creates the new
 /// table under another name and renames it, which leaves another text than the wanted one.)
-fn rebuild_tables(mirror: &Connection, changes: &[(&TableChange, &String)], plan: &mut Plan) -> io::Result<()> {
+fn rebuild_tables(
+    mirror: &Connection,
+    wanted: &Connection,
+    changes: &[(&TableChange, &String)],
+    plan: &mut Plan,
+) -> io::Result<()> {
     let mut create = Vec::new();
-    let after = Connection::open_in_memory().map_err(io::Error::other)?;
     // Under the name that a table is to have another one may still be.
     for (index, (change, name_now)) in changes.iter().enumerate() {
-        after.execute_batch(&change.after).map_err(|error| refused(&change.name_after, &error))?;
         let columns_before = Columns::of(mirror, name_now).map_err(|error| refused(name_now, &error))?;
         let columns_after =
-            Columns::of(&after, &change.name_after).map_err(|error| refused(&change.name_after, &error))?;
-        let mut pairs = columns_after.pairs(&columns_before);
+            Columns::of(wanted, &change.name_after).map_err(|error| refused(&change.name_after, &error))?;
+        let mut pairs = columns_after.pairs(&columns_before, change.renamed_columns.as_ref());
         if let (Some(after), Some(before), None) =
             (columns_after.rowid_name(), columns_before.rowid_name(), &columns_after.rowid_alias)
         {
@@ -219,22 +259,47 @@ impl Columns {
         ["rowid", "_rowid_", "oid"].into_iter().find(|name| !self.without_rowid && !hides(name))
     }
 
-    /// `(after, before)` for each column that can be written and has a counterpart: by name, else, for a renamed one, by place. The differ
-    /// compares rows in the same way.
-    fn pairs(&self, before: &Columns) -> Vec<(String, String)> {
-        let find = |columns: &Columns, name: &str| {
-            columns.stored.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(name, _)| name.clone())
-        };
+    /// `(after, before)` for each column that can be written and has a counterpart.
+    fn pairs(&self, before: &Columns, told: Option<&RenamedColumns>) -> Vec<(String, String)> {
         let columns = self.stored.iter().enumerate().filter(|(_, (_, is_written))| *is_written);
-        columns
-            .filter_map(|(index, (name, _))| {
-                let source = find(before, name).or_else(|| {
-                    let (here, _) = before.stored.get(index)?;
-                    find(self, here).is_none().then(|| here.clone())
-                })?;
-                Some((name.clone(), source))
-            })
-            .collect()
+        columns.filter_map(|(index, (name, _))| Some((name.clone(), self.source(before, told, index)?))).collect()
+    }
+
+    /// The columns that have other names, as `(before, after)`.
+    fn renamed(&self, before: &Columns, told: Option<&RenamedColumns>) -> Vec<(String, String)> {
+        let stored = self
+            .stored
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (name, _))| Some((self.source(before, told, index)?, name.clone())));
+        // Those that are computed hold nothing that could go along.
+        let computed = before.all.iter().zip(&self.all).filter(|(from, to)| {
+            before.find(from).is_none() && self.find(to).is_none() && !self.has(from) && !before.has(to)
+        });
+        let computed = computed.map(|(from, to)| (from.clone(), to.clone()));
+        stored.filter(|(from, to)| !from.eq_ignore_ascii_case(to)).chain(computed).collect()
+    }
+
+    /// The column before of the stored column at `index`: by name, else as `told`; without it a name in the place of one that is gone is the same
+    /// column. The differ compares rows in the same way.
+    fn source(&self, before: &Columns, told: Option<&RenamedColumns>, index: usize) -> Option<String> {
+        let (name, _) = self.stored.get(index)?;
+        if let Some(same) = before.find(name) {
+            return Some(same.clone());
+        }
+        let source = match told {
+            Some(told) => before.find(&told.iter().find(|(_, to)| to.eq_ignore_ascii_case(name))?.0)?,
+            None => &before.stored.get(index)?.0,
+        };
+        self.find(source).is_none().then(|| source.clone())
+    }
+
+    fn find(&self, name: &str) -> Option<&String> {
+        self.stored.iter().map(|(name, _)| name).find(|other| other.eq_ignore_ascii_case(name))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.all.iter().any(|other| other.eq_ignore_ascii_case(name))
     }
 }
 
@@ -245,7 +310,13 @@ mod tests {
     fn statements(before: &str, after: &str) -> Vec<String> {
         let name = |sql: &str| create_table(sql).unwrap().name;
         let (name_before, name_after) = (name(before), name(after));
-        let change = TableChange { name_before, name_after, before: before.to_owned(), after: after.to_owned() };
+        let change = TableChange {
+            name_before,
+            name_after,
+            before: before.to_owned(),
+            after: after.to_owned(),
+            renamed_columns: None,
+        };
         plan(&[change]).unwrap().statements
     }
 
@@ -278,6 +349,7 @@ mod tests {
             name_after: to.to_owned(),
             before: format!("CREATE TABLE \"{from}\"({columns})"),
             after: format!("CREATE TABLE \"{to}\"({columns})"),
+            renamed_columns: None,
         };
         let plan = plan(&[change("a", "b", "x INTEGER PRIMARY KEY"), change("b", "a", "y, z")]).unwrap();
         assert!(plan.rebuilt.is_empty() && plan.aside.is_empty(), "{plan:?}");
@@ -287,7 +359,13 @@ mod tests {
     #[test]
     fn what_no_alter_expresses_is_rebuilt() {
         let (before, after) = ("CREATE TABLE t(a, b)".to_owned(), "CREATE TABLE t(a NOT NULL, b)".to_owned());
-        let change = TableChange { name_before: "t".to_owned(), name_after: "t".to_owned(), before, after };
+        let change = TableChange {
+            name_before: "t".to_owned(),
+            name_after: "t".to_owned(),
+            before,
+            after,
+            renamed_columns: None,
+        };
         let plan = plan(&[change]).unwrap();
         let got = plan.statements;
         assert_eq!(

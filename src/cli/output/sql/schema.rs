@@ -189,7 +189,8 @@ impl SchemaChanges {
             .filter_map(|change| {
                 let (before, after) = (change.before.clone()?, change.after.clone()?);
                 let name_before = create_table(&before).map_or_else(|| change.name.clone(), |table| table.name);
-                Some(TableChange { name_before, name_after: change.name.clone(), before, after })
+                let renamed_columns = change.renamed_columns.clone();
+                Some(TableChange { name_before, name_after: change.name.clone(), before, after, renamed_columns })
             })
             .collect()
     }
