@@ -536,6 +536,45 @@ fn rows_that_sql_cannot_name_are_left_out_and_the_others_are_there() {
     assert_eq!(script.matches("-- table h hides the rowid").count(), 1, "{script}");
 }
 
+/// The shadow tables of a virtual table that got another name were renamed beside it, and of one that was made anew they were rebuilt: the script
+/// ended at a table that was there already.
+#[test]
+fn virtual_tables_are_renamed_and_made_anew_with_their_shadows() {
+    for (module, first, second, other) in [
+        ("fts5(x)", "(x) VALUES('one two'),('three')", "(x) VALUES('four')", "fts5(x, y)"),
+        ("fts5(x, content='')", "(rowid, x) VALUES(1,'one two')", "(rowid, x) VALUES(2,'four')", "fts5(y, prefix='2')"),
+        ("fts4(x)", "(x) VALUES('one two'),('three')", "(x) VALUES('four')", "fts4(x, y)"),
+        ("fts3(x)", "(x) VALUES('one two'),('three')", "(x) VALUES('four')", "fts4(z)"),
+        ("rtree(x, a, b)", "(x, a, b) VALUES(1,2,3),(2,5,6)", "(x, a, b) VALUES(7,8,9)", "rtree(x, a, b, c, d)"),
+    ] {
+        let mut scene = Scene::new(
+            "",
+            &format!(
+                "CREATE VIRTUAL TABLE f USING {module}; INSERT INTO f{first}; CREATE TABLE f_own(a); INSERT INTO f_own VALUES(1);
+                 CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TRIGGER tf AFTER INSERT ON t BEGIN INSERT INTO f{second}; END;"
+            ),
+        );
+        scene.run("DROP TRIGGER tf; ALTER TABLE f RENAME TO g");
+        scene.run(&format!("BEGIN; ALTER TABLE g RENAME TO \"h h\"; INSERT INTO \"h h\"{second}; COMMIT"));
+        scene.run(&format!("INSERT INTO \"h h\"{second}").replace("(2,", "(3,").replace("(7,", "(10,"));
+        // Dropped and made again: as it was, with other columns, under another name, as an ordinary table and back.
+        scene.run(&format!(
+            "BEGIN; DROP TABLE \"h h\"; CREATE VIRTUAL TABLE \"h h\" USING {module}; INSERT INTO \"h h\"{first}; COMMIT"
+        ));
+        scene.run(&format!("BEGIN; DROP TABLE \"h h\"; CREATE VIRTUAL TABLE \"h h\" USING {other}; COMMIT"));
+        scene.run(&format!(
+            "BEGIN; DROP TABLE \"h h\"; CREATE VIRTUAL TABLE k USING {module}; INSERT INTO k{first}; COMMIT"
+        ));
+        scene.run(&format!("BEGIN; DROP TABLE k; CREATE VIRTUAL TABLE l USING {module}; INSERT INTO l{first}; COMMIT"));
+        scene.run("BEGIN; DROP TABLE l; CREATE TABLE l(a); INSERT INTO l VALUES(5); COMMIT");
+        scene.run(&format!(
+            "BEGIN; DROP TABLE l; CREATE VIRTUAL TABLE l USING {module}; INSERT INTO l{first}; DROP TABLE f_own; COMMIT"
+        ));
+        scene.run("BEGIN; DROP TABLE t; ALTER TABLE l RENAME TO t; COMMIT");
+        scene.check();
+    }
+}
+
 #[test]
 fn odd_names_are_quoted() {
     let mut scene = Scene::new(

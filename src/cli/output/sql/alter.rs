@@ -25,6 +25,8 @@ pub(super) struct TableChange {
 /// What turns the tables before into the tables after.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
+    /// Statements that run before tables are dropped, in order.
+    pub(super) first: Vec<String>,
     /// Statements, in order.
     pub(super) statements: Vec<String>,
     /// Tables (names before) that are dropped and made again: their indexes and triggers vanish.
@@ -142,7 +144,7 @@ fn rename_tables(run: &dyn Fn(&str) -> bool, changes: &[TableChange], plan: &mut
     names
 }
 
-fn refused(table: &str, error: &rusqlite::Error) -> io::Error {
+pub(super) fn refused(table: &str, error: &rusqlite::Error) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, format!("no script can make table {table}: {error}"))
 }
 
@@ -191,23 +193,13 @@ fn rebuild_tables(
         let columns_before = Columns::of(mirror, name_now).map_err(|error| refused(name_now, &error))?;
         let columns_after =
             Columns::of(wanted, &change.name_after).map_err(|error| refused(&change.name_after, &error))?;
-        let mut pairs = columns_after.pairs(&columns_before, change.renamed_columns.as_ref());
-        if let (Some(after), Some(before), None) =
-            (columns_after.rowid_name(), columns_before.rowid_name(), &columns_after.rowid_alias)
-        {
-            pairs.push((after.to_owned(), before.to_owned()));
-        }
-        let aside = format!("temp.woodchuck_rows_{index}");
+        let pairs = columns_after.copied(&columns_before, change.renamed_columns.as_ref());
+        let aside = format!("woodchuck_rows_{index}");
         let old = quoted_name(name_now);
-        let new = quoted_name(&change.name_after);
         if !pairs.is_empty() {
-            let to = pairs.iter().map(|(to, _)| quoted_name(to)).collect::<Vec<_>>().join(",");
-            let from = pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to)));
-            let from = from.collect::<Vec<_>>().join(",");
-            plan.statements.push(format!("CREATE TEMP TABLE woodchuck_rows_{index} AS SELECT {from} FROM main.{old}"));
-            plan.put_back.push(format!("INSERT INTO main.{new}({to}) SELECT {to} FROM {aside}"));
-            plan.put_back.push(format!("DROP TABLE {aside}"));
-            plan.aside.push((change.name_after.to_ascii_lowercase(), aside));
+            plan.statements.push(set_aside(&aside, name_now, &pairs));
+            plan.put_back.extend(put_back(&aside, &change.name_after, &pairs));
+            plan.aside.push((change.name_after.to_ascii_lowercase(), format!("temp.{aside}")));
         }
         plan.statements.push(format!("DROP TABLE main.{old}"));
         plan.rebuilt.push(change.name_before.clone());
@@ -218,8 +210,22 @@ fn rebuild_tables(
     Ok(())
 }
 
+/// Copies a table into a temporary one, whose columns are named as those afterwards. `pairs` has the columns as `(after, before)`.
+pub(super) fn set_aside(aside: &str, table: &str, pairs: &[(String, String)]) -> String {
+    let from = pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to)));
+    let from = from.collect::<Vec<_>>().join(",");
+    format!("CREATE TEMP TABLE {aside} AS SELECT {from} FROM main.{}", quoted_name(table))
+}
+
+/// Copies the rows from there into the table as it is afterwards.
+pub(super) fn put_back(aside: &str, table: &str, pairs: &[(String, String)]) -> [String; 2] {
+    let to = pairs.iter().map(|(to, _)| quoted_name(to)).collect::<Vec<_>>().join(",");
+    let table = quoted_name(table);
+    [format!("INSERT INTO main.{table}({to}) SELECT {to} FROM temp.{aside}"), format!("DROP TABLE temp.{aside}")]
+}
+
 /// The columns of a table that can be written, as SQLite itself sees them.
-struct Columns {
+pub(super) struct Columns {
     /// The stored ones and whether they can be written.
     stored: Vec<(String, bool)>,
     all: Vec<String>,
@@ -228,7 +234,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
+    pub(super) fn of(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
         let mut statement = connection.prepare("SELECT name, hidden, pk, type FROM pragma_table_xinfo(?1)")?;
         let rows = statement.query_map([table], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))
@@ -257,6 +263,15 @@ impl Columns {
     fn rowid_name(&self) -> Option<&'static str> {
         let hides = |rowid: &str| self.all.iter().any(|name| name.eq_ignore_ascii_case(rowid));
         ["rowid", "_rowid_", "oid"].into_iter().find(|name| !self.without_rowid && !hides(name))
+    }
+
+    /// What is copied where the table is made anew: the columns as `(after, before)`, and the rowid where no column is it.
+    pub(super) fn copied(&self, before: &Columns, told: Option<&RenamedColumns>) -> Vec<(String, String)> {
+        let mut pairs = self.pairs(before, told);
+        if let (Some(after), Some(before), None) = (self.rowid_name(), before.rowid_name(), &self.rowid_alias) {
+            pairs.push((after.to_owned(), before.to_owned()));
+        }
+        pairs
     }
 
     /// `(after, before)` for each column that can be written and has a counterpart.

@@ -20,6 +20,7 @@ mod create;
 mod literal;
 mod rows;
 mod schema;
+mod virtual_tables;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -86,19 +87,19 @@ impl Transaction {
 }
 
 impl Transaction {
-    fn plan(&mut self) -> io::Result<&alter::Plan> {
+    fn plan(&mut self, objects: &[SchemaObject]) -> io::Result<&alter::Plan> {
         match self.plan {
             Some(ref plan) => Ok(plan),
-            None => Ok(self.plan.insert(self.schema.plan()?)),
+            None => Ok(self.plan.insert(self.schema.plan(objects)?)),
         }
     }
 
     /// Where the rows of this table (in lower case) are while it is rebuilt.
-    fn set_aside(&mut self, table: &str) -> io::Result<Option<String>> {
+    fn set_aside(&mut self, table: &str, objects: &[SchemaObject]) -> io::Result<Option<String>> {
         if self.schema.is_empty() {
             return Ok(None);
         }
-        Ok(self.plan()?.aside.iter().find(|(name, _)| name == table).map(|(_, aside)| aside.clone()))
+        Ok(self.plan(objects)?.aside.iter().find(|(name, _)| name == table).map(|(_, aside)| aside.clone()))
     }
 }
 
@@ -197,7 +198,7 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
         } else if change.table.autoincrement {
             open.counting.insert(table.clone());
         }
-        let aside = open.set_aside(&table)?;
+        let aside = open.set_aside(&table, &self.objects)?;
         if !open.touched.contains(&table) {
             open.touched.insert(table);
         }
@@ -214,7 +215,7 @@ impl<W: Write> ChangeSink<io::Error> for SqlScript<W> {
 
     fn commit(&mut self, _span: &TxSpan, _changes: u64) -> io::Result<()> {
         let mut open = std::mem::replace(&mut self.open, Transaction::new(self.encoding));
-        open.plan()?;
+        open.plan(&self.objects)?;
         let plan = open.plan.take().unwrap_or_default();
         let around = open.schema.apply(plan, &mut self.objects, &open.touched);
         let has_sequence = self.objects.iter().any(|object| object.name.eq_ignore_ascii_case("sqlite_sequence"));

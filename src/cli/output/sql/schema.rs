@@ -10,6 +10,7 @@ use std::io;
 use super::alter::{self, TableChange};
 use super::create::create_table;
 use super::literal::quoted_name;
+use super::virtual_tables::{VirtualTables, made_sure};
 use crate::change::SchemaChange;
 use crate::schema::{SchemaRow, Table};
 
@@ -56,25 +57,12 @@ pub(super) struct SchemaChanges {
     changes: Vec<SchemaChange>,
     /// Tables that are there before and gone after, lower case.
     dropped: BTreeSet<String>,
-    /// Virtual tables among the dropped ones and the new ones: they drop and create their shadow tables themselves.
-    dropped_virtual: Vec<String>,
-    created_virtual: Vec<String>,
 }
 
 impl SchemaChanges {
     pub(super) fn push(&mut self, change: SchemaChange) {
-        if change.kind == "table" {
-            let is_virtual =
-                |sql: &Option<String>| sql.as_deref().and_then(create_table).is_some_and(|table| table.is_virtual);
-            let name = change.name.to_ascii_lowercase();
-            if change.after.is_none() {
-                if is_virtual(&change.before) {
-                    self.dropped_virtual.push(name.clone());
-                }
-                self.dropped.insert(name);
-            } else if change.before.is_none() && is_virtual(&change.after) {
-                self.created_virtual.push(name);
-            }
+        if change.kind == "table" && change.after.is_none() {
+            self.dropped.insert(change.name.to_ascii_lowercase());
         }
         self.changes.push(change);
     }
@@ -102,12 +90,15 @@ impl SchemaChanges {
         })
     }
 
-    /// Plans what is done to the tables that stay.
+    /// Plans what is done to the tables that stay. `objects` is the schema before.
     ///
     /// # Errors
     /// When a table's text is one that SQLite does not accept.
-    pub(super) fn plan(&self) -> io::Result<alter::Plan> {
-        alter::plan(&self.changed_tables())
+    pub(super) fn plan(&self, objects: &[SchemaObject]) -> io::Result<alter::Plan> {
+        let virtual_tables = VirtualTables::of(&self.changes);
+        let mut plan = alter::plan(&self.changed_tables(&virtual_tables))?;
+        virtual_tables.plan(&self.changes, objects, &mut plan)?;
+        Ok(plan)
     }
 
     /// Whether there are schema changes at all.
@@ -124,7 +115,8 @@ impl SchemaChanges {
         touched: &BTreeSet<String>,
     ) -> Statements {
         let mut out = Statements { put_back: plan.put_back, ..Statements::default() };
-        out.moves_sequence = !self.dropped.is_empty() || !self.changed_tables().is_empty();
+        let virtual_tables = VirtualTables::of(&self.changes);
+        out.moves_sequence = !self.dropped.is_empty() || !self.changed_tables(&virtual_tables).is_empty();
 
         // Whatever stands on these vanishes with them.
         let mut vanishing = self.dropped.clone();
@@ -134,7 +126,7 @@ impl SchemaChanges {
         let muted: BTreeSet<String> = touched.union(&vanishing).cloned().collect();
 
         // ALTER TABLE looks into every trigger and view, and fails at one that speaks of a table that is gone; so none is there meanwhile.
-        let alters = plan.statements.iter().any(|statement| statement.starts_with("ALTER TABLE"));
+        let alters = plan.first.iter().chain(&plan.statements).any(|statement| statement.starts_with("ALTER TABLE"));
         let mut again: Vec<(String, String)> = Vec::new();
         let mut views = Vec::new();
         for object in objects.iter() {
@@ -155,9 +147,10 @@ impl SchemaChanges {
             }
         }
         out.before.extend(views);
-        self.drop_others(&mut out, objects, &vanishing);
+        out.before.extend(plan.first);
+        self.drop_others(&mut out, objects, (&vanishing, &virtual_tables));
         out.before.extend(plan.statements);
-        self.create_tables(&mut out);
+        self.create_tables(&mut out, &virtual_tables);
 
         self.update(objects);
         let created = |object: &SchemaObject| {
@@ -183,8 +176,8 @@ impl SchemaChanges {
         out
     }
 
-    fn changed_tables(&self) -> Vec<TableChange> {
-        let tables = self.changes.iter().filter(|change| change.kind == "table");
+    fn changed_tables(&self, virtual_tables: &VirtualTables) -> Vec<TableChange> {
+        let tables = self.changes.iter().filter(|change| change.kind == "table" && !virtual_tables.changes(change));
         tables
             .filter_map(|change| {
                 let (before, after) = (change.before.clone()?, change.after.clone()?);
@@ -195,7 +188,12 @@ impl SchemaChanges {
             .collect()
     }
 
-    fn drop_others(&self, out: &mut Statements, objects: &[SchemaObject], vanishing: &BTreeSet<String>) {
+    fn drop_others(
+        &self,
+        out: &mut Statements,
+        objects: &[SchemaObject],
+        (vanishing, virtual_tables): (&BTreeSet<String>, &VirtualTables),
+    ) {
         // A table's rename gives its indexes another table; what counts is where they stood.
         let stood_on = |change: &SchemaChange| {
             let object = objects.iter().find(|object| object.kind == change.kind && same_before(change, object));
@@ -207,9 +205,7 @@ impl SchemaChanges {
                 let skip = match kind {
                     "index" => vanishing.contains(&stood_on(change)),
                     // VACUUM leaves `sqlite_sequence` out when nothing counts in it any more; no statement can drop it.
-                    "table" => {
-                        change.after.is_some() || name == "sqlite_sequence" || is_shadow(&name, &self.dropped_virtual)
-                    }
+                    "table" => change.after.is_some() || name == "sqlite_sequence" || virtual_tables.takes_along(&name),
                     _ => false,
                 };
                 if !skip {
@@ -219,7 +215,7 @@ impl SchemaChanges {
         }
     }
 
-    fn create_tables(&self, out: &mut Statements) {
+    fn create_tables(&self, out: &mut Statements, virtual_tables: &VirtualTables) {
         let mut analyzed = false;
         let mut shadows = Vec::new();
         for change in self.changes.iter().filter(|change| change.kind == "table" && change.before.is_none()) {
@@ -230,8 +226,9 @@ impl SchemaChanges {
                     out.before.push("ANALYZE sqlite_master".to_owned());
                     analyzed = true;
                 }
-            } else if is_shadow(&name, &self.created_virtual) {
+            } else if virtual_tables.brings(&name) {
                 // The virtual table makes it, with rows of its own.
+                shadows.push(made_sure(sql));
                 shadows.push(format!("DELETE FROM {}", quoted_name(&change.name)));
             } else if !name.starts_with("sqlite_") {
                 out.before.push(sql.clone());
@@ -270,8 +267,4 @@ fn same_before(change: &SchemaChange, object: &SchemaObject) -> bool {
     change.before.as_deref().is_some_and(|before| before == object.sql)
         && (change.name.eq_ignore_ascii_case(&object.name) || change.after.is_some())
         || change.before.is_some() && change.name.eq_ignore_ascii_case(&object.name)
-}
-
-fn is_shadow(name: &str, virtual_tables: &[String]) -> bool {
-    virtual_tables.iter().any(|table| name.strip_prefix(table.as_str()).is_some_and(|rest| rest.starts_with('_')))
 }
