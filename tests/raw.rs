@@ -118,9 +118,14 @@ fn a_log_that_begins_anew_is_followed_on() {
     for round in 0..6 {
         application.execute("INSERT INTO t VALUES(?1, 'new')", [round]).unwrap();
         application.execute("UPDATE t SET v = ?1", [round]).unwrap();
-        let rows = raw.rows(2);
+        // The next generation leaves the end of this one standing. (Where it reaches as far, the log may have been cut off and have grown again.)
+        let more = if round % 3 == 0 { 2 } else { 0 };
+        for _ in 0..more {
+            application.execute("UPDATE t SET v = v + 1", []).unwrap();
+        }
+        let rows = raw.rows(2 + more);
         assert!(rows.iter().all(|line| line["op"] != "gap" && line["before_unknown"] != true), "{rows:#?}");
-        assert_eq!(ops(&rows).len(), 2 + round as usize, "{rows:#?}");
+        assert_eq!(ops(&rows).len(), 2 + round as usize + more * (round as usize + 1), "{rows:#?}");
         match round % 3 {
             0 => application.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap(),
             1 => {}
