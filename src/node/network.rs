@@ -115,7 +115,13 @@ impl Patience {
 }
 
 /// Reaches the log, however long it takes. Settings that can never work end it.
-async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogReady), NodeError> {
+///
+/// `places` are those of the last messages that were sent.
+async fn reach(
+    config: &RunConfig,
+    known: &Known,
+    places: &BTreeMap<ShardId, StreamSeq>,
+) -> Result<(JetStreamLog, LogReady), NodeError> {
     let mut patience = Patience::new("trying again, changes wait in the outbox");
     let log = loop {
         match connect_log(&config.nats, stream_options(config), known.origin.node_id).await {
@@ -126,7 +132,7 @@ async fn reach(config: &RunConfig, known: &Known) -> Result<(JetStreamLog, LogRe
     };
     let mut shorter_since = None;
     loop {
-        match look(&log, known, config).await {
+        match look(&log, known, config, places).await {
             Ok(last) => {
                 let message_bytes_max = log.message_bytes_max();
                 return Ok((log, LogReady { last, message_bytes_max }));
@@ -154,13 +160,19 @@ async fn look(
     log: &JetStreamLog,
     known: &Known,
     config: &RunConfig,
+    places: &BTreeMap<ShardId, StreamSeq>,
 ) -> Result<BTreeMap<ShardId, StreamSeq>, NodeError> {
     log.ensure().await?;
     let mut last = BTreeMap::new();
     for (shard, applied) in &known.applied {
         let bounds = log.bounds(*shard).await?;
         let stream = log.stream_name(*shard);
-        let ours = sent(config, |directory| Sent::behind(directory, *shard, bounds.last.min(*applied)))?;
+        // What has come back to this node, and is still there, need not be read.
+        let from = bounds.last.min(*applied);
+        let ours = match places.get(shard) {
+            Some(place) if *place > from => sent(config, |directory| Sent::behind(directory, *shard, from))?,
+            Some(_) | None => BTreeMap::new(),
+        };
         // What this node has sent of what is lost it puts back as soon as it reads.
         if bounds.last < *applied && ours.is_empty() {
             return Err(NodeError::LogShorter { stream, last: bounds.last.0, applied: applied.0 });
@@ -197,7 +209,8 @@ pub(super) async fn serve(
 }
 
 async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(), NodeError> {
-    let (log, ready) = reach(&config, &known).await?;
+    let places = sent(&config, Sent::last_places)?;
+    let (log, ready) = reach(&config, &known, &places).await?;
     let mut link = log.link();
     // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
     let mut tasks = JoinSet::new();
@@ -233,7 +246,6 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
     let catch_ups = tokio::spawn(CatchUps::new(&log, &config, asks.clone()).run(behind_end));
     let mut catch_ups = AbortOnDrop(catch_ups);
     let log: Arc<dyn Log> = Arc::new(log);
-    let places = sent(&config, Sent::last_places)?;
     for (shard, applied) in known.applied {
         log.raise_floor(shard, applied.max(places.get(&shard).copied().unwrap_or_default()));
         let from = StreamSeq(applied.0 + 1);
