@@ -5,7 +5,7 @@
 //! The snapshot is attached to the applying connection. Where what may differ was looked for beforehand only that is compared under the
 //! write lock; else SQLite finds what differs, in the order of the keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
@@ -375,6 +375,7 @@ fn take_rows(
     };
     // What others wrote to rows that own changes are pending on.
     if call.state.pending_count()? > 0 {
+        let mut met = Vec::new();
         keys("SELECT key FROM temp.woodchuck_difference", &mut |key| {
             let canonical = canonical_key(&table.table, &key);
             // More than the journal keeps need not be remembered.
@@ -382,18 +383,10 @@ fn take_rows(
             if is_full || !call.state.was_pending(table, &canonical)? {
                 return Ok(());
             }
-            let (old, new) = (call.folder.row_of_fold(table, &key)?, there.row(call, table, &key)?);
-            let old = call.with_own(table, &canonical, old)?;
-            if old == new {
-                return Ok(());
-            }
-            let mask = match (&old, &new) {
-                (Some(old), Some(new)) => old.iter().zip(new).map(|(old, new)| old != new).collect(),
-                (Some(_) | None, _) => Vec::new(),
-            };
-            call.theirs.add_row(table, (&key, &canonical), None, new, mask);
-            Ok(())
+            met.push((key, canonical));
+            if met.len() < MET_MAX { Ok(()) } else { note_theirs(call, table, there, std::mem::take(&mut met)) }
         })?;
+        note_theirs(call, table, there, met)?;
     }
     // Rows that lose or swap UNIQUE values go out together; then each of the snapshot's finds its place free.
     let all_out = table.is_unique();
@@ -448,6 +441,35 @@ fn take_rows(
             },
         }
     })
+}
+
+/// Rows with own changes pending that are looked at together: each own unit that the snapshot has is read once for all of them.
+const MET_MAX: usize = 10_000;
+
+/// Takes note of what others wrote to rows that own changes are pending on.
+fn note_theirs(
+    call: &mut Call<'_, '_>,
+    table: &Arc<LocalTable>,
+    there: &There,
+    met: Vec<(RowKey, Vec<u8>)>,
+) -> Result<(), ApplyError> {
+    let mut rows = HashMap::with_capacity(met.len());
+    for (key, canonical) in &met {
+        rows.insert(canonical.clone(), call.folder.row_of_fold(table, key)?);
+    }
+    call.put_own_on(table, &mut rows)?;
+    for (key, canonical) in met {
+        let (old, new) = (rows.remove(&canonical).flatten(), there.row(call, table, &key)?);
+        if old == new {
+            continue;
+        }
+        let mask = match (&old, &new) {
+            (Some(old), Some(new)) => old.iter().zip(new).map(|(old, new)| old != new).collect(),
+            (Some(_) | None, _) => Vec::new(),
+        };
+        call.theirs.add_row(table, (&key, &canonical), None, new, mask);
+    }
+    Ok(())
 }
 
 /// The rows of a shard stand in the snapshot as they stand together in the fold.

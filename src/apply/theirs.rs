@@ -3,7 +3,7 @@
 //! Who wrote later on the log journals what it overrode, for its node alone knows that it had not seen it. Several others can have written to
 //! one row, and own changes can come back between them; each is judged by what the own change did to the row as the fold had it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
@@ -178,15 +178,19 @@ impl State {
 }
 
 impl Call<'_, '_> {
-    /// A row of the fold with own units on it that a snapshot has: what else is other there somebody else has written.
-    pub(super) fn with_own(
+    /// Puts on rows of the fold, by their keys, the own units that a snapshot has: what else is other there somebody else has written. Each unit is
+    /// read once.
+    pub(super) fn put_own_on(
         &mut self,
         table: &Arc<LocalTable>,
-        canonical: &[u8],
-        mut row: Option<Row>,
-    ) -> Result<Option<Row>, ApplyError> {
+        rows: &mut HashMap<Vec<u8>, Option<Row>>,
+    ) -> Result<(), ApplyError> {
         let own = self.state.origin();
-        for id in self.state.left_units(table, canonical)? {
+        let mut units = BTreeSet::new();
+        for canonical in rows.keys() {
+            units.extend(self.state.left_units(table, canonical)?);
+        }
+        for id in units {
             let unit = self.state.pending_unit(id)?;
             for (index, shape) in unit.tables.iter().enumerate() {
                 let fit = match self.fit_of(&unit, own, shape, false) {
@@ -196,13 +200,13 @@ impl Call<'_, '_> {
                 };
                 for change in unit.changes.iter().filter(|change| usize::from(change.table) == index) {
                     let change = table.change(&fit, change, self.merge);
-                    if change.canonical == canonical {
-                        row = change.step(row.as_ref());
+                    if let Some(row) = rows.get_mut(&change.canonical) {
+                        *row = change.step(row.as_ref());
                     }
                 }
             }
         }
-        Ok(row)
+        Ok(())
     }
 
     /// Changes of another node are folded into a table with UNIQUE values.
