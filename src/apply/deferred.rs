@@ -23,17 +23,20 @@ use super::error::ApplyError;
 use super::pending_units::PendingUnits;
 use super::shape::LocalTable;
 use super::state::State;
-use crate::log::UNIT_BYTES_MAX;
+use crate::log::UNIQUE_UNIT_BYTES_MAX;
 
-/// Rows in all runs, and twice the units: whoever lays them out may hold the write lock of the user's database, and needs some hundred
-/// milliseconds for as many.
-const RUNS_ROWS_MAX: u64 = 1 << 15;
+/// Rows in all runs, and twice the units: whoever lays them out beside a fold may have to keep the keys of all of them in memory.
+const RUNS_ROWS_MAX: u64 = 1 << 18;
 
 /// Bytes in all runs, for the same reason.
-const RUNS_BYTES_MAX: u64 = 32 << 20;
+const RUNS_BYTES_MAX: u64 = 64 << 20;
+
+/// Rows and twice the units, and bytes, that may be laid out under the write lock of the user's database: that takes some hundred milliseconds. Where
+/// there are more, they are laid out before the lock is taken.
+const UNDER_LOCK_MAX: Size = Size { rows: 1 << 15, bytes: 32 << 20 };
 
 /// Bytes of the runs of one unit, which are in memory until it is whole.
-const RUN_BYTES_MAX: usize = UNIT_BYTES_MAX;
+const RUN_BYTES_MAX: usize = UNIQUE_UNIT_BYTES_MAX;
 
 const DAMAGED: ApplyError = ApplyError::Damaged { what: "base of a pending unit" };
 
@@ -127,7 +130,11 @@ impl Deferred {
     }
 
     fn has_room(&self) -> bool {
-        self.all.rows + 2 * self.units.len() as u64 <= RUNS_ROWS_MAX && self.all.bytes < RUNS_BYTES_MAX
+        self.is_within(RUNS_ROWS_MAX, RUNS_BYTES_MAX)
+    }
+
+    fn is_within(&self, rows: u64, bytes: u64) -> bool {
+        self.all.rows + 2 * self.units.len() as u64 <= rows && self.all.bytes < bytes
     }
 
     fn add(&mut self, unit: i64, table: i64, size: Size) {
@@ -300,6 +307,11 @@ impl State {
         tables.into_iter().try_for_each(|table| self.lay_out_of(table))
     }
 
+    /// Whether laying out takes longer than others may be kept from writing.
+    pub(super) fn has_many_runs(&self) -> bool {
+        !self.deferred.borrow().is_within(UNDER_LOCK_MAX.rows, UNDER_LOCK_MAX.bytes)
+    }
+
     /// Lays out all runs.
     ///
     /// A fold that may be taken back may have taken some away already. Base as it was before the fold has them, so they are put there first
@@ -389,7 +401,7 @@ mod tests {
     use super::*;
     use crate::change::{RowKey, canonical_key};
     use crate::format::{PageNo, Value};
-    use crate::log::{Origin, ShardId, StreamSeq, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+    use crate::log::{Origin, ShardId, StreamSeq, UNIT_BYTES_MAX, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
     use crate::schema::{Catalogue, SchemaRow};
 
     struct Scene {

@@ -18,7 +18,10 @@ use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
 use crate::format::{PageNo, Row, Value};
-use crate::log::{SchemaStep, ShardId, StreamSeq, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey, UnitOrigin};
+use crate::log::{
+    SchemaStep, ShardId, StreamSeq, UNIQUE_UNIT_BYTES_MAX, UNIT_BYTES_MAX, Unit, UnitBuilder, UnitChange, UnitKey,
+    UnitOrigin,
+};
 use crate::schema::{Module, VirtualTable};
 
 /// What became of the intent of a node that died between its two commits.
@@ -349,6 +352,9 @@ impl<'r> LocalSink<'r> {
         let state = &mut self.replica.state;
         let unit_bytes_max = self.replica.unit_bytes_max.unwrap_or(UNIT_BYTES_MAX);
         let open = self.open.entry(shard).or_insert_with(|| Open::begin(state, origin, unit_bytes_max));
+        if local.is_unique() && self.replica.unit_bytes_max.is_none() {
+            open.builder.may_grow_to(UNIQUE_UNIT_BYTES_MAX);
+        }
         if let Some(unit) = open.builder.push(&local.shape, change) {
             state.push_pending(open.id, shard, &unit, &open.touched, self.barrier)?;
             open.id = state.pending_id();

@@ -543,6 +543,13 @@ impl Replica {
         self.state.lay_out_all()
     }
 
+    /// Whether asking for a row of base may take longer than others may be kept from writing: [`Replica::lay_out_base`] comes first then, without the
+    /// write lock.
+    #[must_use]
+    pub fn has_much_to_lay_out(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && self.state.has_many_runs()
+    }
+
     /// Hands out every row of base: put in place of the visible ones they give the fold, which is what a snapshot holds. The row has the
     /// columns that are not generated, in declared order; `None` stands for no row.
     ///

@@ -105,17 +105,22 @@ impl Waker {
         self.is_watching
     }
 
+    /// No notifications until the next [`Waker::timeout`]: for whoever is about to write much himself.
+    pub fn pause(&mut self) {
+        if self.is_watching {
+            // A directory that is not watched any more, for whatever reason, is as good.
+            let _ = self.watcher.unwatch(&self.directory);
+            self.is_watching = false;
+        }
+    }
+
     /// How long may be waited after a look: `quiet`, or less while frames pour in, for then nothing wakes.
     ///
     /// # Errors
     /// [`CaptureError::Watch`].
     pub fn timeout(&mut self, follower: &Follower, quiet: Duration) -> Result<Duration, CaptureError> {
         if self.rhythm.judge(Instant::now(), follower.frames_read()) {
-            if self.is_watching {
-                // A directory that is not watched any more, for whatever reason, is as good.
-                let _ = self.watcher.unwatch(&self.directory);
-                self.is_watching = false;
-            }
+            self.pause();
             return Ok(LOOK_INTERVAL.min(quiet));
         }
         if !self.is_watching {

@@ -51,4 +51,4 @@ pub use snapshot::{
     FirstContent, HASH_BYTES, Lease, Maker, Routing, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest,
     SnapshotStore, Stand, TableDigest, TableRouting, content_of_first, hash_file,
 };
-pub use units::{UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
+pub use units::{UNIQUE_UNIT_BYTES_MAX, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

@@ -10,6 +10,10 @@ use super::message::{SchemaStep, StreamSeq, TableShape, Unit, UnitChange};
 /// larger holds one large change.
 pub const UNIT_BYTES_MAX: usize = 256 << 10;
 
+/// The same for a unit with rows of a table that has UNIQUE values beside its key. The changes of a unit are folded together: a value that goes
+/// from row to row meets itself at the border of two units, and the row that had it is taken out and put in again as a whole.
+pub const UNIQUE_UNIT_BYTES_MAX: usize = 2 << 20;
+
 /// Encoded bytes of a unit's own keys and numbers.
 const UNIT_BYTES_FIXED: usize = 96;
 
@@ -34,6 +38,8 @@ pub struct UnitOrigin {
 pub struct UnitBuilder {
     origin: UnitOrigin,
     unit_bytes_max: usize,
+    /// The same for the unit at hand.
+    bytes_max: usize,
     part: u32,
     bytes: usize,
     schema: Vec<SchemaStep>,
@@ -49,6 +55,7 @@ impl UnitBuilder {
         UnitBuilder {
             origin,
             unit_bytes_max,
+            bytes_max: unit_bytes_max,
             part: 0,
             bytes: UNIT_BYTES_FIXED,
             schema: Vec::new(),
@@ -64,6 +71,11 @@ impl UnitBuilder {
         self.schema.push(step);
     }
 
+    /// The unit at hand, to which the next change belongs if it fits, may grow to so many bytes.
+    pub fn may_grow_to(&mut self, bytes: usize) {
+        self.bytes_max = self.bytes_max.max(bytes);
+    }
+
     /// Adds a change; its `table` is set here. Returns the unit before it when the change no longer fits into that.
     pub fn push(&mut self, shape: &Arc<TableShape>, mut change: UnitChange) -> Option<Unit> {
         let bytes = change_bytes(&change);
@@ -71,7 +83,7 @@ impl UnitBuilder {
         let shape_added = if known.is_none() { shape_bytes(shape) } else { 0 };
         let tables_full = known.is_none() && self.tables.len() > usize::from(u16::MAX);
         let full = !(self.changes.is_empty() && self.schema.is_empty())
-            && (self.bytes + bytes + shape_added > self.unit_bytes_max || tables_full);
+            && (self.bytes + bytes + shape_added > self.bytes_max || tables_full);
         let finished = if full { self.take() } else { None };
         change.table = match self.index_of(shape) {
             Some(index) => index,
@@ -130,6 +142,7 @@ impl UnitBuilder {
             changes: std::mem::take(&mut self.changes),
         };
         self.part += 1;
+        self.bytes_max = self.unit_bytes_max;
         self.bytes = UNIT_BYTES_FIXED;
         self.table_indexes.clear();
         Some(unit)
