@@ -11,6 +11,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::alteration::alteration;
 use super::codec::{Reader, push_varint};
 use super::error::ApplyError;
 use super::names_told::FORGET_NAMES_BEFORE;
@@ -120,6 +121,22 @@ impl State {
             Some(again) => is_made(again),
             None => is_made(step),
         }
+    }
+
+    /// What the application made of a table behind the intent, where the whole change is no ALTER and what is left of it behind the intent is one.
+    pub(super) fn behind_intent_schema(&self, step: &SchemaStep) -> Result<Option<SchemaStep>, ApplyError> {
+        let (Some(before), Some(after)) = (&step.before, &step.after) else { return Ok(None) };
+        if step.kind != "table" || step.name_before.is_some() {
+            return Ok(None);
+        }
+        let sql = "SELECT sql FROM intent_schema WHERE kind = ?1 AND name = ?2 AND sql IS NOT NULL";
+        let of = params![step.kind, step.name.to_ascii_lowercase()];
+        let made: Option<String> = self.db.prepare_cached(sql)?.query_row(of, |row| row.get(0)).optional()?;
+        let Some(made) = made else { return Ok(None) };
+        // What SQLite cannot be asked about without the application's functions is told as it was found.
+        let is_alter = |step, before| alteration(step, before, after).is_ok_and(|way| way.is_alter);
+        let rest = SchemaStep { before: Some(made.clone()), renamed_columns: None, ..step.clone() };
+        Ok((!is_alter(step, before) && is_alter(&rest, &made)).then_some(rest))
     }
 
     /// Takes note of how far the intent went, which is about to be taken back although its rows may be there.

@@ -192,16 +192,23 @@ impl<'r> LocalSink<'r> {
         if std::mem::take(&mut self.tells_schema) {
             // What an intent made of the schema was committed as a whole, or not at all. It is no local change.
             let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
-            let (mut local, mut dropped) = (Vec::with_capacity(all.len()), Vec::new());
+            let (mut local, mut dropped, mut is_made) = (Vec::with_capacity(all.len()), Vec::new(), false);
             for step in steps {
-                if !state.is_intent_schema(&step.0, &all)? {
+                if state.is_intent_schema(&step.0, &all)? {
+                    is_made = true;
+                    if step.0.kind == "table" && step.0.after.is_none() {
+                        dropped.push(step.0.name);
+                    }
+                } else if let Some(rest) = state.behind_intent_schema(&step.0)? {
+                    is_made = true;
+                    let columns = columns_of_step(&rest);
+                    local.push((rest, columns));
+                } else {
                     local.push(step);
-                } else if step.0.kind == "table" && step.0.after.is_none() {
-                    dropped.push(step.0.name);
                 }
             }
             steps = local;
-            if steps.len() < all.len() {
+            if is_made {
                 state.keep_schema()?
             } else {
                 state.revert_schema()?
@@ -328,13 +335,7 @@ impl<'r> LocalSink<'r> {
         }
         let SchemaChange { kind, name, name_before, table, before, after, root_before, renamed_columns, .. } = change;
         let step = SchemaStep { kind, name, name_before, table, before, after, renamed_columns };
-        let columns = match (&step.before, &step.after) {
-            // What SQLite cannot be asked about without the application's functions changes no names that are known.
-            (Some(before), Some(after)) if step.kind == "table" => {
-                alteration(&step, before, after).map(|way| way.columns).unwrap_or_default()
-            }
-            _ => Vec::new(),
-        };
+        let columns = columns_of_step(&step);
         if step.kind == "table" && step.before.is_some() && step.after.is_some() {
             self.altered.insert(step.name.to_ascii_lowercase());
         }
@@ -520,6 +521,17 @@ fn is_known(change: &SchemaChange) -> bool {
             || VirtualTable::parse(&change.name, sql).is_none_or(|table| table.module != Module::Other)
     };
     change.before.iter().chain(&change.after).all(is_known)
+}
+
+/// What a change of the schema does to the columns of its table. What SQLite cannot be asked about without the application's functions changes no names
+/// that are known.
+fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
+    match (&step.before, &step.after) {
+        (Some(before), Some(after)) if step.kind == "table" => {
+            alteration(step, before, after).map(|way| way.columns).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// A change of the rows behind a virtual table as one of the virtual table; any other as it is.

@@ -203,6 +203,10 @@ const FOUND: [u64; 4] = [260, 424, 1522, 4636];
 /// for the one that has its name.
 const FOUND_SAME: [u64; 6] = [168, 206, 743, 978, 1166, 2283];
 
+/// The same where values become UNIQUE: what a catch-up had made of a table and what the application made of it afterwards was one change after a crash,
+/// which nobody else's table could take.
+const FOUND_UNIQUE: [u64; 1] = [156];
+
 /// Runs the storms of one kind, of `SEED` alone or of as many seeds as `WOODCHUCK_MIGRATIONS` says and those in which something was wrong.
 fn run_storms(about: About, found: &[u64]) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -243,7 +247,7 @@ fn a_node_that_was_away_while_the_schema_changed_ends_with_the_rows_and_the_sche
 
 #[test]
 fn a_node_that_was_away_while_values_became_unique_ends_with_the_rows_and_the_schema_of_the_others() {
-    run_storms(About::BehindUnique, &[]);
+    run_storms(About::BehindUnique, &FOUND_UNIQUE);
 }
 
 /// It makes them, too, when it comes to it.
