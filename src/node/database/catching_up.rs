@@ -321,6 +321,8 @@ impl Database {
             return Ok(false);
         }
         let Some(fetched) = &self.behind.fetched else { return Ok(true) };
+        // It may write much, and nobody needs to be told of that.
+        self.attached.waker.pause();
         let route = route_by_hash(self.filter(), self.config.log.shards);
         self.attached.keep_indexes(&mut self.replica)?;
         let catalogue = Arc::clone(self.attached.follower.catalogue());
