@@ -178,6 +178,13 @@ impl Differ {
         Some((&tree.kind, &tree.name, tree.table.as_ref()))
     }
 
+    /// Whether all of these are leaves of tables and indexes, none of them the schema's.
+    #[must_use]
+    pub fn are_leaves(&self, pages: &[PageNo]) -> bool {
+        let is_leaf = |page: &PageNo| matches!(self.owners.get(*page), Some((number, 0)) if number != TreeNo(0));
+        pages.iter().all(is_leaf)
+    }
+
     /// The whole payload of a cell on a page of `source`, and the overflow pages that it goes on in.
     ///
     /// # Errors

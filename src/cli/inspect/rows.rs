@@ -108,7 +108,6 @@ impl Reader {
                 wal.overwritten.contains(page) && files.first_frame(*page).is_some_and(|frame| frame >= commit.first)
             });
             let result = if unknown {
-                self.differ = None;
                 without_before(&after, &changed, &span, sink, &mut self.differ)
             } else {
                 let before = State::before(files, commit);
@@ -163,10 +162,13 @@ fn without_before<E>(
     sink: &mut dyn ChangeSink<E>,
     differ: &mut Option<Differ>,
 ) -> Result<(), TransactionError<E>> {
-    let schema = schema_pages(after)?;
+    // Where it was leaves that were overwritten, all else is as the differ knows it.
+    let known =
+        differ.take().filter(|known| known.are_leaves(changed) && changed.iter().all(|page| after.is_leaf(*page)));
+    let schema = if known.is_some() { BTreeSet::new() } else { schema_pages(after)? };
     let emptied = changed.iter().copied().filter(|page| !schema.contains(page)).collect();
     let before = State { emptied, ..*after };
-    let mut opened = Differ::open(&before)?;
+    let mut opened = known.map_or_else(|| Differ::open(&before), Ok)?;
     opened.pass_over_damage();
     opened.transaction(&before, after, changed, span, &mut Unknown(sink))?;
     *differ = Some(opened);
@@ -298,6 +300,10 @@ impl PageSource for State<'_> {
 }
 
 impl State<'_> {
+    fn is_leaf(&self, page: PageNo) -> bool {
+        self.page(page).is_ok_and(|bytes| matches!(bytes.first(), Some(10 | 13)))
+    }
+
     /// A page from its frame, or from the file.
     fn read(&self, page: PageNo, frame: Option<FrameNo>) -> Result<Cow<'_, [u8]>, PageError> {
         if page.get() > self.page_count {
