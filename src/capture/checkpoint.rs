@@ -110,7 +110,7 @@ impl Follower {
             // A writer that is faster than we are never lets us come to the end.
             if self.insists().is_some() && self.policy.is_due(committed, over_budget) {
                 // As far as was read: what is copied now need not be copied while they wait.
-                self.refuse_replaced()?;
+                self.refuse_other_content()?;
                 self.before_checkpoint()?;
                 self.checkpoints.passive()?;
                 self.stop_writers(sink)?;
@@ -147,7 +147,7 @@ impl Follower {
         &mut self,
         sink: &mut dyn ChangeSink<E>,
     ) -> Result<(bool, Option<Bound>), FollowError<E>> {
-        self.refuse_replaced()?;
+        self.refuse_other_content()?;
         // A checkpoint goes as far as the oldest pin, so ours is renewed first; a second time if that brought news.
         let mut polled = Polled::default();
         self.renew_pin(sink, &mut polled)?;
@@ -160,7 +160,10 @@ impl Follower {
         sink.settle().map_err(FollowError::Sink)?;
         self.before_checkpoint()?;
         fault::pass(Point::Checkpoint);
+        self.refuse_other_content()?;
         let reached = self.checkpoints.passive()?;
+        // From here on what is written to the file is somebody else's.
+        self.refuse_other_content()?;
         fault::pass(Point::Checkpointed);
         Ok((true, reached))
     }
@@ -214,7 +217,7 @@ impl Follower {
     }
 
     fn checkpoint_under_lock<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
-        self.refuse_replaced()?;
+        self.refuse_other_content()?;
         if self.drain_briefly(sink, self.insists())?.is_none() {
             return Ok(());
         }
@@ -238,15 +241,6 @@ impl Follower {
         }
     }
 
-    pub(super) fn refuse_replaced(&self) -> Result<(), CaptureError> {
-        let path = || self.file().path().to_owned();
-        match self.file().is_in_place() {
-            true if self.file().companions() == self.companions => Ok(()),
-            true if self.parting.has_parted() => Err(CaptureError::Overwritten { path: path() }),
-            _ => Err(CaptureError::Replaced { path: path() }),
-        }
-    }
-
     /// Empties the log when nobody else has the database open: its last application's close would have done so, had we not been there.
     fn truncate_when_alone<E>(&mut self, sink: &mut dyn ChangeSink<E>) -> Result<(), FollowError<E>> {
         if self.frames.file_bytes()? == 0 || self.file().other_user().is_some() {
@@ -267,7 +261,7 @@ impl Follower {
             return Ok(());
         }
         self.policy.unattached = None;
-        self.refuse_replaced()?;
+        self.refuse_other_content()?;
         self.before_checkpoint()?;
         if complete(self.checkpoints.passive()?) {
             self.prepare_restart(sink)?;
@@ -287,7 +281,7 @@ impl Follower {
     /// [`CaptureError`] when the name leads to another file by now (that one was not touched) or SQLite refuses.
     pub fn detach(mut self) -> Result<(), CaptureError> {
         self.make_durable()?;
-        if let Err(replaced) = self.refuse_replaced() {
+        if let Err(replaced) = self.refuse_other_content() {
             self.abandon();
             return Err(replaced);
         }

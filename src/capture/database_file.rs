@@ -54,6 +54,31 @@ const SHM_CHECKPOINT: u64 = 121;
 /// The byte of `-shm` on which everyone who uses it holds a shared lock (`UNIX_SHM_DMS`).
 const SHM_IN_USE: u64 = 128;
 
+/// Bytes of `-shm` that tell how far checkpoints went: the last frame and the salts in the first copy of the header, `nBackfill` and `nBackfillAttempted` behind both
+/// (`WalIndexHdr`, `WalCkptInfo`).
+const SHM_LAST: std::ops::Range<usize> = 16..20;
+const SHM_SALTS: std::ops::Range<usize> = 32..40;
+const SHM_DONE: std::ops::Range<usize> = 96..100;
+const SHM_ATTEMPTED: std::ops::Range<usize> = 128..132;
+
+/// How much of the log checkpoints have put into the file, while none is at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Backfill {
+    /// Of the log.
+    pub(super) salts: [u8; 8],
+    /// Its frames up to this one are in the file, as far as no newer one of the page was there.
+    pub(super) done: u32,
+    /// The last frame that is committed.
+    last: u32,
+}
+
+impl Backfill {
+    /// Whether nobody has checkpointed in between.
+    pub(super) fn is_as(&self, other: &Backfill) -> bool {
+        self.salts == other.salts && self.done == other.done
+    }
+}
+
 /// What changes when a file is written, by whatever program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
@@ -272,6 +297,25 @@ impl DatabaseFile {
 }
 
 impl DatabaseFile {
+    /// How far checkpoints went; `None` while one is at it, was killed at it, or where `-shm` does not say. SQLite writes there how far a checkpoint
+    /// will go before that writes to the file. (Versions before 3.11 do not, but for the lock.)
+    pub(super) fn backfill(&self) -> Option<Backfill> {
+        let (_, shm) = keep(&self.companion("-shm")).ok()?;
+        let mut bytes = [0; SHM_ATTEMPTED.end];
+        shm.read_exact_at(&mut bytes, 0).ok()?;
+        let number = |at| Some(u32::from_ne_bytes(bytes.get::<std::ops::Range<usize>>(at)?.try_into().ok()?));
+        let (done, attempted) = (number(SHM_DONE)?, number(SHM_ATTEMPTED)?);
+        if done != attempted || lock_holder(&shm, SHM_CHECKPOINT, 1).is_some() {
+            return None;
+        }
+        Some(Backfill { salts: bytes.get(SHM_SALTS)?.try_into().ok()?, done, last: number(SHM_LAST)? })
+    }
+
+    /// Whether checkpoints have put all that is committed into the file.
+    pub(super) fn has_all_of_log(&self) -> bool {
+        self.backfill().is_some_and(|backfill| backfill.done == backfill.last)
+    }
+
     /// Whether another process checkpoints while it holds the write lock: a FULL, RESTART or TRUNCATE, which waits for readers.
     /// To be asked after SQLite has opened the database.
     pub(super) fn has_waiting_checkpoint(&self) -> bool {

@@ -8,6 +8,7 @@
 //! A pin that holds read-lock 0 lets the log be restarted, but lets no frame of the new generation be copied into the file; so at most one
 //! generation with frames follows behind it, and it is whole when we look.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::checkpoint::{Policy, UNATTACHED_AFTER};
 use super::connections::{Bound, Link};
 use super::database_file::Companions;
 use super::durable::Durability;
+use super::foreign::Watched;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
 use super::parting::Parting;
 use super::resume::Start;
@@ -127,6 +129,8 @@ pub struct Follower {
     pub(super) resting: bool,
     /// What tells the log's file from one that takes its place.
     pub(super) parting: Arc<Parting>,
+    /// The file when it was looked at last.
+    pub(super) watched: Cell<Option<Watched>>,
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
@@ -192,6 +196,7 @@ impl Follower {
             bound,
             resting: false,
             parting: Arc::new(Parting::new(file.clone(), file.companions())),
+            watched: Cell::new(None),
             trusts_log: true,
             policy: Policy::default(),
             pace: Pace::default(),
@@ -314,18 +319,6 @@ impl Follower {
         Ok(())
     }
 
-    /// Notes the file as it is when everything is in it.
-    fn come_to_rest(&mut self) -> Result<(), CaptureError> {
-        let stamp = self.file.stamp()?;
-        // A backup can have been copied into the file since the application's last close, before there was a stamp to tell by.
-        if self.file.other_user().is_none() && !self.frames.are_in(&self.file, self.position.page_count)? {
-            self.parting.note_overwritten();
-            return Err(CaptureError::Overwritten { path: self.file.path().to_owned() });
-        }
-        self.parting.rest(Some(stamp));
-        Ok(())
-    }
-
     /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
     ///
     /// A checkpoint of another process that waits for readers (FULL, RESTART, TRUNCATE) looks at the mark of one slot and then waits for
@@ -360,6 +353,7 @@ impl Follower {
         let mut polled = Polled::default();
         self.refuse_other_content()?;
         self.read_to_bound(sink, &mut polled)?;
+        self.refuse_other_content()?;
         Ok(polled)
     }
 
@@ -387,19 +381,8 @@ impl Follower {
         }
         let mut polled = Polled::default();
         self.read_until(sink, &mut polled, Some(Instant::now() + insist.unwrap_or(self.pace.drain_within)))?;
+        self.refuse_other_content()?;
         Ok((self.position.frame.0 == self.bound.committed || self.bound.committed == 0).then_some(polled))
-    }
-
-    /// A program that restores a backup either gives the name to another file or writes into this one. Where everything was in the file
-    /// and nobody could checkpoint, SQLite has not written to it.
-    fn refuse_other_content(&self) -> Result<(), CaptureError> {
-        self.refuse_replaced()?;
-        match self.parting.rested() {
-            Some(stamp) if self.resting && self.file.stamp()? != stamp => {
-                Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Has the database compared with the shadow, whatever the log says: what is in the file did not come through it.

@@ -208,19 +208,24 @@ impl Frames {
     /// Whether the newest frame of each page up to `page_count` is what `file` has. To be asked when a checkpoint says so; `true` also when the
     /// log has begun another generation meanwhile. Reads without touching mapped memory.
     pub(super) fn are_in(&self, file: &DatabaseFile, page_count: u32) -> Result<bool, CaptureError> {
-        use std::os::unix::fs::FileExt;
         let Some(header) = &self.header else { return Ok(true) };
-        let mut bytes = vec![0; header.page_size.bytes()];
         for (page, frame) in self.index.iter().filter(|(page, _)| **page <= page_count) {
             let Some(page) = PageNo::new(*page) else { continue };
-            let offset = header.frame_offset(*frame) + FRAME_HEADER_BYTES as u64;
-            let has_read = self.file.read_exact_at(&mut bytes, offset).is_ok();
-            let is_there = has_read && file.read_page(page, header.page_size).is_ok_and(|found| found == bytes);
-            if !is_there {
+            if !self.is_in(file, page, *frame) {
                 return Ok(self.read_header()?.is_none_or(|now| now.salts != header.salts));
             }
         }
         Ok(true)
+    }
+
+    /// Whether `file` has a frame's page. Reads without touching mapped memory.
+    pub(super) fn is_in(&self, file: &DatabaseFile, page: PageNo, frame: FrameNo) -> bool {
+        use std::os::unix::fs::FileExt;
+        let Some(header) = &self.header else { return true };
+        let mut bytes = vec![0; header.page_size.bytes()];
+        let offset = header.frame_offset(frame) + FRAME_HEADER_BYTES as u64;
+        let has_read = self.file.read_exact_at(&mut bytes, offset).is_ok();
+        has_read && file.read_page(page, header.page_size).is_ok_and(|found| found == bytes)
     }
 
     pub(super) fn newest(&self, page: PageNo) -> Option<FrameNo> {

@@ -9,6 +9,7 @@ mod database_file;
 mod durable;
 mod error;
 mod follower;
+mod foreign;
 mod frames;
 mod lost;
 mod map;

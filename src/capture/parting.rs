@@ -77,7 +77,9 @@ impl Parted {
         let Some(file) = self.file.as_ref().filter(|_| self.aside.is_none()) else { return };
         let is_foreign = if file.is_in_place() {
             let is_as_it_was = self.rested.is_none_or(|rested| file.stamp().is_ok_and(|stamp| stamp == rested));
-            (self.is_overwritten || !is_as_it_was) && file.other_user().is_none()
+            // A commit that the log has alone is lost with its name: then who reads the file tells.
+            let is_foreign = self.is_overwritten || (!is_as_it_was && file.has_all_of_log());
+            is_foreign && file.other_user().is_none()
         } else {
             // Without a successor the log stays beside the place where the file was: it may come back.
             file.path().exists()

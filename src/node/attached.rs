@@ -126,7 +126,8 @@ impl Attached {
                 self.follower.note_overwritten();
                 true
             }
-            _ => false,
+            // Or one that something else writes into is no database for the moment.
+            _ => matches!(self.follower.refuse_other_content(), Err(CaptureError::Overwritten { .. })),
         };
         told || !self.follower.file().is_in_place()
     }

@@ -3,6 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rusqlite::Connection;
 
 use crate::support::cluster::{Cluster, wait_for};
 
@@ -110,6 +115,69 @@ fn a_backup_copied_into_the_file_is_attached_anew() {
 #[test]
 fn a_backup_copied_to_the_name_of_a_removed_file_is_attached_anew() {
     restore(Restore::RemoveAndCopy, true);
+}
+
+/// The log was never all in the file then, and nothing told that something else wrote to it: the daemon wrote on, with pages of both.
+#[test]
+fn a_backup_copied_into_the_file_while_another_node_writes_is_not_mixed_with_its_rows() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let backup = db.with_file_name("backup.db");
+    outside(&db, "INSERT INTO t VALUES(10001, 'in the backup', 1)");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &backup).unwrap();
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (ends, other) = (Arc::clone(&is_over), cluster.nodes[1].db.clone());
+    let writer = std::thread::spawn(move || {
+        let connection = Connection::open(other).unwrap();
+        connection.busy_timeout(Duration::from_secs(10)).unwrap();
+        let mut changes = 0;
+        while !ends.load(Ordering::Relaxed) {
+            let sql = "UPDATE t SET n = n + 1, v = v || '.' WHERE id % 40 = ?1";
+            connection.execute(sql, [changes % 40]).unwrap();
+            changes += 1;
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        changes
+    });
+    outside(&db, "INSERT INTO t VALUES(10002, 'after the backup', 1)");
+    let is_busy = || match cluster.nodes[0].value("SELECT sum(n) FROM t WHERE id < 10000") {
+        sum if sum.parse::<i64>().is_ok_and(|sum| sum > 400) => Ok(()),
+        sum => Err(sum),
+    };
+    wait_for("rows of the other node", is_busy);
+    Restore::CopyInto.put(&backup, &db);
+    cluster.nodes[0].wait_until_it_says("attached anew");
+    outside(&db, "INSERT INTO t VALUES(10003, 'written to the restored file', 1)");
+    is_over.store(true, Ordering::Relaxed);
+    assert!(writer.join().unwrap() > 0);
+    let rows = cluster.settle().remove("t").unwrap();
+    let has = |what: &str| rows.iter().any(|row| row.contains(what));
+    assert!(has("in the backup") && has("written to the restored file") && !has("after the backup"), "{rows:?}");
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT group_concat(integrity_check) FROM pragma_integrity_check"), "'ok'");
+    }
+    assert!(cluster.nodes[0].log().contains("overwritten by another program"));
+    cluster.stop();
+}
+
+/// A time alone tells nothing of what is in the file.
+#[test]
+fn a_file_that_was_touched_is_the_same_file() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    outside(&db, "INSERT INTO t VALUES(10001, 'in the log', 1)");
+    for id in 0..5 {
+        outside(&cluster.nodes[1].db, &format!("INSERT INTO t VALUES({}, 'of the other node', 1)", 20_000 + id));
+        assert!(Command::new("touch").arg(&db).status().unwrap().success());
+    }
+    outside(&db, "INSERT INTO t VALUES(10002, 'in the log', 1)");
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 7);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT group_concat(integrity_check) FROM pragma_integrity_check"), "'ok'");
+    }
+    cluster.stop();
 }
 
 #[test]

@@ -1,0 +1,121 @@
+//! Whether the file is what the log belongs to: a program that restores a backup either gives the name to another file or writes into this one.
+//!
+//! SQLite writes to the file of a database in WAL mode in checkpoints alone, and says in `-shm` how far one is about to go before it begins. So a file
+//! that was written while nothing there has changed was written by something else, whoever has it open. That alone is no proof: `touch` changes no
+//! byte. What is in the file decides.
+
+use super::database_file::{Backfill, FileStamp};
+use super::resume::Start;
+use super::{CaptureError, Follower};
+use crate::format::{FrameNo, PageNo};
+
+/// The file at a moment at which nobody checkpointed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Watched {
+    stamp: FileStamp,
+    backfill: Backfill,
+}
+
+impl Follower {
+    /// The name leads to another file, or one of those beside it is another.
+    pub(super) fn refuse_replaced(&self) -> Result<(), CaptureError> {
+        let path = || self.file.path().to_owned();
+        match self.file.is_in_place() {
+            true if self.file.companions() == self.companions => Ok(()),
+            true if self.parting.has_parted() => Err(CaptureError::Overwritten { path: path() }),
+            _ => Err(CaptureError::Replaced { path: path() }),
+        }
+    }
+
+    /// As [`Follower::refuse_replaced`], and whether something else than SQLite wrote to the file. To be asked before anything is read from it or
+    /// written to it; costs some microseconds.
+    ///
+    /// # Errors
+    /// [`CaptureError::Replaced`] or [`CaptureError::Overwritten`].
+    pub fn refuse_other_content(&self) -> Result<(), CaptureError> {
+        self.refuse_replaced()?;
+        match self.parting.rested() {
+            // Where everything was in the file and nobody could checkpoint, SQLite has not written to it.
+            Some(rested) if self.resting => {
+                let stamp = self.file.stamp()?;
+                if stamp == rested {
+                    return Ok(());
+                }
+                if self.shadow.is_some() && self.is_in_file(self.position.frame) {
+                    self.parting.rest(Some(stamp));
+                    return Ok(());
+                }
+                self.parting.note_overwritten();
+                Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
+            }
+            _ => self.refuse_written(),
+        }
+    }
+
+    /// The same while there is something in the log that is not in the file.
+    fn refuse_written(&self) -> Result<(), CaptureError> {
+        let Some(backfill) = self.file.backfill() else {
+            self.watched.set(None);
+            return Ok(());
+        };
+        let stamp = self.file.stamp()?;
+        // A checkpoint that began in between has said so before it wrote.
+        if self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
+            self.watched.set(None);
+            return Ok(());
+        }
+        let now = Watched { stamp, backfill };
+        let Some(before) =
+            self.watched.get().filter(|before| before.backfill.is_as(&backfill) && before.stamp != stamp)
+        else {
+            self.watched.set(Some(now));
+            return Ok(());
+        };
+        let is_known = backfill.salts == self.position.salts.0 && backfill.done <= self.position.frame.0;
+        if !is_known || self.start != Start::Settled {
+            // What is in the file can be told when the log was read so far.
+            self.watched.set(Some(before));
+            return Ok(());
+        }
+        if self.is_in_file(FrameNo(backfill.done)) {
+            self.watched.set(Some(now));
+            return Ok(());
+        }
+        self.parting.note_overwritten();
+        Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
+    }
+
+    /// Whether the file has what checkpoints up to a frame have put into it, and else what it had when the log began. Of pages that the log has
+    /// alone nothing is said; what is in the file of those nobody reads.
+    fn is_in_file(&self, done: FrameNo) -> bool {
+        (1..=self.position.page_count).filter_map(PageNo::new).all(|page| {
+            // What pages hold that are in no tree is nobody's.
+            if page != PageNo::ONE && self.differ.object_of(page).is_none() {
+                return true;
+            }
+            match (self.frames.newest(page), &self.shadow) {
+                (Some(frame), _) => frame > done || self.frames.is_in(&self.file, page, frame),
+                (None, Some(shadow)) => {
+                    let wanted = crate::change::PageSource::page(shadow, page);
+                    // Of what cannot be read here nothing can be said.
+                    wanted.map_or(true, |wanted| {
+                        self.file.read_page(page, self.page_size).is_ok_and(|found| *found == *wanted)
+                    })
+                }
+                (None, None) => true,
+            }
+        })
+    }
+
+    /// Notes the file as it is when everything is in it.
+    pub(super) fn come_to_rest(&mut self) -> Result<(), CaptureError> {
+        let stamp = self.file.stamp()?;
+        // A backup can have been copied into the file since the application's last close, before there was a stamp to tell by.
+        if self.file.other_user().is_none() && !self.frames.are_in(&self.file, self.position.page_count)? {
+            self.parting.note_overwritten();
+            return Err(CaptureError::Overwritten { path: self.file.path().to_owned() });
+        }
+        self.parting.rest(Some(stamp));
+        Ok(())
+    }
+}
