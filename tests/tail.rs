@@ -163,3 +163,39 @@ fn rows_enter_and_leave_a_filter_as_inserts_and_deletes() {
     assert!(code == Some(2) && text.contains("about row changes"), "{text}");
     assert_eq!(said(&["inspect", file, "--view", "rows", "--where", "t: v = 1", "--where", "none: a = 1"]).0, Some(0));
 }
+
+#[test]
+fn once_shows_what_was_committed_since_the_last_time_however_much_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let once = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_woodchuck"))
+            .arg("tail")
+            .arg(&path)
+            .args(["--once", "--format", "json", "--state-dir"])
+            .arg(dir.path().join("place"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let lines: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+        (lines, said)
+    };
+    let run = |sql: &str| {
+        // The last close leaves one file.
+        let app = Connection::open(&path).unwrap();
+        app.execute_batch(sql).unwrap();
+        app.close().unwrap();
+    };
+    run("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
+         WITH c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 5000) INSERT INTO t SELECT i, 'v' FROM c");
+    let (lines, said) = once();
+    assert!(lines.is_empty() && said.contains("the place is set"), "{said}");
+    run("INSERT INTO t VALUES(5001, 'new')");
+    let (lines, _) = once();
+    assert_eq!(lines.iter().filter(|line| line.contains(r#""op":"insert""#)).count(), 1, "{lines:?}");
+    run("DELETE FROM t WHERE id > 500");
+    let (lines, _) = once();
+    assert_eq!(lines.iter().filter(|line| line.contains(r#""op":"delete""#)).count(), 4501);
+    assert_eq!(once().0, Vec::<String>::new(), "nothing twice");
+}

@@ -60,6 +60,20 @@ pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec
     found.query_map([table], |row| row.get(0))?.collect()
 }
 
+/// Runs a change of the schema; an ALTER the old way where a view or a trigger that speaks of something which is gone is in the way of the new one.
+pub(super) fn alter(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
+    let done = conn.execute(sql, []).map(drop);
+    if done.is_ok() || !sql.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("alter")) {
+        return done;
+    }
+    let was: bool = conn.pragma_query_value(None, "legacy_alter_table", |row| row.get(0))?;
+    conn.pragma_update(None, "legacy_alter_table", true)?;
+    let again = conn.execute(sql, []).map(drop);
+    conn.pragma_update(None, "legacy_alter_table", was)?;
+    // What is wrong with it is what the new way says.
+    again.or(done)
+}
+
 /// Works out how a table's statement became another one. Without a way by ALTER TABLE the columns are still told.
 ///
 /// # Errors

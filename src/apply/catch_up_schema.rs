@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
-use super::alteration::{alteration, execute, sql_of};
+use super::alteration::{alter, alteration, execute, sql_of};
 use super::catch_up::SNAPSHOT_SCHEMA;
 use super::catch_up_plan::{Object, Plan, Wanted, plan, travelling};
 use super::error::{ApplyError, Cannot};
@@ -249,16 +249,8 @@ impl Call<'_, '_> {
 }
 
 fn rename(conn: &Connection, from: &str, to: &str) -> Result<(), ApplyError> {
-    let refused = |source| ApplyError::schema("table", from, source);
     let sql = format!("ALTER TABLE {} RENAME TO {}", quoted(from), quoted(to));
-    if conn.execute(&sql, []).is_ok() {
-        return Ok(());
-    }
-    // A view that speaks of something that is gone is in the way of the new way of renaming.
-    conn.execute_batch("PRAGMA legacy_alter_table = ON").map_err(refused)?;
-    let renamed = conn.execute(&sql, []).map(drop).map_err(refused);
-    conn.execute_batch("PRAGMA legacy_alter_table = OFF").map_err(refused)?;
-    renamed
+    alter(conn, &sql).map_err(|source| ApplyError::schema("table", from, source))
 }
 
 fn make_others(

@@ -11,7 +11,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::error::ApplyError;
 use super::replica::Replica;
@@ -136,7 +136,16 @@ pub(super) fn fill_new(conn: &Connection, before: &Catalogue, after: &Catalogue)
         if is_new && has_rows {
             let table = quoted(&index.name);
             let sql = format!("INSERT INTO main.{table}({table}) VALUES('rebuild')");
-            conn.execute(&sql, []).map_err(|source| ApplyError::schema("table", &index.name, source))?;
+            match conn.execute(&sql, []) {
+                // Its table has lost a column that it speaks of: as on the node that made the change it keeps what it has, and is of no use.
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                    tracing::warn!(
+                        "index {} is not filled again, for its table is another by now: {error}",
+                        index.name
+                    );
+                }
+                filled => drop(filled.map_err(|source| ApplyError::schema("table", &index.name, source))?),
+            }
         }
     }
     Ok(())

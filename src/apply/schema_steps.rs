@@ -10,7 +10,8 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::alteration::{
-    ColumnStep, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of, statements,
+    ColumnStep, alter, alteration, column_before, columns_of, is_part_of, renames_of_table, retitled, sql_of,
+    statements,
 };
 use super::definitions::merged;
 use super::duplicates::{Trial, is_duplicate};
@@ -384,8 +385,8 @@ impl Maker<'_, '_> {
         if !["create", "alter", "drop"].into_iter().any(|word| begins(sql, word)) {
             return Err(ApplyError::Damaged { what: "a change of the schema" });
         }
-        drop(self.mirror.execute(sql, []));
-        self.conn.execute(sql, []).map(drop).map_err(Maker::refused(step))
+        drop(alter(&self.mirror, sql));
+        alter(self.conn, sql).map_err(Maker::refused(step))
     }
 
     /// Two nodes have made a table of one name. Where one has added columns to it since it has what both have made.

@@ -150,30 +150,46 @@ impl State {
     }
 }
 
-/// Own units of one row that a snapshot has which are looked at: the last ones say what became of the row.
-const LEFT_MAX: i64 = 64;
+/// Own units that a snapshot has and that are looked at because a row has too many to name them: the newest. There are as many where a node published
+/// that much and did not read it back.
+const LEFT_MAX: i64 = 1 << 14;
 
 impl State {
-    /// Own units that changed a row of a table that shows the fold by now, and are pending no more.
-    fn left_units(&self, table: &LocalTable, canonical: &[u8]) -> Result<Vec<i64>, ApplyError> {
+    /// Own units that changed rows of a table that shows the fold by now, and are pending no more.
+    fn left_units<'k>(
+        &self,
+        table: &LocalTable,
+        rows: impl Iterator<Item = &'k Vec<u8>>,
+    ) -> Result<BTreeSet<i64>, ApplyError> {
         let sql = "SELECT entry FROM base_before WHERE table_id = ?1 AND key = ?2 AND entry IS NOT NULL";
-        let entry: Option<Vec<u8>> =
-            self.db.prepare_cached(sql)?.query_row(params![table.id, canonical], |row| row.get(0)).optional()?;
-        let Some(entry) = entry else { return Ok(Vec::new()) };
-        let (first, last, named) = match self.read_base(table, &entry)?.pending {
-            PendingUnits::Few(ids) => match (ids.first(), ids.last()) {
-                (Some(first), Some(last)) => (*first, *last, Some(ids)),
-                _ => return Ok(Vec::new()),
-            },
-            PendingUnits::Many { first, last, .. } => (first, last, None),
-        };
-        let sql = "SELECT id FROM pending WHERE id BETWEEN ?1 AND ?2 AND folded = 1 ORDER BY id DESC LIMIT ?3";
         let mut found = self.db.prepare_cached(sql)?;
-        let ids = found.query_map([first, last, LEFT_MAX], |row| row.get(0))?;
-        let mut ids = ids.collect::<rusqlite::Result<Vec<i64>>>()?;
-        ids.retain(|id| named.as_ref().is_none_or(|named| named.contains(id)));
-        ids.reverse();
-        Ok(ids)
+        let (mut named, mut range): (BTreeSet<i64>, Option<(i64, i64)>) = (BTreeSet::new(), None);
+        for canonical in rows {
+            let entry: Option<Vec<u8>> = found.query_row(params![table.id, canonical], |row| row.get(0)).optional()?;
+            let Some(entry) = entry else { continue };
+            match self.read_base(table, &entry)?.pending {
+                PendingUnits::Few(ids) => named.extend(ids),
+                PendingUnits::Many { first, last, .. } => {
+                    let known = range.get_or_insert((first, last));
+                    *known = (known.0.min(first), known.1.max(last));
+                }
+            }
+        }
+        let mut is_left = self.db.prepare_cached("SELECT 1 FROM pending WHERE id = ?1 AND folded = 1")?;
+        let mut units = BTreeSet::new();
+        for id in named {
+            if is_left.exists([id])? {
+                units.insert(id);
+            }
+        }
+        if let Some((first, last)) = range {
+            let sql = "SELECT id FROM pending WHERE id BETWEEN ?1 AND ?2 AND folded = 1 ORDER BY id DESC LIMIT ?3";
+            let mut found = self.db.prepare_cached(sql)?;
+            for id in found.query_map([first, last, LEFT_MAX], |row| row.get(0))? {
+                units.insert(id?);
+            }
+        }
+        Ok(units)
     }
 }
 
@@ -186,11 +202,7 @@ impl Call<'_, '_> {
         rows: &mut HashMap<Vec<u8>, Option<Row>>,
     ) -> Result<(), ApplyError> {
         let own = self.state.origin();
-        let mut units = BTreeSet::new();
-        for canonical in rows.keys() {
-            units.extend(self.state.left_units(table, canonical)?);
-        }
-        for id in units {
+        for id in self.state.left_units(table, rows.keys())? {
             let unit = self.state.pending_unit(id)?;
             for (index, shape) in unit.tables.iter().enumerate() {
                 let fit = match self.fit_of(&unit, own, shape, false) {

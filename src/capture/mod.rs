@@ -26,7 +26,7 @@ pub(crate) use database_file::companion_of;
 pub use database_file::{DatabaseFile, FileIdentity, FileStamp, user_of_log};
 pub use durable::DurableHook;
 pub use error::{CaptureError, FollowError};
-pub use follower::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled, SchemaMark};
+pub use follower::{Committed, DRAIN_PATIENCE_MAX, DRAIN_WITHIN, Follower, Polled, SchemaMark};
 pub use position::{POSITION_BYTES, Position};
 pub use resume::Started;
 pub use shadow::{HeldCompareError, HeldShadow, Progress, ShadowError, ShadowProgress, ShadowStep, write_shadow};

@@ -52,6 +52,8 @@ pub(super) fn tail_once(args: &TailArgs, state_dir: &Path) -> Result<(), Failure
     let position = place.map(|(position, _)| position);
     let mut follower =
         Follower::attach_with_shadow(&args.database, state_dir, position, &mut |_| ControlFlow::Continue(()))?;
+    // Who only looks is shown what there is, however much is gone.
+    follower.set_accept_restored(true);
     match place {
         Some((_, next_tx)) => follower.set_next_tx(next_tx),
         None => note(format_args!("the place is set: the next call shows what is committed from now on")),

@@ -17,6 +17,8 @@ pub enum Verdict {
     Refused,
 }
 
+const DATABASE_DISK_REMEDY: &str = "see to the space and the health of the database's disk, and start again; nothing is lost: what has arrived is read from the log again";
+
 const DISK_REMEDY: &str = "see to the space and the health of the disk of the state directory, and start again; nothing is lost: what was captured is stored, and the rest is found in the database";
 
 fn is_of_disk(error: &rusqlite::Error) -> bool {
@@ -80,9 +82,16 @@ impl NodeError {
                 | ApplyError::NotRead
                 | ApplyError::Cannot(_) => Verdict::Failed,
             },
-            NodeError::Capture(CaptureError::Shadow(ShadowError::Restored { .. } | ShadowError::WentBack { .. })) => {
-                Verdict::Refused
-            }
+            // Another start finds the same.
+            NodeError::Capture(CaptureError::Shadow(
+                ShadowError::Restored { .. }
+                | ShadowError::WentBack { .. }
+                | ShadowError::PageSize { .. }
+                | ShadowError::Missing { .. }
+                | ShadowError::Damaged { .. }
+                | ShadowError::NotAtPosition { .. }
+                | ShadowError::Version { .. },
+            )) => Verdict::Refused,
             NodeError::Capture(_)
             | NodeError::Connect(_)
             | NodeError::StateDirectory { .. }
@@ -113,14 +122,17 @@ impl NodeError {
                 ),
                 ApplyError::Cannot(cannot) => cannot.remedy(),
                 ApplyError::State(source) if is_of_disk(source) => DISK_REMEDY.to_owned(),
+                ApplyError::Database { source, .. } if is_of_disk(source) => DATABASE_DISK_REMEDY.to_owned(),
+                ApplyError::Database { .. } => {
+                    "run PRAGMA integrity_check on the database; start again if it is sound, and else restore the node: woodchuck restore --replace".to_owned()
+                }
                 ApplyError::State(_)
-                | ApplyError::Database { .. }
                 | ApplyError::Damaged { .. }
                 | ApplyError::BeforeUnknown { .. }
                 | ApplyError::NotLaidOut
                 | ApplyError::NotLocked
                 | ApplyError::NotRead => {
-                    "look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
+                    "it is in the state directory (--state-dir, or <database>-woodchuck): look at the disk and the cause; `woodchuck cleanup` makes the node new if the state cannot be saved".to_owned()
                 }
             },
             NodeError::Connect(error) => error.hint().to_owned(),
@@ -143,7 +155,7 @@ impl NodeError {
             NodeError::OtherContent { .. } => "begin with what the others have: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
             NodeError::Exists { .. } => "give --replace to replace it; what only this file has is lost with it".to_owned(),
             NodeError::InUse { .. } => "stop what uses it, and try again".to_owned(),
-            NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); woodchuck cleanup gives them up".to_owned(),
+            NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); where it refuses to start, or they are not wanted, woodchuck cleanup gives them up".to_owned(),
             NodeError::NoFolder { .. } => "check the path; a node without a database makes one from a snapshot, but not its folder".to_owned(),
             NodeError::RestoreInterrupted { .. } => "run it again: woodchuck restore --replace --db-path …".to_owned(),
             NodeError::OutboxFull { .. } => "bring the server back, or raise log.outbox_bytes_max; nothing is lost: changes stay in the database and its log".to_owned(),

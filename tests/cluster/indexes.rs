@@ -26,6 +26,34 @@ fn rows(node: &Node, sql: &str) -> Vec<String> {
     found.query_map([], row).unwrap().map(|row| row.unwrap().join("|")).collect()
 }
 
+/// The index names a column that its table has lost. The application goes on, and so do the others.
+#[test]
+fn an_index_that_its_table_has_left_behind_stops_nobody() {
+    let cluster = Cluster::start(
+        2,
+        "CREATE TABLE plants(id INTEGER PRIMARY KEY, species TEXT, words TEXT);
+         INSERT INTO plants VALUES(1, 'oak', 'alpha'), (2, 'fir', 'beta');
+         CREATE VIRTUAL TABLE found USING fts5(species, words, content='plants');
+         CREATE TRIGGER plants_in AFTER INSERT ON plants BEGIN
+             INSERT INTO found(rowid, species, words) VALUES(new.id, new.species, new.words); END;
+         INSERT INTO found(found) VALUES('rebuild')",
+    );
+    cluster.nodes[0].sql(
+        "BEGIN; CREATE TABLE made(id INTEGER PRIMARY KEY, kind TEXT, words TEXT); INSERT INTO made SELECT * FROM plants;
+         DROP TABLE plants; ALTER TABLE made RENAME TO plants; COMMIT",
+    );
+    cluster.nodes[0].sql("INSERT INTO plants VALUES(3, 'elm', 'gamma')");
+    wait_for("the row behind the change", || {
+        match cluster.nodes[1].value("SELECT count(*) FROM plants WHERE id = 3").as_str() {
+            "1" => Ok(()),
+            count => Err(count.to_owned()),
+        }
+    });
+    cluster.nodes[1].sql("INSERT INTO plants VALUES(4, 'yew', 'delta')");
+    assert_eq!(cluster.settle()["plants"].len(), 4);
+    assert!(cluster.nodes[1].log().contains("index found is not filled again"), "{}", cluster.nodes[1].log());
+}
+
 /// All nodes find the same, and no index says anything else than the rows do.
 fn check_search(cluster: &Cluster, tables: &[&str]) {
     for table in tables {

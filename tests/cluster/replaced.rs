@@ -162,6 +162,25 @@ fn a_backup_copied_into_the_file_while_another_node_writes_is_not_mixed_with_its
     cluster.stop();
 }
 
+/// The shadow cannot be compared with it. Making it anew would leave what changed meanwhile to this node alone.
+#[test]
+fn what_changed_under_another_page_size_is_found_when_the_old_one_is_back() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    cluster.nodes[0].stop();
+    let with_pages = |bytes: u32| {
+        format!("PRAGMA journal_mode = DELETE; PRAGMA page_size = {bytes}; VACUUM; PRAGMA journal_mode = WAL;")
+    };
+    outside(&db, &format!("{} INSERT INTO t VALUES(10001, 'on a larger page', 1)", with_pages(8192)));
+    cluster.nodes[0].spawn();
+    assert_eq!(cluster.nodes[0].wait_for_end().code(), Some(3), "{}", cluster.nodes[0].log());
+    assert!(cluster.nodes[0].log().contains("its shadow has pages of 4096"), "{}", cluster.nodes[0].log());
+    outside(&db, &with_pages(4096));
+    cluster.nodes[0].start();
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 1);
+    cluster.stop();
+}
+
 /// A time alone tells nothing of what is in the file.
 #[test]
 fn a_file_that_was_touched_is_the_same_file() {

@@ -145,6 +145,19 @@ fn a_node_made_anew_under_its_number_is_no_twin() {
     cluster.stop();
 }
 
+/// One look does not read all of it: what was committed was taken for captured.
+#[test]
+fn wait_waits_for_what_is_committed_and_not_yet_captured() {
+    let cluster = Cluster::start(2, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
+    for turn in 0..3 {
+        let tables = (0..80).map(|no| format!("CREATE TABLE t_{turn}_{no}(id INTEGER PRIMARY KEY, v UNIQUE); INSERT INTO t_{turn}_{no} VALUES(1, 'x');"));
+        cluster.nodes[0].sql(&tables.collect::<String>());
+        let output = cluster.nodes[0].ask("wait", &["--all", "--timeout", "60s"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(cluster.nodes[1].value(&format!("SELECT v FROM t_{turn}_79")), "'x'");
+    }
+}
+
 #[test]
 fn wait_returns_when_what_was_committed_is_applied_elsewhere() {
     let mut cluster = Cluster::start(3, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");

@@ -484,6 +484,34 @@ fn tables_rebuilt_by_sqlites_recipe() {
     assert!(script.contains("TEMP TABLE woodchuck_rows_0"), "{script}");
 }
 
+/// Rows that hold what is taken for granted of a new column are not given out, so the script has to say it.
+#[test]
+fn a_rebuilt_table_has_in_its_new_columns_what_the_application_put_there() {
+    let new = [
+        ("x DEFAULT (1+1)", "NULL"),
+        ("x INT NOT NULL", "0"),
+        ("x DEFAULT (current_timestamp)", "NULL"),
+        ("x TEXT NOT NULL DEFAULT 'q'", "'q'"),
+        ("x INT NOT NULL DEFAULT (1+1)", "CASE WHEN id=2 THEN 7 ELSE 0 END"),
+        ("x DATETIME NOT NULL DEFAULT (current_timestamp)", "'1970-01-01 00:00:00'"),
+        ("x NOT NULL", "''"),
+        ("x REAL NOT NULL", "CASE WHEN id<3 THEN 0.0 ELSE 0.5 END"),
+        ("x DEFAULT (random())", "NULL"),
+        ("x INT NOT NULL CHECK(x > 0), y AS (x+1)", "5"),
+    ];
+    let tables = (0..new.len()).map(|no| {
+        format!("CREATE TABLE t{no}(id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t{no} VALUES(1,'a'),(2,'b'),(3,'c'),(4,'d');")
+    });
+    let mut scene = Scene::new("", &tables.collect::<String>());
+    for (no, (column, value)) in new.iter().enumerate() {
+        scene.run(&format!(
+            "BEGIN; CREATE TABLE n(id INTEGER PRIMARY KEY, v TEXT, {column}); INSERT INTO n SELECT id, v, {value} FROM t{no};
+             DROP TABLE t{no}; ALTER TABLE n RENAME TO t{no}; COMMIT"
+        ));
+    }
+    scene.check();
+}
+
 #[test]
 fn rows_that_change_while_their_table_gets_stricter() {
     let mut scene = Scene::new(

@@ -120,14 +120,14 @@ impl ShadowError {
             }
             ShadowError::Version { .. } => "use the version that wrote it, or woodchuck run --new-shadow",
             ShadowError::PageSize { .. } => {
-                "the database was rebuilt, and its shadow must be too: woodchuck run --new-shadow; what else changed meanwhile is not found"
+                "give the database its old page size again (PRAGMA journal_mode=DELETE; PRAGMA page_size=…; VACUUM; PRAGMA journal_mode=WAL) and start: what changed is found then. With woodchuck run --new-shadow it goes on as it is, and what changed meanwhile is found by nobody: nodes can differ"
             }
             ShadowError::WentBack { .. } => {
                 "give --accept-restored to publish the database as it is now, or restore the node from a snapshot"
             }
             ShadowError::Interrupted => "start again: it begins anew",
             ShadowError::Restored { .. } => {
-                "if the application did that, give --accept-restored: the difference is published as changes; if not, restore the node from a snapshot"
+                "if the application did that, give --accept-restored: the difference is published as changes; if not, put the newer file back, or restore the node from a snapshot (woodchuck restore --replace; what was not published stands in its way until woodchuck cleanup gives it up)"
             }
         }
     }

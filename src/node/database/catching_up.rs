@@ -91,11 +91,7 @@ impl Database {
             Ask::CatchUp(fetched) => self.behind.fetched = Some(fetched),
             Ask::Folded(origin, answer) => drop(answer.send(self.folded_of(origin)?)),
             Ask::Verify(ask) => self.asked_to_verify(ask)?,
-            Ask::Published(answer) => {
-                // One look reads everything that is committed by now.
-                self.capture()?;
-                self.unpublished.push((self.replica.state().pending_last(), answer));
-            }
+            Ask::Published(answer) => self.asked_for_published(answer)?,
             Ask::Moment { answer, early } => {
                 // Whoever asked may be gone.
                 let _ = answer.send(if early || self.log.open { self.moment()? } else { None });
@@ -104,26 +100,12 @@ impl Database {
         Ok(())
     }
 
-    fn folded_of(&self, origin: Origin) -> Result<FoldedOf, NodeError> {
+    pub(super) fn folded_of(&self, origin: Origin) -> Result<FoldedOf, NodeError> {
         let mut folded = FoldedOf::new();
         for shard in &self.shards {
             folded.insert(*shard, self.replica.state().folded(*shard, origin)?.batch_no);
         }
         Ok(folded)
-    }
-
-    /// Tells those who wait for the log to have what was committed when they asked.
-    pub(super) fn tell_published(&mut self) -> Result<(), NodeError> {
-        for (last, answer) in std::mem::take(&mut self.unpublished) {
-            if self.replica.state().is_pending_up_to(last)? {
-                self.unpublished.push((last, answer));
-            } else {
-                // Whoever asked may be gone.
-                let _ = answer.send(self.folded_of(self.replica.state().origin())?);
-            }
-        }
-        self.unpublished.retain(|(_, answer)| !answer.is_closed());
-        Ok(())
     }
 
     /// The database and the state as they are between two steps. `None` when they make no fold now.

@@ -11,6 +11,7 @@ mod publishing;
 mod reporting;
 mod successor;
 mod suspects;
+mod unpublished;
 mod verifying;
 mod waiting;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::attached::Attached;
 use super::boot::DurableNote;
@@ -33,10 +34,10 @@ use super::sent::Sent;
 use super::snapshot::{Ask, Need};
 use super::start::position_bytes;
 use super::state_dir::StateDirectory;
-use super::waiting::FoldedOf;
 use crate::apply::{Blocked, Replica, SealLimits, ToSend};
 use crate::capture::{Position, Started};
 use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, StreamSeq};
+use unpublished::Unpublished;
 
 /// How long a busy application is followed before anything else gets its turn.
 const CAPTURE_WITHIN: Duration = Duration::from_millis(200);
@@ -131,7 +132,7 @@ pub(super) struct Database {
     outbox_bound: outbox::OutboxBound,
     verifying: verifying::Verifying,
     /// Who waits for pending up to a unit to be on the log.
-    unpublished: Vec<(i64, oneshot::Sender<FoldedOf>)>,
+    unpublished: Vec<Unpublished>,
     to_send: VecDeque<ToSend>,
     round: Option<RoundUnderWay>,
     retry_lock: bool,

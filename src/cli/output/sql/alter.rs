@@ -8,8 +8,10 @@ use std::io;
 use rusqlite::Connection;
 
 use super::create::{CreateTable, column_name, create_table};
-use super::literal::quoted_name;
+use super::literal::{self, quoted_name};
 use crate::change::RenamedColumns;
+use crate::format::{PageNo, TextEncoding, Value};
+use crate::schema::{Catalogue, SchemaRow};
 
 /// A table before and after.
 #[derive(Debug, Clone)]
@@ -197,8 +199,9 @@ fn rebuild_tables(
         let aside = format!("woodchuck_rows_{index}");
         let old = quoted_name(name_now);
         if !pairs.is_empty() {
-            plan.statements.push(set_aside(&aside, name_now, &pairs));
-            plan.put_back.extend(put_back(&aside, &change.name_after, &pairs));
+            let filled = filled(change, &columns_after, &pairs);
+            plan.statements.push(set_aside(&aside, name_now, &pairs, &filled));
+            plan.put_back.extend(put_back(&aside, &change.name_after, &pairs, &filled));
             plan.aside.push((change.name_after.to_ascii_lowercase(), format!("temp.{aside}")));
         }
         plan.statements.push(format!("DROP TABLE main.{old}"));
@@ -210,16 +213,42 @@ fn rebuild_tables(
     Ok(())
 }
 
-/// Copies a table into a temporary one, whose columns are named as those afterwards. `pairs` has the columns as `(after, before)`.
-pub(super) fn set_aside(aside: &str, table: &str, pairs: &[(String, String)]) -> String {
+/// What rows have in columns that are new, as the differ takes it to be: rows that hold something else are given out. By name, as SQL.
+fn filled(change: &TableChange, after: &Columns, pairs: &[(String, String)]) -> Vec<(String, String)> {
+    let name = &change.name_after;
+    let (root, sql) = (Some(PageNo::ONE), Some(change.after.clone()));
+    let row = SchemaRow { kind: "table".to_owned(), name: name.clone(), table: name.clone(), root, sql };
+    let Ok(catalogue) = Catalogue::build(vec![row], u32::MAX) else { return Vec::new() };
+    let Some(table) = catalogue.table(name) else { return Vec::new() };
+    let has = |name: &str| pairs.iter().any(|(to, _)| to.eq_ignore_ascii_case(name));
+    let is_rowid = |name: &str| after.rowid_alias.as_deref().is_some_and(|alias| alias.eq_ignore_ascii_case(name));
+    let new = table.columns.iter().filter(|column| !column.generated && !has(&column.name) && !is_rowid(&column.name));
+    let literal = |value: &Value| {
+        let mut out = Vec::new();
+        // As the script is read: in UTF-8.
+        literal::value(&mut out, value, TextEncoding::Utf8);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    new.map(|column| (column.name.clone(), literal(&column.default))).collect()
+}
+
+/// Copies a table into a temporary one, whose columns are named as those afterwards. `pairs` has the columns as `(after, before)`, `filled` those that
+/// are new, with what is in them.
+pub(super) fn set_aside(aside: &str, table: &str, pairs: &[(String, String)], filled: &[(String, String)]) -> String {
     let from = pairs.iter().map(|(to, from)| format!("{} AS {}", quoted_name(from), quoted_name(to)));
-    let from = from.collect::<Vec<_>>().join(",");
+    let filled = filled.iter().map(|(to, value)| format!("{value} AS {}", quoted_name(to)));
+    let from = from.chain(filled).collect::<Vec<_>>().join(",");
     format!("CREATE TEMP TABLE {aside} AS SELECT {from} FROM main.{}", quoted_name(table))
 }
 
 /// Copies the rows from there into the table as it is afterwards.
-pub(super) fn put_back(aside: &str, table: &str, pairs: &[(String, String)]) -> [String; 2] {
-    let to = pairs.iter().map(|(to, _)| quoted_name(to)).collect::<Vec<_>>().join(",");
+pub(super) fn put_back(
+    aside: &str,
+    table: &str,
+    pairs: &[(String, String)],
+    filled: &[(String, String)],
+) -> [String; 2] {
+    let to = pairs.iter().chain(filled).map(|(to, _)| quoted_name(to)).collect::<Vec<_>>().join(",");
     let table = quoted_name(table);
     [format!("INSERT INTO main.{table}({to}) SELECT {to} FROM temp.{aside}"), format!("DROP TABLE temp.{aside}")]
 }

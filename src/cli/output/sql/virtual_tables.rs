@@ -162,8 +162,8 @@ fn keep(index: usize, kept: &Kept<'_>, plan: &mut Plan) -> io::Result<()> {
     plan.put_back.push(made_sure(kept.after));
     plan.put_back.push(format!("DELETE FROM main.{new}"));
     if !pairs.is_empty() {
-        plan.first.push(alter::set_aside(&name, kept.name_before, &pairs));
-        plan.put_back.extend(alter::put_back(&name, kept.name_after, &pairs));
+        plan.first.push(alter::set_aside(&name, kept.name_before, &pairs, &[]));
+        plan.put_back.extend(alter::put_back(&name, kept.name_after, &pairs, &[]));
         plan.aside.push((kept.name_after.to_ascii_lowercase(), format!("temp.{name}")));
     }
     Ok(())
