@@ -139,16 +139,6 @@ pub struct Follower {
     pub(super) moved_at: Instant,
 }
 
-/// What is committed at one moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Committed {
-    /// Of the log; none while it is empty.
-    salts: Option<Salts>,
-    frame: u32,
-    /// The log that was being read then.
-    stood_in: Salts,
-}
-
 /// What looking at a database for the first time gives.
 struct Stood {
     page_size: PageSize,
@@ -616,30 +606,6 @@ impl Follower {
     /// Notes that what is in the file did not come from the log, so that [`Follower::abandon`] does not leave them together.
     pub fn note_overwritten(&self) {
         self.parting.note_overwritten();
-    }
-
-    /// What is committed now, whether it was read or not.
-    ///
-    /// # Errors
-    /// [`CaptureError`].
-    pub fn committed(&self) -> Result<Committed, CaptureError> {
-        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
-        Ok(Committed { salts, frame: bound.committed, stood_in: self.position.salts })
-    }
-
-    /// Whether all of it was read.
-    #[must_use]
-    pub fn has_read(&self, committed: &Committed) -> bool {
-        let Committed { salts, frame, stood_in } = *committed;
-        if self.start != Start::Settled {
-            return false;
-        }
-        // A log begins anew when all of the one before was read.
-        match salts {
-            Some(salts) if salts == self.position.salts => self.position.frame.0 >= frame,
-            Some(_) => frame == 0 || self.position.salts != stood_in,
-            None => true,
-        }
     }
 
     /// Closes everything. The file that has the name now is not touched.
