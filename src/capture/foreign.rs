@@ -27,7 +27,7 @@ impl Follower {
         }
     }
 
-    /// As [`Follower::refuse_replaced`], and whether something else than SQLite wrote to the file. To be asked before anything is read from it or
+    /// Whether the name leads to another file, or something else than SQLite wrote to the file. To be asked before anything is read from it or
     /// written to it; costs some microseconds.
     ///
     /// # Errors
