@@ -120,6 +120,9 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         state.take_routing(with.routing)?;
     }
     state.take_stand(with.stand, &ahead)?;
+    if ahead.len() == with.stand.len() {
+        state.reach_kept_schema()?;
+    }
     state.forget_tables();
     let folder = Folder::new(with.conn)?;
     let mut call = Call::new(state, folder, (with.tables, with.taking), with.merge, true);

@@ -17,10 +17,21 @@ use super::error::ApplyError;
 use super::names_told::FORGET_NAMES_BEFORE;
 use super::net_effect::NetEffect;
 use super::state::{State, from_db};
-use crate::log::{SchemaStep, ShardId, StreamSeq};
+use crate::log::{SchemaStep, ShardId, StreamSeq, UnitBuilder, UnitOrigin, decode_units, encode_units};
 
 /// Under this name is kept how far the database is ahead of the fold.
 const AHEAD: &str = "ahead_to";
+
+/// Under this name is kept what an intent made of the schema that is ahead of the fold: the transaction it was found in, and the steps in a unit.
+const KEPT: &str = "kept_schema";
+
+/// What an intent made of the schema, and was taken back but for that.
+pub(super) struct KeptSchema {
+    /// Own changes from this transaction on came behind it.
+    pub(super) tx: u64,
+    /// As it was found: from what it was before to what it is.
+    pub(super) steps: Vec<SchemaStep>,
+}
 
 impl State {
     pub(super) fn intent(&self) -> Result<Option<NetEffect>, ApplyError> {
@@ -50,6 +61,7 @@ impl State {
             "UPDATE origins SET batch_no_before = batch_no, round_no_before = round_no, part_before = part WHERE batch_no_before <> batch_no",
             "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
             "DELETE FROM intent_schema",
+            "DELETE FROM meta WHERE name = 'kept_schema_reached'",
             "DELETE FROM pieces WHERE spent = 1",
             "UPDATE pieces SET fresh = 0 WHERE fresh = 1",
             FORGET_NAMES_BEFORE,
@@ -87,7 +99,17 @@ impl State {
 
     /// The changes of the schema that the intent made were committed, although its rows are taken back: they are ahead of the fold then,
     /// as own ones are until they come back, and are not made again.
-    pub(super) fn keep_schema(&mut self) -> Result<(), ApplyError> {
+    pub(super) fn keep_schema(&mut self, steps: &[SchemaStep], tx: u64) -> Result<(), ApplyError> {
+        let mut all = self.kept_schema()?.map(|kept| kept.steps).unwrap_or_default();
+        all.extend_from_slice(steps);
+        let mut bytes = Vec::new();
+        push_varint(&mut bytes, tx);
+        let from = UnitOrigin { tx, salts: [0; 8], frame: 0, repaired: true, seen: StreamSeq(0) };
+        let mut unit = UnitBuilder::new(from, usize::MAX);
+        all.into_iter().for_each(|step| unit.push_schema(step));
+        bytes.extend_from_slice(&encode_units(unit.finish().as_slice()));
+        self.set_meta(KEPT, &bytes)?;
+        self.forget_tables();
         for sql in [
             "UPDATE schema_rounds SET round_no_before = round_no WHERE round_no_before <> round_no",
             "DELETE FROM intent_schema",
@@ -95,6 +117,25 @@ impl State {
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }
+        Ok(())
+    }
+
+    /// What [`State::keep_schema`] has kept and the fold has not come to again.
+    pub(super) fn kept_schema(&self) -> Result<Option<KeptSchema>, ApplyError> {
+        let Some(bytes) = self.meta(KEPT)? else { return Ok(None) };
+        let damaged = || ApplyError::Damaged { what: "the schema that an intent made" };
+        let mut reader = Reader::new(&bytes);
+        let tx = reader.varint().map_err(|_| damaged())?;
+        let units = decode_units(reader.rest()).map_err(|_| damaged())?;
+        Ok(Some(KeptSchema { tx, steps: units.into_iter().flat_map(|unit| unit.schema).collect() }))
+    }
+
+    /// The fold has come to it.
+    pub(super) fn reach_kept_schema(&mut self) -> Result<(), ApplyError> {
+        self.db
+            .prepare_cached("UPDATE OR REPLACE meta SET name = 'kept_schema_reached' WHERE name = ?1")?
+            .execute([KEPT])?;
+        self.forget_tables();
         Ok(())
     }
 
@@ -183,6 +224,7 @@ impl State {
             "DELETE FROM pieces WHERE fresh = 1",
             "UPDATE pieces SET spent = 0 WHERE spent = 1",
             "UPDATE pending SET folded = 0 WHERE folded = 1",
+            "UPDATE OR REPLACE meta SET name = 'kept_schema' WHERE name = 'kept_schema_reached'",
         ] {
             self.db.prepare_cached(sql)?.execute([])?;
         }

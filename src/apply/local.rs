@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::alteration::{ColumnStep, alteration};
+use super::alteration::ColumnStep;
 use super::base::BaseRow;
 use super::deferred::Touched;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::{NetEffect, SchemaEffect, written};
 use super::pending_units::PendingUnits;
+use super::repeated::columns_of_step;
 use super::replica::{Phase, Replica};
 use super::routing::made_unique;
 use super::seal::{SealLimits, ToSend};
@@ -192,29 +193,26 @@ impl<'r> LocalSink<'r> {
         if std::mem::take(&mut self.tells_schema) {
             // What an intent made of the schema was committed as a whole, or not at all. It is no local change.
             let all: Vec<SchemaStep> = steps.iter().map(|(step, _)| step.clone()).collect();
-            let (mut local, mut dropped, mut is_made) = (Vec::with_capacity(all.len()), Vec::new(), false);
-            for step in steps {
-                if state.is_intent_schema(&step.0, &all)? {
-                    is_made = true;
-                    if step.0.kind == "table" && step.0.after.is_none() {
-                        dropped.push(step.0.name);
-                    }
-                } else if let Some(rest) = state.behind_intent_schema(&step.0)? {
-                    is_made = true;
+            let (mut local, mut kept) = (Vec::with_capacity(all.len()), Vec::new());
+            for (step, columns) in steps {
+                if state.is_intent_schema(&step, &all)? {
+                    kept.push(step);
+                } else if let Some(rest) = state.behind_intent_schema(&step)? {
+                    kept.push(SchemaStep { after: rest.before.clone(), ..step });
                     let columns = columns_of_step(&rest);
                     local.push((rest, columns));
                 } else {
-                    local.push(step);
+                    local.push((step, columns));
                 }
             }
             steps = local;
-            if is_made {
-                state.keep_schema()?
-            } else {
-                state.revert_schema()?
+            match kept.is_empty() {
+                true => state.revert_schema()?,
+                false => state.keep_schema(&kept, self.origin.map_or(0, |origin| origin.tx))?,
             }
             // It came back with the rows of the intent.
-            dropped.iter().try_for_each(|table| state.clear_base(table))?;
+            let dropped = kept.iter().filter(|step| step.kind == "table" && step.after.is_none());
+            dropped.map(|step| &step.name).try_for_each(|table| state.clear_base(table))?;
         }
         if steps.is_empty() {
             return Ok(());
@@ -521,17 +519,6 @@ fn is_known(change: &SchemaChange) -> bool {
             || VirtualTable::parse(&change.name, sql).is_none_or(|table| table.module != Module::Other)
     };
     change.before.iter().chain(&change.after).all(is_known)
-}
-
-/// What a change of the schema does to the columns of its table. What SQLite cannot be asked about without the application's functions changes no names
-/// that are known.
-fn columns_of_step(step: &SchemaStep) -> Vec<ColumnStep> {
-    match (&step.before, &step.after) {
-        (Some(before), Some(after)) if step.kind == "table" => {
-            alteration(step, before, after).map(|way| way.columns).unwrap_or_default()
-        }
-        _ => Vec::new(),
-    }
 }
 
 /// A change of the rows behind a virtual table as one of the virtual table; any other as it is.

@@ -181,8 +181,12 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         let Some((shard, seq, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(()) };
         let (origin, round_no) = (header.origin, header.round_no);
         let is_sealed = is_own_sealed(call, shard, header, own).map_err(Stop::Failed)?;
+        let is_kept = !is_sealed && is_kept(call, header).map_err(Stop::Failed)?;
         let made = if is_sealed {
             call.settle_round(shard)
+        } else if is_kept {
+            let units = ArrivedUnits::of_round(call.state, arrived, &shards, &at, (origin, round_no));
+            units.and_then(|units| call.settle_kept(&units, origin))
         } else {
             let (tx, seen, steps) = steps_of_round(call, arrived, rest).map_err(|error| stop_at(shard, seq, error))?;
             steps.iter().try_for_each(refuse_other).map_err(|cause| Stop::At(shard, seq, cause))?;
@@ -192,7 +196,9 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         };
         let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
         made.map_err(|error| stop_at(shard, seq, error))?;
-        call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
+        if !is_kept {
+            call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
+        }
     }
 }
 
@@ -295,7 +301,12 @@ fn is_at_barrier<A: Arrivals + ?Sized>(call: &Call<'_, '_>, arrived: &A, rest: &
         return Ok(false);
     }
     let is_next = matches!(call.state.folded(shard, header.origin)?.judge(header), Sequence::Next);
-    Ok(is_next && call.state.schema_round(header.origin)? < header.round_no)
+    Ok(is_next && (call.state.schema_round(header.origin)? < header.round_no || is_kept(call, header)?))
+}
+
+/// Whether what a round does to the schema is made, by an intent that was taken back but for that, and the fold comes to it only now.
+fn is_kept(call: &Call<'_, '_>, header: &Header) -> Result<bool, ApplyError> {
+    Ok(call.state.schema_round(header.origin)? >= header.round_no && call.state.kept_schema()?.is_some())
 }
 
 /// The changes of the schema in the round that begins here. They stand in its first unit, which may be cut into pieces.

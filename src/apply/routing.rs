@@ -21,7 +21,7 @@ use super::shape::LocalTable;
 use super::state::{State, TableState};
 use super::undo_redo::Call;
 use super::uniques::{definition_of_fold, is_unique_index};
-use crate::log::{Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
+use crate::log::{Origin, Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
 
 /// How rows of a table travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +225,17 @@ impl Call<'_, '_> {
         let mut apart = Apart::default();
         tables.iter().try_for_each(|(table, step)| self.settle_uniques((table, step), &units, &mut apart))?;
         self.put_back(&apart, &units, own, false)
+    }
+
+    /// The same of what an intent made that was taken back but for that.
+    pub(super) fn settle_kept(&mut self, units: &dyn RoundUnits, origin: Origin) -> Result<(), ApplyError> {
+        let Some(kept) = self.state.kept_schema()? else { return Ok(()) };
+        let tables = self.tables_of_steps(&kept.steps)?;
+        self.state.reach_kept_schema()?;
+        self.known.clear();
+        let mut apart = Apart::default();
+        tables.iter().try_for_each(|(table, step)| self.settle_uniques((table, step), units, &mut apart))?;
+        self.put_back(&apart, units, origin, false)
     }
 
     /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.

@@ -19,7 +19,7 @@ use super::sql::quoted;
 use super::state::{State, origin_bytes, to_db};
 use super::undo_redo::Call;
 use crate::change::reshape;
-use crate::log::SchemaStep;
+use crate::log::{SchemaStep, StreamSeq};
 use crate::schema::{Collation, Identity, Table, UniqueIndex};
 
 /// Whether a statement makes an index that is UNIQUE. SQLite writes down how it begins in one way.
@@ -289,7 +289,8 @@ impl State {
         Ok(if parting.is_empty() { None } else { Some(Arc::new(parting)) })
     }
 
-    /// Own changes of the schema that the fold has not reached and nobody has made before them, in order.
+    /// Changes of the schema that are made here and that the fold has not reached, in order: own ones that nobody has made before, and those of an
+    /// intent that was taken back but for them.
     pub(super) fn steps_ahead(&self) -> Result<Arc<Vec<PendingStep>>, ApplyError> {
         if let Some(known) = &*self.steps_ahead.borrow() {
             return Ok(Arc::clone(known));
@@ -300,6 +301,11 @@ impl State {
             if first.is_none() && !self.is_reached(&pending)? {
                 left.push(pending);
             }
+        }
+        if let Some(kept) = self.kept_schema()? {
+            let place = left.iter().position(|pending| pending.tx >= kept.tx).unwrap_or(left.len());
+            let step = |step| PendingStep { tx: kept.tx, step, seen: StreamSeq(0), first: None };
+            left.splice(place..place, kept.steps.into_iter().map(step));
         }
         let steps = Arc::new(left);
         self.steps_ahead.replace(Some(Arc::clone(&steps)));
