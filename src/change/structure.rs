@@ -5,7 +5,7 @@
 //! delete rows that live on under a sibling.
 
 use super::pages::{DiffError, Version};
-use crate::format::PageNo;
+use crate::format::{Corrupt, PageNo};
 
 /// A tree's place in one version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,11 @@ pub(crate) fn tree_change(
         lost = lost_below;
         gained = gained_below;
     }
-    Ok(change)
+    // The map of owners has a place for each page up to the last of them.
+    match change.owned.iter().find(|(page, _)| page.get() > after.pages.page_count()) {
+        Some((page, _)) => Err(Corrupt { page: *page, offset: 0, what: "child beyond the end of the database" }.into()),
+        None => Ok(change),
+    }
 }
 
 fn sort(pages: &mut Vec<PageNo>) {

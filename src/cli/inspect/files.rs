@@ -113,6 +113,8 @@ pub(super) struct Wal {
     pub(super) stale: Vec<Stretch>,
     /// Committed frames of each page, ascending.
     pub(super) versions: HashMap<PageNo, Vec<FrameNo>>,
+    /// The last page of which there is a committed frame.
+    pub(super) last_page: u32,
     /// Pages that the database file does not hold any more as they were when the generation began.
     pub(super) overwritten: BTreeSet<PageNo>,
     /// Another generation has followed: what the database file holds may be younger, of every page.
@@ -236,6 +238,14 @@ impl Files {
     }
 
     /// The oldest frame of a page.
+    /// The last page that can be read, whatever a header says that there is.
+    pub(super) fn last_page(&self) -> u32 {
+        let in_file =
+            self.database.as_ref().map_or(0, |database| database.file_bytes / u64::from(self.page_size.get()));
+        let in_file = u32::try_from(in_file).unwrap_or(u32::MAX);
+        self.wal.as_ref().map_or(0, |wal| wal.last_page).max(in_file)
+    }
+
     pub(super) fn first_frame(&self, page: PageNo) -> Option<FrameNo> {
         self.wal.as_ref()?.versions.get(&page)?.first().copied()
     }
@@ -409,6 +419,7 @@ impl Wal {
             scan: FrameScan::new(header),
             stale: Vec::new(),
             versions: HashMap::new(),
+            last_page: 0,
             overwritten: BTreeSet::new(),
             is_before_file: false,
         };
@@ -447,6 +458,7 @@ impl Wal {
         let now = self.committed().0;
         for (frame_no, frame) in (1..=now).zip(&self.frames).skip(committed as usize) {
             self.versions.entry(frame.page).or_default().push(FrameNo(frame_no));
+            self.last_page = self.last_page.max(frame.page.get());
         }
         Ok(())
     }

@@ -239,28 +239,27 @@ pub(super) struct State<'f> {
 }
 
 impl<'f> State<'f> {
+    /// Of what a damaged file says that there is nothing is read, and nothing is kept for it.
+    fn new(files: &'f Files, limit: FrameNo, page_count: u32) -> State<'f> {
+        State { files, limit, page_count: page_count.min(files.last_page()), emptied: BTreeSet::new() }
+    }
+
     fn after(files: &'f Files, commit: &Commit) -> State<'f> {
-        State { files, limit: commit.last, page_count: commit.page_count, emptied: BTreeSet::new() }
+        State::new(files, commit.last, commit.page_count)
     }
 
     pub(super) fn before(files: &'f Files, commit: &Commit) -> State<'f> {
         let previous = commit.tx.checked_sub(2).and_then(|index| files.commits().get(usize::try_from(index).ok()?));
         match previous {
             Some(previous) => State::after(files, previous),
-            None => {
-                let page_count = size_in_file(files).unwrap_or(commit.page_count);
-                State { files, limit: FrameNo(0), page_count, emptied: BTreeSet::new() }
-            }
+            None => State::new(files, FrameNo(0), size_in_file(files).unwrap_or(commit.page_count)),
         }
     }
 
     pub(super) fn last(files: &'f Files) -> State<'f> {
         match files.commits().last() {
             Some(commit) => State::after(files, commit),
-            None => {
-                let page_count = size_in_file(files).unwrap_or(0);
-                State { files, limit: FrameNo(0), page_count, emptied: BTreeSet::new() }
-            }
+            None => State::new(files, FrameNo(0), size_in_file(files).unwrap_or(0)),
         }
     }
 }

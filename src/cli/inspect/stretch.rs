@@ -115,6 +115,7 @@ impl Files {
             wal.file.read_exact_at(&mut bytes, wal.header.frame_offset(last))?;
             let Some(frame) = FrameHeader::parse(&bytes) else { continue };
             wal.versions.entry(frame.page).or_default().push(last);
+            wal.last_page = wal.last_page.max(frame.page.get());
             page_count = page_count.max(frame.page.get());
             let checksum = frame.checksum;
             if is_open {
