@@ -86,6 +86,13 @@ pub struct FileStamp {
     modified: Option<SystemTime>,
 }
 
+impl FileStamp {
+    /// Whether both are of files of one length.
+    pub(super) fn is_as_long(&self, other: &FileStamp) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
 /// The files beside the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Companions {

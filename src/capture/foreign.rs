@@ -5,6 +5,7 @@
 //! byte. What is in the file decides.
 
 use super::database_file::{Backfill, FileStamp};
+use super::parting::Rested;
 use super::resume::Start;
 use super::{CaptureError, Follower};
 use crate::format::{FrameNo, PageNo};
@@ -34,22 +35,22 @@ impl Follower {
     /// [`CaptureError::Replaced`] or [`CaptureError::Overwritten`].
     pub fn refuse_other_content(&self) -> Result<(), CaptureError> {
         self.refuse_replaced()?;
-        match self.parting.rested() {
-            // Where everything was in the file and nobody could checkpoint, SQLite has not written to it.
-            Some(rested) if self.resting => {
-                let stamp = self.file.stamp()?;
-                if stamp == rested {
-                    return Ok(());
-                }
-                if self.shadow.is_some() && self.is_in_file(self.position.frame) {
-                    self.parting.rest(Some(stamp));
-                    return Ok(());
-                }
-                self.parting.note_overwritten();
-                Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
-            }
-            _ => self.refuse_written(),
+        let Some(rested) = self.parting.rested().filter(|_| self.resting) else { return self.refuse_written() };
+        let stamp = self.file.stamp()?;
+        if rested.is_stamp(stamp) {
+            return Ok(());
         }
+        // All that was committed was in the file, and what comes behind it nobody can put there while the pin is where it is.
+        if self.shadow.is_some() && self.has_all(|_| None) {
+            self.parting.rest(Some(rested.at(stamp)));
+            return Ok(());
+        }
+        self.parting.note_overwritten();
+        Err(self.overwritten())
+    }
+
+    fn overwritten(&self) -> CaptureError {
+        CaptureError::Overwritten { path: self.file.path().to_owned() }
     }
 
     /// The same while there is something in the log that is not in the file.
@@ -77,24 +78,32 @@ impl Follower {
             self.watched.set(Some(before));
             return Ok(());
         }
-        if self.is_in_file(FrameNo(backfill.done)) {
+        let done = FrameNo(backfill.done);
+        if self.has_all(|page| self.frames.newest(page).map(|frame| (frame, frame <= done))) {
             self.watched.set(Some(now));
             return Ok(());
         }
+        // Where the log has begun anew or a checkpoint has begun meanwhile, other things were compared than these.
+        let is_same_log = self.frames.read_header()?.is_some_and(|header| header.salts == self.position.salts);
+        if !is_same_log || self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
+            self.watched.set(None);
+            return Ok(());
+        }
         self.parting.note_overwritten();
-        Err(CaptureError::Overwritten { path: self.file.path().to_owned() })
+        Err(self.overwritten())
     }
 
-    /// Whether the file has what checkpoints up to a frame have put into it, and else what it had when the log began. Of pages that the log has
-    /// alone nothing is said; what is in the file of those nobody reads.
-    fn is_in_file(&self, done: FrameNo) -> bool {
+    /// Whether the file has of each page what it must have: the page's frame where `frame_of` names one that a checkpoint has put there, nothing in
+    /// particular where it names another, for of those nobody reads what the file has, and else what the shadow has.
+    fn has_all(&self, frame_of: impl Fn(PageNo) -> Option<(FrameNo, bool)>) -> bool {
         (1..=self.position.page_count).filter_map(PageNo::new).all(|page| {
             // What pages hold that are in no tree is nobody's.
             if page != PageNo::ONE && self.differ.object_of(page).is_none() {
                 return true;
             }
-            match (self.frames.newest(page), &self.shadow) {
-                (Some(frame), _) => frame > done || self.frames.is_in(&self.file, page, frame),
+            match (frame_of(page), &self.shadow) {
+                (Some((frame, true)), _) => self.frames.is_in(&self.file, page, frame),
+                (Some((_, false)), _) | (None, None) => true,
                 (None, Some(shadow)) => {
                     let wanted = crate::change::PageSource::page(shadow, page);
                     // Of what cannot be read here nothing can be said.
@@ -102,20 +111,19 @@ impl Follower {
                         self.file.read_page(page, self.page_size).is_ok_and(|found| *found == *wanted)
                     })
                 }
-                (None, None) => true,
             }
         })
     }
 
     /// Notes the file as it is when everything is in it.
     pub(super) fn come_to_rest(&mut self) -> Result<(), CaptureError> {
-        let stamp = self.file.stamp()?;
+        let rested = Rested::of(&self.file, self.page_size)?;
         // A backup can have been copied into the file since the application's last close, before there was a stamp to tell by.
         if self.file.other_user().is_none() && !self.frames.are_in(&self.file, self.position.page_count)? {
             self.parting.note_overwritten();
-            return Err(CaptureError::Overwritten { path: self.file.path().to_owned() });
+            return Err(self.overwritten());
         }
-        self.parting.rest(Some(stamp));
+        self.parting.rest(Some(rested));
         Ok(())
     }
 }

@@ -5,14 +5,57 @@
 //! this one, and nobody but us uses the log, the log loses its name. Connections keep what they have open; what is left to copy goes into the
 //! old file later.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::CaptureError;
 use super::database_file::{Companions, DatabaseFile, FileStamp};
+use crate::format::{PageNo, PageSize};
 
 /// What is known of the files, for the thread that is told of changes and for the one that owns the database.
 #[derive(Debug)]
 pub(super) struct Parting(Mutex<Parted>);
+
+/// A file at rest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rested {
+    stamp: FileStamp,
+    page_size: PageSize,
+    /// Of its first page.
+    first: u64,
+}
+
+impl Rested {
+    /// The file as it is now.
+    pub(super) fn of(file: &DatabaseFile, page_size: PageSize) -> Result<Rested, CaptureError> {
+        let stamp = file.stamp()?;
+        Ok(Rested { stamp, page_size, first: first_page(file, page_size) })
+    }
+
+    pub(super) fn is_stamp(&self, stamp: FileStamp) -> bool {
+        self.stamp == stamp
+    }
+
+    /// The same, written at another time.
+    pub(super) fn at(&self, stamp: FileStamp) -> Rested {
+        Rested { stamp, ..*self }
+    }
+
+    /// Whether a look tells that the file is another: it has another length or another first page. Most backups have.
+    fn is_other(&self, file: &DatabaseFile) -> bool {
+        file.stamp().is_ok_and(|stamp| stamp != self.stamp)
+            && (!file.stamp().is_ok_and(|stamp| stamp.is_as_long(&self.stamp))
+                || first_page(file, self.page_size) != self.first)
+    }
+}
+
+/// Of what stands on the first page; the same number for a page that cannot be read.
+fn first_page(file: &DatabaseFile, page_size: PageSize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    file.read_page(PageNo::ONE, page_size).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
+}
 
 #[derive(Debug)]
 struct Parted {
@@ -20,7 +63,7 @@ struct Parted {
     file: Option<DatabaseFile>,
     companions: Companions,
     /// The file when everything was in it and nobody could checkpoint: as long as that holds, SQLite does not write to it.
-    rested: Option<FileStamp>,
+    rested: Option<Rested>,
     /// What is in the file did not come from the log.
     is_overwritten: bool,
     /// Where the log is.
@@ -37,13 +80,13 @@ impl Parting {
     }
 
     /// The file as it was when it came to rest, as long as it rests.
-    pub(super) fn rested(&self) -> Option<FileStamp> {
+    pub(super) fn rested(&self) -> Option<Rested> {
         self.lock().rested
     }
 
     /// Notes that the file is at rest, or is not any more.
-    pub(super) fn rest(&self, stamp: Option<FileStamp>) {
-        self.lock().rested = stamp;
+    pub(super) fn rest(&self, rested: Option<Rested>) {
+        self.lock().rested = rested;
     }
 
     /// Notes that what is in the file did not come from the log.
@@ -76,10 +119,9 @@ impl Parted {
     fn part(&mut self) {
         let Some(file) = self.file.as_ref().filter(|_| self.aside.is_none()) else { return };
         let is_foreign = if file.is_in_place() {
-            let is_as_it_was = self.rested.is_none_or(|rested| file.stamp().is_ok_and(|stamp| stamp == rested));
-            // A commit that the log has alone is lost with its name: then who reads the file tells.
-            let is_foreign = self.is_overwritten || (!is_as_it_was && file.has_all_of_log());
-            is_foreign && file.other_user().is_none()
+            // Where a look does not tell, who knows the file's pages compares them. A commit that the log has alone is lost with its name.
+            let is_other = self.rested.is_some_and(|rested| rested.is_other(file) && file.has_all_of_log());
+            (self.is_overwritten || is_other) && file.other_user().is_none()
         } else {
             // Without a successor the log stays beside the place where the file was: it may come back.
             file.path().exists()

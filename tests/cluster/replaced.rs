@@ -191,8 +191,17 @@ fn a_file_that_was_touched_is_the_same_file() {
         outside(&cluster.nodes[1].db, &format!("INSERT INTO t VALUES({}, 'of the other node', 1)", 20_000 + id));
         assert!(Command::new("touch").arg(&db).status().unwrap().success());
     }
-    outside(&db, "INSERT INTO t VALUES(10002, 'in the log', 1)");
-    assert_eq!(cluster.settle()["t"].len(), ROWS + 7);
+    // Right behind a commit, and right before one.
+    for id in 0..40_u32 {
+        let application = Connection::open(&db).unwrap();
+        application.busy_timeout(Duration::from_secs(10)).unwrap();
+        application.execute("INSERT INTO t VALUES(?1, 'in the log', 1)", [30_000 + id]).unwrap();
+        drop(application);
+        assert!(Command::new("touch").arg(&db).status().unwrap().success());
+        std::thread::sleep(Duration::from_millis(u64::from(20 * (id % 4))));
+    }
+    assert_eq!(cluster.settle()["t"].len(), ROWS + 46);
+    assert!(!cluster.nodes[0].log().contains("overwritten"), "{}", cluster.nodes[0].log());
     for node in &cluster.nodes {
         assert_eq!(node.value("SELECT group_concat(integrity_check) FROM pragma_integrity_check"), "'ok'");
     }

@@ -116,7 +116,7 @@ impl ShadowError {
                 "woodchuck run --new-shadow makes it anew: the outbox is published, but what changed while nobody followed is not found"
             }
             ShadowError::Incomparable { .. } => {
-                "run PRAGMA integrity_check on the database; if it is sound, woodchuck run --new-shadow makes the shadow anew"
+                "run PRAGMA integrity_check on the database; if it is sound, woodchuck run --new-shadow makes the shadow anew, and if not, begin anew from the others: woodchuck cleanup, then woodchuck restore --replace"
             }
             ShadowError::Version { .. } => "use the version that wrote it, or woodchuck run --new-shadow",
             ShadowError::PageSize { .. } => {
