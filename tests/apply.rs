@@ -181,6 +181,33 @@ fn a_large_transaction_that_passes_unique_values_on_is_merged_by_columns() {
     }
 }
 
+/// Of one that is larger still, rows that come back as they were filled the journal, and pushed out what was in it.
+#[test]
+fn rows_that_come_back_in_a_later_unit_are_no_conflict_where_nothing_was_overridden() {
+    let rows = "WITH c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 2400)
+        INSERT INTO t SELECT i, i, zeroblob(2000), 0 FROM c";
+    let (mut a, mut b, mut log) =
+        pair(&format!("CREATE TABLE t(id INTEGER PRIMARY KEY, place UNIQUE, filling, note); {rows}"));
+    b.sql("UPDATE t SET note = id WHERE id % 100 = 0").publish(&mut log);
+    a.sql("BEGIN; UPDATE t SET place = -place; UPDATE t SET place = 2401 + place; COMMIT").publish(&mut log);
+    assert!(a.apply(&log).blocked.is_empty() && b.apply(&log).blocked.is_empty());
+    let found = "SELECT count(*), sum(place = 2401 - id), sum(note) FROM t";
+    assert_eq!(a.text(found), b.text(found));
+    assert!(a.text(found).starts_with("2400 2400 "), "{}", a.text(found));
+    for peer in [&a, &b] {
+        let conflicts = peer.replica.state().conflicts(u32::MAX).unwrap();
+        let is_told = |conflict: &Conflict| conflict.kind == ConflictKind::UniqueValue;
+        let told: Vec<_> =
+            conflicts.iter().filter(|conflict| is_told(conflict)).map(|conflict| &conflict.lost).collect();
+        // What was lost of the other node's is there, and nothing else.
+        assert!(!told.is_empty() && told.len() <= 24, "{} entries", told.len());
+        for lost in told {
+            let lost = lost.as_ref().unwrap();
+            assert_eq!(lost[0], lost[3], "{lost:?}");
+        }
+    }
+}
+
 #[test]
 fn delete_against_update_ends_equal_in_both_orders() {
     for a_first in [true, false] {

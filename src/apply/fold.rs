@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::base::BaseRow;
+use super::comebacks::Comebacks;
 use super::conflicts::{ConflictKind, Met};
 use super::duplicates::Duplicate;
 use super::error::ApplyError;
@@ -58,6 +59,8 @@ pub(super) struct Folder<'c> {
     pub(super) of_fold: HashMap<(i64, Vec<u8>), (Arc<LocalTable>, RowKey)>,
     /// The application's own rows outside of the filter that stand aside for what is folded.
     pub(super) aside: Vec<Aside>,
+    /// Rows that made room for what is folded, and may come back.
+    pub(super) comebacks: Comebacks,
     /// Rows of tables that show the fold which have no place in them, by table.
     pub(super) unseen: HashMap<i64, Unseen>,
 }
@@ -80,6 +83,7 @@ impl<'c> Folder<'c> {
             displaced: Vec::new(),
             of_fold: HashMap::new(),
             aside: Vec::new(),
+            comebacks: Comebacks::default(),
             unseen: HashMap::new(),
         })
     }
@@ -145,6 +149,20 @@ impl<'c> Folder<'c> {
         }
         for (change, image) in &images {
             self.put(state, table, &change.key, &change.canonical, image, redo.is_some())?;
+            self.came(state, table, change, image)?;
+        }
+        Ok(())
+    }
+
+    fn came(
+        &mut self,
+        state: &State,
+        table: &LocalTable,
+        change: &Change<'_>,
+        image: &[Value],
+    ) -> Result<(), ApplyError> {
+        if self.comebacks.came(state, table.id, change, image)? {
+            self.counts.conflicts = self.counts.conflicts.saturating_sub(1);
         }
         Ok(())
     }
@@ -160,6 +178,7 @@ impl<'c> Folder<'c> {
         let Some(image) = change.image.as_deref() else { return Ok(true) };
         if change.op == Op::Insert && redo.is_none() && self.rows.insert(table, &change.key, image)? == Written::Done {
             self.added(table, &change.canonical, image);
+            self.came(state, table, change, image)?;
             return Ok(true);
         }
         let old = self.rows.get(table, &change.key)?;
@@ -173,6 +192,7 @@ impl<'c> Folder<'c> {
             let done = self.rows.insert(table, &change.key, image)? == Written::Done;
             if done {
                 self.added(table, &change.canonical, image);
+                self.came(state, table, change, image)?;
             }
             return Ok(done);
         };
@@ -317,7 +337,8 @@ impl<'c> Folder<'c> {
         (key, lost): (&RowKey, &Row),
         kept: &Row,
     ) -> Result<(), ApplyError> {
-        self.displaced.push((table.id, canonical_key(&table.table, key)));
+        let canonical = canonical_key(&table.table, key);
+        self.displaced.push((table.id, canonical.clone()));
         let met = Met {
             kind: ConflictKind::UniqueValue,
             key,
@@ -326,7 +347,10 @@ impl<'c> Folder<'c> {
             kept_origin: self.origin,
             lost_origin: None,
         };
-        self.counts.conflicts += u64::from(state.record_conflict(table, &met)?);
+        if state.record_conflict(table, &met)? {
+            self.counts.conflicts += 1;
+            self.comebacks.made_room(state, (table.id, canonical), lost);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod catch_up_plan;
 mod catch_up_schema;
 mod claims;
 mod codec;
+mod comebacks;
 mod conflicts;
 mod connection;
 mod deferred;

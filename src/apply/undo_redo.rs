@@ -258,6 +258,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.origin = Some(origin);
         self.folder.counts.units_foreign += 1;
         self.folder.displaced.clear();
+        self.folder.comebacks.begin(origin, &unit);
         let mut fits = Vec::with_capacity(unit.tables.len());
         for shape in &unit.tables {
             let found = self.fit_of(&unit, origin, shape, true)?;
@@ -384,6 +385,7 @@ impl<'a, 'c> Call<'a, 'c> {
         self.folder.origin = Some(self.state.origin());
         self.folder.counts.units_own += 1;
         let own = self.state.origin();
+        self.folder.comebacks.begin(own, unit);
         for (index, shape) in unit.tables.iter().enumerate() {
             let (table, fit) = match self.fit_of(unit, own, shape, false) {
                 Ok(Found::Here(table, fit)) => (table, fit),
@@ -521,6 +523,7 @@ impl<'a, 'c> Call<'a, 'c> {
     /// Replays pending on everything that was undone.
     pub(super) fn redo(&mut self) -> Result<(), ApplyError> {
         let own = self.state.origin();
+        self.folder.comebacks.end();
         self.folder.origin = Some(own);
         for (id, table) in std::mem::take(&mut self.undone) {
             self.end_showing(id)?;
