@@ -8,6 +8,7 @@ use super::database_file::{Backfill, FileStamp};
 use super::parting::Rested;
 use super::resume::Start;
 use super::{CaptureError, Follower};
+use crate::change::PageSource;
 use crate::format::{FrameNo, PageNo};
 
 /// The file at a moment at which nobody checkpointed.
@@ -105,9 +106,8 @@ impl Follower {
                 (Some((frame, true)), _) => self.frames.is_in(&self.file, page, frame),
                 (Some((_, false)), _) | (None, None) => true,
                 (None, Some(shadow)) => {
-                    let wanted = crate::change::PageSource::page(shadow, page);
                     // Of what cannot be read here nothing can be said.
-                    wanted.map_or(true, |wanted| {
+                    shadow.page(page).map_or(true, |wanted| {
                         self.file.read_page(page, self.page_size).is_ok_and(|found| *found == *wanted)
                     })
                 }

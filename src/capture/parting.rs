@@ -44,9 +44,9 @@ impl Rested {
 
     /// Whether a look tells that the file is another: it has another length or another first page. Most backups have.
     fn is_other(&self, file: &DatabaseFile) -> bool {
-        file.stamp().is_ok_and(|stamp| stamp != self.stamp)
-            && (!file.stamp().is_ok_and(|stamp| stamp.is_as_long(&self.stamp))
-                || first_page(file, self.page_size) != self.first)
+        let Ok(stamp) = file.stamp() else { return false };
+        let is_other_content = || !stamp.is_as_long(&self.stamp) || first_page(file, self.page_size) != self.first;
+        stamp != self.stamp && is_other_content()
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) struct Database {
     fairness: fairness::Fairness,
     outbox_bound: outbox::OutboxBound,
     verifying: verifying::Verifying,
-    /// Who waits for pending up to a unit to be on the log.
+    /// Who waits for the log to have what was committed when he asked.
     unpublished: Vec<Unpublished>,
     to_send: VecDeque<ToSend>,
     round: Option<RoundUnderWay>,
