@@ -191,3 +191,27 @@ fn an_application_that_comes_and_goes_does_not_part_the_database_from_its_log() 
     follower.detach().unwrap();
     assert_eq!(outside(&place.db, "SELECT count(*) FROM t"), "(4,)");
 }
+
+/// A checkpoint leaves out pages whose newest frame is behind the pin: the file has neither that one nor the one before.
+#[test]
+fn a_time_that_changes_beside_a_checkpoint_that_left_newer_frames_is_no_other_content() {
+    let place = Place::new();
+    let mut follower = Follower::attach(&place.db).unwrap();
+    wait_for("a checkpoint up to the pin", || {
+        for _ in 0..3 {
+            follower.poll(&mut Ignore).map_err(|error| error.to_string())?;
+            std::thread::sleep(std::time::Duration::from_millis(6));
+        }
+        let before = follower.position().frame.0;
+        match outside(&place.db, "INSERT INTO t VALUES ('newer'); PRAGMA wal_checkpoint") {
+            said if before > 0 && said == format!("(0, {}, {before})", before + 1) => Ok(()),
+            said => Err(said),
+        }
+    });
+    follower.refuse_other_content().unwrap();
+    assert!(std::process::Command::new("touch").arg(&place.db).status().unwrap().success());
+    follower.refuse_other_content().unwrap();
+    follower.poll(&mut Ignore).unwrap();
+    follower.refuse_other_content().unwrap();
+    follower.detach().unwrap();
+}

@@ -164,6 +164,7 @@ impl Follower {
         let reached = self.checkpoints.passive()?;
         // From here on what is written to the file is somebody else's.
         self.refuse_other_content()?;
+        self.note_content();
         fault::pass(Point::Checkpointed);
         Ok((true, reached))
     }
@@ -285,6 +286,7 @@ impl Follower {
             self.abandon();
             return Err(replaced);
         }
+        self.note_content();
         let alone = self.file().other_user().is_none();
         let last = self.into_last_link();
         if alone {

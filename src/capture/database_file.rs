@@ -69,7 +69,7 @@ pub(super) struct Backfill {
     /// Its frames up to this one are in the file, as far as no newer one of the page was there.
     pub(super) done: u32,
     /// The last frame that is committed.
-    last: u32,
+    pub(super) last: u32,
 }
 
 impl Backfill {
@@ -83,10 +83,24 @@ impl Backfill {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     bytes: u64,
-    modified: Option<SystemTime>,
+    /// Nanoseconds since 1970.
+    modified_ns: i64,
 }
 
 impl FileStamp {
+    pub(super) fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let content = self.bytes.to_be_bytes().into_iter().chain(self.modified_ns.to_be_bytes());
+        bytes.iter_mut().zip(content).for_each(|(byte, value)| *byte = value);
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; 16]) -> FileStamp {
+        // Half of them each.
+        let number = u128::from_be_bytes(*bytes);
+        FileStamp { bytes: (number >> 64) as u64, modified_ns: number as u64 as i64 }
+    }
+
     /// Whether both are of files of one length.
     pub(super) fn is_as_long(&self, other: &FileStamp) -> bool {
         self.bytes == other.bytes
@@ -266,7 +280,8 @@ impl DatabaseFile {
     /// [`CaptureError::Open`].
     pub fn stamp(&self) -> Result<FileStamp, CaptureError> {
         let metadata = self.file.metadata().map_err(|source| CaptureError::Open { path: self.path.clone(), source })?;
-        Ok(FileStamp { bytes: metadata.len(), modified: metadata.modified().ok() })
+        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        Ok(FileStamp { bytes: metadata.len(), modified_ns })
     }
 
     /// Whether the name still leads to this file.

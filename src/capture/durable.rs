@@ -96,6 +96,7 @@ impl Follower {
         shadow.revoke_hold_if_long();
         let ((pages, bytes), can_merge) = (shadow.journal_extent(), shadow.can_merge());
         if self.durability.synced_at.elapsed() >= self.durability.interval {
+            self.note_content();
             self.make_durable()?;
             if bytes >= MERGE_BYTES {
                 self.merge()?;

@@ -20,6 +20,7 @@ use super::database_file::Companions;
 use super::durable::Durability;
 use super::foreign::Watched;
 use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
+use super::noted::Noted;
 use super::parting::Parting;
 use super::resume::Start;
 use super::shadow::{Appended, Journaled, Shadow};
@@ -131,6 +132,8 @@ pub struct Follower {
     pub(super) parting: Arc<Parting>,
     /// The file when it was looked at last.
     pub(super) watched: Cell<Option<Watched>>,
+    /// The file as it is noted for the next process; until the log was read, as a former one noted it.
+    pub(super) noted: Cell<Option<Noted>>,
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
@@ -176,6 +179,8 @@ impl Follower {
                 return Err(error);
             }
         };
+        // What cannot be read is none: then the file is compared.
+        let noted = shadow.as_ref().and_then(|shadow| Noted::read(shadow.directory()).ok().flatten());
         Ok(Follower {
             shadow,
             start,
@@ -197,6 +202,7 @@ impl Follower {
             resting: false,
             parting: Arc::new(Parting::new(file.clone(), file.companions())),
             watched: Cell::new(None),
+            noted: Cell::new(noted),
             trusts_log: true,
             policy: Policy::default(),
             pace: Pace::default(),

@@ -4,12 +4,19 @@
 //! that was written while nothing there has changed was written by something else, whoever has it open. That alone is no proof: `touch` changes no
 //! byte. What is in the file decides.
 
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+
 use super::database_file::{Backfill, FileStamp};
+use super::noted::Noted;
 use super::parting::Rested;
 use super::resume::Start;
-use super::{CaptureError, Follower};
+use super::{CaptureError, Follower, Progress, ShadowError, ShadowProgress, ShadowStep};
 use crate::change::PageSource;
-use crate::format::{FrameNo, PageNo};
+use crate::format::{FrameNo, PageNo, Salts, WalHeader};
+
+/// How many pages are compared between two looks at whether to go on.
+const PAGES_AT_ONCE: u32 = 4096;
 
 /// The file at a moment at which nobody checkpointed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,9 +80,9 @@ impl Follower {
             self.watched.set(Some(now));
             return Ok(());
         };
-        let is_known = backfill.salts == self.position.salts.0 && backfill.done <= self.position.frame.0;
+        // A checkpoint passes over frames of which it knows newer ones that it must leave, so all that it can have known must have been read.
+        let is_known = backfill.salts == self.position.salts.0 && backfill.last <= self.position.frame.0;
         if !is_known || self.start != Start::Settled {
-            // What is in the file can be told when the log was read so far.
             self.watched.set(Some(before));
             return Ok(());
         }
@@ -85,8 +92,7 @@ impl Follower {
             return Ok(());
         }
         // Where the log has begun anew or a checkpoint has begun meanwhile, other things were compared than these.
-        let is_same_log = self.frames.read_header()?.is_some_and(|header| header.salts == self.position.salts);
-        if !is_same_log || self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
+        if !self.is_log_of(self.position.salts)? || self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
             self.watched.set(None);
             return Ok(());
         }
@@ -97,7 +103,16 @@ impl Follower {
     /// Whether the file has of each page what it must have: the page's frame where `frame_of` names one that a checkpoint has put there, nothing in
     /// particular where it names another, for of those nobody reads what the file has, and else what the shadow has.
     fn has_all(&self, frame_of: impl Fn(PageNo) -> Option<(FrameNo, bool)>) -> bool {
-        (1..=self.position.page_count).filter_map(PageNo::new).all(|page| {
+        self.has_all_of(1..=self.position.page_count, &frame_of)
+    }
+
+    /// The same of some pages.
+    fn has_all_of(
+        &self,
+        pages: RangeInclusive<u32>,
+        frame_of: &impl Fn(PageNo) -> Option<(FrameNo, bool)>,
+    ) -> bool {
+        pages.filter_map(PageNo::new).all(|page| {
             // What pages hold that are in no tree is nobody's.
             if page != PageNo::ONE && self.differ.object_of(page).is_none() {
                 return true;
@@ -113,6 +128,85 @@ impl Follower {
                 }
             }
         })
+    }
+
+    fn is_log_of(&self, salts: Salts) -> Result<bool, CaptureError> {
+        Ok(self.frames.read_header()?.is_some_and(|header| header.salts == salts))
+    }
+
+    /// Whether the file is as a former process noted it.
+    pub(super) fn is_as_noted(&self) -> Result<bool, CaptureError> {
+        let stamp = self.file.stamp()?;
+        Ok(self.noted.get().is_some_and(|noted| noted.stamp == stamp))
+    }
+
+    /// Whether something else than SQLite wrote to the file since a former process noted it. To be asked when the log has the position and what
+    /// is up to there was taken, with the log committed up to `last`. A backup that was copied into the file while a process died would be
+    /// read together with a log that is not its own.
+    ///
+    /// # Errors
+    /// [`CaptureError::Overwritten`]; [`ShadowError::Interrupted`] when `progress` says so.
+    pub(super) fn refuse_written_meanwhile(
+        &self,
+        header: &WalHeader,
+        last: FrameNo,
+        progress: Progress<'_>,
+    ) -> Result<(), CaptureError> {
+        if self.is_as_noted()? {
+            return Ok(());
+        }
+        let mut since = HashMap::new();
+        let mut page_count = self.position.page_count;
+        for no in self.position.frame.0 + 1..=last.0 {
+            // Without its number nothing can be said of the page.
+            let Some(frame) = self.frames.read_frame_header(header, FrameNo(no))? else { return Ok(()) };
+            since.insert(frame.page, FrameNo(no));
+            // Pages that the database has lost since are gone from the file.
+            page_count = page_count.min(frame.commit.unwrap_or(page_count));
+        }
+        // What is in the file of the log beyond that only the checkpoint knows that wrote it.
+        let done = self.noted.get().filter(|noted| noted.salts == header.salts).map_or(FrameNo(0), |noted| noted.done);
+        let frame_of = |page: PageNo| {
+            let newest = since.get(&page).copied().or_else(|| self.frames.newest(page));
+            newest.map(|frame| (frame, frame <= done))
+        };
+        let page_bytes = self.page_size.bytes() as u64;
+        let mut first = 1;
+        while first <= page_count {
+            let end = page_count.min(first.saturating_add(PAGES_AT_ONCE - 1));
+            if !self.has_all_of(first..=end, &frame_of) {
+                if !self.is_log_of(header.salts)? {
+                    return Ok(());
+                }
+                self.parting.note_overwritten();
+                return Err(self.overwritten());
+            }
+            let (done_bytes, total_bytes) = (u64::from(end) * page_bytes, u64::from(page_count) * page_bytes);
+            if progress(ShadowProgress { step: ShadowStep::Compare, done_bytes, total_bytes }).is_break() {
+                return Err(ShadowError::Interrupted.into());
+            }
+            first = end.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Notes the file for the next process, where it is known what is in it and that is not what was noted.
+    pub(super) fn note_content(&self) {
+        let Some(shadow) = self.shadow.as_ref().filter(|_| self.start == Start::Settled) else { return };
+        let known = match (self.parting.rested().filter(|_| self.resting), self.watched.get()) {
+            (Some(rested), _) => {
+                Some(Noted { stamp: rested.stamp(), salts: self.position.salts, done: self.position.frame })
+            }
+            (None, Some(Watched { stamp, backfill })) => {
+                Some(Noted { stamp, salts: Salts(backfill.salts), done: FrameNo(backfill.done) })
+            }
+            (None, None) => None,
+        };
+        if known.is_some() && known != self.noted.get() {
+            // With an older note more is compared at the next start.
+            let is_written = known.is_some_and(|noted| noted.write(shadow.directory()).is_ok());
+            self.noted.set(known.filter(|_| is_written));
+        }
     }
 
     /// Notes the file as it is when everything is in it.

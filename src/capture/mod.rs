@@ -13,6 +13,7 @@ mod foreign;
 mod frames;
 mod lost;
 mod map;
+mod noted;
 mod parting;
 mod peek;
 mod position;

@@ -33,6 +33,10 @@ impl Rested {
         Ok(Rested { stamp, page_size, first: first_page(file, page_size) })
     }
 
+    pub(super) fn stamp(&self) -> FileStamp {
+        self.stamp
+    }
+
     pub(super) fn is_stamp(&self, stamp: FileStamp) -> bool {
         self.stamp == stamp
     }

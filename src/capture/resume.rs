@@ -8,7 +8,7 @@ use super::shadow::{Progress, Shadow, ShadowStep};
 use super::stand::{look_at_bound, stand_at};
 use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
 use crate::change::{ChangeSink, ChangedRow, DiffError, Op, PageSource, RowChange, SchemaChange, TxSpan};
-use crate::format::{DatabaseHeader, FrameNo, PageNo};
+use crate::format::{DatabaseHeader, FrameNo, PageNo, WalHeader};
 
 /// How far the start is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +42,8 @@ const DELETES_WITHOUT_SIGN_MAX: u64 = 1000;
 
 /// What became of our position.
 enum Sought {
-    /// The log has it.
-    Found,
+    /// The log of this header has it, and is committed up to this frame.
+    Found(WalHeader, FrameNo),
     /// It is the end of the log, and all of the log is in the database file.
     AtEnd,
     /// The log has it and is wholly in the database file, so it may be restarted at any moment: these pages changed since.
@@ -207,10 +207,13 @@ impl Follower {
         progress: Progress<'_>,
     ) -> Result<Started, FollowError<E>> {
         let started = match self.seek_position()? {
-            Sought::Found => {
+            Sought::Found(header, last) => {
+                self.refuse_written_meanwhile(&header, last, progress)?;
                 self.start = Start::CatchingUp;
                 Started::Resumed
             }
+            // Nothing but the file has what it was before it was written.
+            Sought::AtEnd | Sought::Checkpointed(..) if !self.is_as_noted()? => self.repair_all(sink, polled, progress)?,
             Sought::AtEnd => {
                 self.start = Start::Settled;
                 Started::Resumed
@@ -218,7 +221,7 @@ impl Follower {
             Sought::Checkpointed(end, pages) => {
                 self.repair(Some((end, pages)), sink, polled, progress).map_err(|error| self.of_comparing(error))?
             }
-            Sought::Gone => self.repair(None, sink, polled, progress).map_err(|error| self.of_comparing(error))?,
+            Sought::Gone => self.repair_all(sink, polled, progress)?,
         };
         self.durability.started = Some(started);
         Ok(started)
@@ -290,7 +293,7 @@ impl Follower {
             self.frames.take(&tx);
             at = commit;
         }
-        Ok(Sought::Found)
+        Ok(Sought::Found(header, FrameNo(bound.committed)))
     }
 
     fn of_comparing<E>(&self, error: FollowError<E>) -> FollowError<E> {
@@ -300,6 +303,15 @@ impl Follower {
             }
             (error, _) => error,
         }
+    }
+
+    fn repair_all<E>(
+        &mut self,
+        sink: &mut dyn ChangeSink<E>,
+        polled: &mut Polled,
+        progress: Progress<'_>,
+    ) -> Result<Started, FollowError<E>> {
+        self.repair(None, sink, polled, progress).map_err(|error| self.of_comparing(error))
     }
 
     /// One transaction from the shadow to the pinned snapshot. `known` are the pages that changed up to a position, if that is known.

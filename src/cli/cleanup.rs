@@ -10,7 +10,7 @@ use super::args::CleanupArgs;
 use super::exit::Failure;
 
 /// Everything that a state directory can hold. A directory with anything else in it is not only ours.
-const OURS: [&str; 20] = [
+const OURS: [&str; 21] = [
     "control",
     "durable",
     "inbox",
@@ -24,6 +24,7 @@ const OURS: [&str; 20] = [
     "shadow.db",
     "shadow.db.tmp",
     "shadow.journal",
+    "shadow.stamp",
     "snapshot",
     "state.db",
     "state.db-journal",

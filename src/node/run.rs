@@ -153,10 +153,10 @@ fn follow_until_end(
     links: Links,
     opened: oneshot::Sender<super::start::Known>,
 ) -> Result<(), NodeError> {
-    let (mut database, mut known) = open(config, links)?;
+    let (database, mut known) = open(config, links)?;
     // What was applied is known only when it is known what became of an intent: with the intent's positions the network side would pass
     // over the messages of one that never happened.
-    database.settle_intent()?;
+    let Some(database) = database.begin_where_it_stopped()? else { return Ok(()) };
     known.applied = database.applied()?;
     known.seen = database.seen_of_applied()?;
     if opened.send(known).is_err() {

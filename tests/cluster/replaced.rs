@@ -1,8 +1,9 @@
 //! A backup takes the place of the database, as operators do it: the application is stopped, the file put in place, the application started.
 //! The new file loses no row to us, and the other nodes follow it.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -134,7 +135,7 @@ fn a_backup_copied_into_the_file_while_another_node_writes_is_not_mixed_with_its
         connection.busy_timeout(Duration::from_secs(10)).unwrap();
         let mut changes = 0;
         while !ends.load(Ordering::Relaxed) {
-            let sql = "UPDATE t SET n = n + 1, v = v || '.' WHERE id % 40 = ?1";
+            let sql = "UPDATE t SET n = n + 1, v = v || '.' WHERE id < 10000 AND id % 40 = ?1";
             connection.execute(sql, [changes % 40]).unwrap();
             changes += 1;
             std::thread::sleep(Duration::from_millis(3));
@@ -160,6 +161,60 @@ fn a_backup_copied_into_the_file_while_another_node_writes_is_not_mixed_with_its
     }
     assert!(cluster.nodes[0].log().contains("overwritten by another program"));
     cluster.stop();
+}
+
+/// Nobody saw the backup come into the file: the log that stands beside it fits the position, and not the file.
+#[test]
+fn a_backup_copied_into_the_file_of_a_daemon_that_was_killed_is_not_read_with_the_old_log() {
+    let mut cluster = Cluster::start(2, &schema());
+    let db = cluster.nodes[0].db.clone();
+    let backup = db.with_file_name("backup.db");
+    outside(&db, "INSERT INTO t VALUES(10001, 'in the backup', 1)");
+    wait_until_one_file(&db);
+    std::fs::copy(&db, &backup).unwrap();
+    outside(&backup, "DELETE FROM t WHERE id BETWEEN 100 AND 120; UPDATE t SET v = v || ' as in the backup' WHERE id < 50");
+
+    outside(&db, "UPDATE t SET n = 1, v = v || ' after the backup' WHERE id % 3 = 0");
+    cluster.settle();
+    wait_until_one_file(&db);
+    // While an application has the database open, what the other node writes stays in the log.
+    let mut application = application_that_stays(&db, "SELECT count(*) FROM t");
+    outside(&cluster.nodes[1].db, "INSERT INTO t VALUES(20001, 'of the other node', 1)");
+    cluster.settle();
+    cluster.nodes[0].signal(rustix::process::Signal::STOP);
+    application.kill().unwrap();
+    application.wait().unwrap();
+    Restore::CopyInto.put(&backup, &db);
+    cluster.nodes[0].kill();
+    assert!(std::fs::metadata(format!("{}-wal", db.display())).unwrap().len() > 0, "the log is there");
+    cluster.nodes[0].start();
+    let rows = cluster.settle().remove("t").unwrap();
+    let has = |what: &str| rows.iter().any(|row| row.contains(what));
+    assert!(has("as in the backup") && !has("after the backup") && !has("of the other node"));
+    assert_eq!(rows.len(), ROWS + 1 - 21);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT group_concat(integrity_check) FROM pragma_integrity_check"), "'ok'");
+    }
+    assert!(cluster.nodes[0].log().contains("overwritten by another program"), "{}", cluster.nodes[0].log());
+    cluster.stop();
+}
+
+/// A process that has the database open, has executed `sql`, and waits.
+fn application_that_stays(db: &Path, sql: &str) -> Child {
+    let program = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=10, isolation_level=None)\nc.execute(sys.argv[2]).fetchall()
+print('done', flush=True)\nsys.stdin.read()";
+    let mut child = Command::new("python3")
+        .args(["-c", program])
+        .arg(db)
+        .arg(sql)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "done\n");
+    child
 }
 
 /// The shadow cannot be compared with it. Making it anew would leave what changed meanwhile to this node alone.

@@ -116,6 +116,11 @@ impl Shadow {
         &self.path
     }
 
+    /// Where it is kept.
+    pub(in crate::capture) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
     /// The database file that the shadow was last merged from.
     pub(in crate::capture) fn database(&self) -> FileIdentity {
         self.journal.database()

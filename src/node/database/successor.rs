@@ -17,6 +17,15 @@ use crate::node::{NodeError, RunConfig};
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Database {
+    /// The first look of a process, also where the file is not the one any more that a former process worked on. `None` when told to stop
+    /// before.
+    pub(in crate::node) fn begin_where_it_stopped(mut self) -> Result<Option<Database>, NodeError> {
+        match self.settle_intent() {
+            Err(error) if self.attached.has_lost_file(&error) => self.attach_anew(&error),
+            settled => settled.map(|()| Some(self)),
+        }
+    }
+
     /// Lets go of the file and attaches the one that has its name now, as soon as that is whole. `None` when told to stop before.
     pub(super) fn attach_anew(mut self, cause: &NodeError) -> Result<Option<Database>, NodeError> {
         tracing::warn!("{cause}; attaching what has the name now");

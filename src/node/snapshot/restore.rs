@@ -35,7 +35,7 @@ const PART_SUFFIX: &str = "-woodchuck-part";
 /// How long nodes may take to come back to a server that did not answer: they try at least every few seconds.
 const OTHERS_BACK_WITHIN: Duration = Duration::from_secs(20);
 /// What a former state consists of.
-const STATE_FILES: [&str; 11] = [
+const STATE_FILES: [&str; 12] = [
     "state.db",
     "state.db-wal",
     "state.db-shm",
@@ -43,6 +43,7 @@ const STATE_FILES: [&str; 11] = [
     "shadow.db",
     "shadow.db.tmp",
     "shadow.journal",
+    "shadow.stamp",
     "durable",
     "sent",
     "sent.old",
