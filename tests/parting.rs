@@ -152,6 +152,24 @@ fn content_that_was_copied_before_the_database_came_to_rest_is_noticed() {
     assert_eq!(outside(&place.db, "SELECT v FROM t"), "('backup',)");
 }
 
+/// Nobody else has those.
+#[test]
+fn commits_that_were_not_read_before_the_file_was_written_over_are_kept() {
+    let place = Place::new();
+    let mut follower = Follower::attach(&place.db).unwrap();
+    outside(&place.db, "INSERT INTO t VALUES ('read')");
+    rest(&mut follower);
+    let _wake_ups = WakeUps::new(&follower).unwrap();
+    outside(&place.db, "INSERT INTO t VALUES ('not read')");
+    follower.note_overwritten();
+    std::fs::write(&place.db, std::fs::read(&place.backup).unwrap()).unwrap();
+    place.wait_until_parted();
+    let kept = follower.abandon().unwrap();
+    assert_eq!(outside(&place.db, "SELECT v FROM t"), "('backup',)");
+    let log = std::fs::read(&kept).unwrap();
+    assert!(log.windows(8).any(|bytes| bytes == b"not read"), "{}", kept.display());
+}
+
 #[test]
 fn a_log_that_others_use_keeps_its_name() {
     let place = Place::new();

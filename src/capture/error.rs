@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
+use super::ShadowError;
 use crate::change::{DiffError, TransactionError};
 use crate::format::HeaderError;
 
@@ -140,7 +141,7 @@ pub enum CaptureError {
     },
     /// The shadow cannot be used, or must not be.
     #[error(transparent)]
-    Shadow(#[from] super::ShadowError),
+    Shadow(#[from] ShadowError),
     /// What was captured could not be made durable.
     #[error("making the captured position durable failed")]
     Durable {
@@ -153,6 +154,24 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
+    /// Whether the file, as it is, is no sound database in WAL mode that can be compared with what it was.
+    #[must_use]
+    pub fn is_of_content(&self) -> bool {
+        match self {
+            CaptureError::Empty { .. }
+            | CaptureError::NotADatabase { .. }
+            | CaptureError::Truncated { .. }
+            | CaptureError::NotWal { .. }
+            | CaptureError::Frame { .. }
+            | CaptureError::Diff(_)
+            | CaptureError::Shadow(ShadowError::Incomparable { .. } | ShadowError::PageSize { .. }) => true,
+            CaptureError::Sqlite { source, .. } => {
+                matches!(source.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+            }
+            _ => false,
+        }
+    }
+
     /// What an operator can do about it.
     #[must_use]
     pub fn hint(&self) -> &'static str {

@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -617,22 +617,24 @@ impl Follower {
     /// Closes everything. The file that has the name now is not touched.
     ///
     /// What is in the log belongs to the old file and would be combined with the new one by whoever opens that next. So, when nobody else
-    /// uses the log, it goes where it belongs: the old file, which has lost its name at most.
-    pub fn abandon(self) {
+    /// uses the log, it goes where it belongs: the old file, which has lost its name at most. Where that was written over, a log with commits
+    /// that were not read stays beside it under another name, which is returned: nobody else has them.
+    pub fn abandon(self) -> Option<PathBuf> {
         let is_read = look_at_bound(&self.frames, &self.bounds, &self.file)
             .is_ok_and(|(salts, bound)| salts == Some(self.position.salts) && bound.committed == self.position.frame.0);
         let Follower { file, pins, bounds, checkpoints, frames, companions, parting, .. } = self;
         drop((pins, bounds, frames));
         let aside = parting.end();
         let is_ours = aside.is_some() || (is_read && file.companions() == companions && file.shm_user().is_none());
-        if is_ours && !file.is_in_place() {
+        let is_moved = !file.is_in_place();
+        if is_ours && is_moved {
             let _ = checkpoints.truncate();
         }
         drop(checkpoints);
-        if let Some(aside) = aside {
-            let _ = std::fs::remove_file(aside);
-        }
+        let is_kept = |aside: &PathBuf| !((is_read || is_moved) && std::fs::remove_file(aside).is_ok());
+        let kept = aside.filter(is_kept);
         file.release();
+        kept
     }
 
     /// Closes everything but one connection.

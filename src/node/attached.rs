@@ -135,7 +135,14 @@ impl Attached {
     /// Lets go of a file that has lost its name or its content, without writing to it.
     pub(super) fn abandon(self) {
         drop(self.connection);
-        self.follower.abandon();
+        let path = self.follower.file().path().to_owned();
+        if let Some(log) = self.follower.abandon() {
+            tracing::warn!(
+                "{}: commits that were not read when the file was overwritten are in {}",
+                path.display(),
+                log.display()
+            );
+        }
     }
 
     /// Lets go of the database; see [`Follower::detach`].

@@ -119,6 +119,14 @@ pub enum NodeError {
         /// Why.
         source: Box<NodeError>,
     },
+    /// What is to be replaced cannot be read.
+    #[error("{}: it is not replaced, for what it has that nobody else has cannot be told", path.display())]
+    NotReplaceable {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: Box<NodeError>,
+    },
     /// A database cannot be made there.
     #[error("{}: there is no such folder", path.display())]
     NoFolder {

@@ -52,6 +52,7 @@ impl NodeError {
             | NodeError::OtherContent { .. }
             | NodeError::OtherFilters { .. }
             | NodeError::Exists { .. }
+            | NodeError::NotReplaceable { .. }
             | NodeError::InUse { .. }
             | NodeError::Unpublished { .. }
             | NodeError::RestoreInterrupted { .. }
@@ -154,6 +155,7 @@ impl NodeError {
             NodeError::BadSnapshot { .. } => "make a new one with woodchuck snapshot save, from a node whose database is sound".to_owned(),
             NodeError::OtherContent { .. } => "begin with what the others have: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
             NodeError::Exists { .. } => "give --replace to replace it; what only this file has is lost with it".to_owned(),
+            NodeError::NotReplaceable { .. } => "if it is to be given up, move it away (mv app.db app.db-damaged), then run woodchuck restore without --replace; `woodchuck inspect` shows what is left in it".to_owned(),
             NodeError::InUse { .. } => "stop what uses it, and try again".to_owned(),
             NodeError::Unpublished { .. } => "start the node and let it publish them (woodchuck status shows the outbox); where it refuses to start, or they are not wanted, woodchuck cleanup gives them up".to_owned(),
             NodeError::NoFolder { .. } => "check the path; a node without a database makes one from a snapshot, but not its folder".to_owned(),

@@ -368,6 +368,36 @@ fn changes_that_nobody_else_has_are_not_restored_over() {
     cluster.stop();
 }
 
+/// What only the damaged file has may be all that there is of it: it is moved away by hand, or not at all.
+#[test]
+fn a_damaged_database_is_not_replaced_until_it_is_moved_away() {
+    let mut cluster = Cluster::start(2, SCHEMA);
+    let rows = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO t SELECT i, hex(randomblob(50)), 0 FROM n";
+    cluster.nodes[0].sql(rows);
+    cluster.settle();
+    save(&cluster);
+    cluster.nodes[1].stop();
+    let db = cluster.nodes[1].db.clone();
+    let whole = std::fs::read(&db).unwrap();
+    // In its schema, and no database at all; shorter than it says.
+    let mut damaged = [whole.clone(), whole.clone(), whole[..whole.len() / 2].to_vec()];
+    damaged[0][100..4096].fill(0xff);
+    damaged[1][..100].fill(0xff);
+    for content in damaged {
+        std::fs::write(&db, &content).unwrap();
+        let output = restore(&cluster, &db, &["--replace"]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("move it away"), "{output:?}");
+        assert!(std::fs::read(&db).unwrap() == content, "as it was");
+    }
+    std::fs::rename(&db, db.with_file_name("app.db-damaged")).unwrap();
+    let output = restore(&cluster, &db, &[]);
+    assert!(output.status.success(), "{output:?}");
+    cluster.nodes[1].start();
+    assert_eq!(cluster.settle()["t"].len(), 500);
+    cluster.stop();
+}
+
 #[test]
 fn a_new_node_with_other_content_is_refused_with_the_number_of_rows() {
     let mut cluster = Cluster::start(1, SCHEMA);

@@ -228,7 +228,7 @@ fn check_before(what: &Restore) -> Result<(), NodeError> {
     if is_interrupted {
         return Ok(());
     }
-    let file = DatabaseFile::open(&what.db_path)?;
+    let file = DatabaseFile::open(&what.db_path).map_err(|error| not_replaceable(&what.db_path, error.into()))?;
     if !file.claim() {
         return Err(NodeError::AlreadyAttached { path: file.path().to_owned() });
     }
@@ -236,7 +236,20 @@ fn check_before(what: &Restore) -> Result<(), NodeError> {
         return Err(NodeError::InUse { path: what.db_path.clone(), pid: Some(pid) });
     }
     refuse_unpublished(what)?;
-    refuse_uncaptured(what)
+    refuse_uncaptured(what).map_err(|error| not_replaceable(&what.db_path, error))
+}
+
+/// Says what can be done about a database that cannot be read; other errors stay as they are.
+fn not_replaceable(path: &Path, error: NodeError) -> NodeError {
+    let is_damaged = match &error {
+        NodeError::Capture(error) => error.is_of_content(),
+        NodeError::Apply(ApplyError::Database { source, .. }) => matches!(
+            source.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)
+        ),
+        _ => false,
+    };
+    if is_damaged { NodeError::NotReplaceable { path: path.to_owned(), source: Box::new(error) } } else { error }
 }
 
 /// Refuses while the former state holds changes that nobody else has.
@@ -403,7 +416,10 @@ fn lock_out(path: &Path, replace: bool, stamp: &Stamp) -> Result<Option<Connecti
         {
             Err(in_use())
         }
-        Err(source) => Err(ApplyError::Database { doing: "locking the database that is replaced", source }.into()),
+        Err(source) => {
+            let error = ApplyError::Database { doing: "locking the database that is replaced", source };
+            Err(not_replaceable(path, error.into()))
+        }
     }
 }
 
