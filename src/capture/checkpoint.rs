@@ -163,7 +163,7 @@ impl Follower {
         self.refuse_other_content()?;
         let reached = self.checkpoints.passive()?;
         // From here on what is written to the file is somebody else's.
-        self.refuse_other_content()?;
+        self.refuse_written_beside_checkpoint()?;
         self.note_content();
         fault::pass(Point::Checkpointed);
         Ok((true, reached))

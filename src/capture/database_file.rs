@@ -37,6 +37,19 @@ impl FileIdentity {
         FileIdentity { device: metadata.dev(), inode: metadata.ino(), born_ns }
     }
 
+    pub(super) fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        let content = [self.device, self.inode, self.born_ns].into_iter().flat_map(u64::to_be_bytes);
+        bytes.iter_mut().zip(content).for_each(|(byte, value)| *byte = value);
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; 24]) -> FileIdentity {
+        let mut numbers = bytes.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok()).map(u64::from_be_bytes);
+        let mut next = || numbers.next().unwrap_or_default();
+        FileIdentity { device: next(), inode: next(), born_ns: next() }
+    }
+
     /// Whether both are one file, as far as it is known of both.
     #[must_use]
     pub fn is(&self, other: &FileIdentity) -> bool {
@@ -110,7 +123,7 @@ impl FileStamp {
 /// The files beside the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Companions {
-    wal: Option<FileIdentity>,
+    pub(super) wal: Option<FileIdentity>,
     shm: Option<FileIdentity>,
 }
 

@@ -134,6 +134,8 @@ pub struct Follower {
     pub(super) watched: Cell<Option<Watched>>,
     /// The file as it is noted for the next process; until the log was read, as a former one noted it.
     pub(super) noted: Cell<Option<Noted>>,
+    /// The last page that was compared after a checkpoint.
+    pub(super) compared_up_to: u32,
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
@@ -203,6 +205,7 @@ impl Follower {
             parting: Arc::new(Parting::new(file.clone(), file.companions())),
             watched: Cell::new(None),
             noted: Cell::new(noted),
+            compared_up_to: 0,
             trusts_log: true,
             policy: Policy::default(),
             pace: Pace::default(),

@@ -17,6 +17,8 @@ use crate::format::{FrameNo, PageNo, Salts, WalHeader};
 
 /// How many pages are compared between two looks at whether to go on.
 const PAGES_AT_ONCE: u32 = 4096;
+/// How much is compared after each checkpoint of ours.
+const COMPARED_BYTES: u32 = 4 << 20;
 
 /// The file at a moment at which nobody checkpointed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,9 @@ impl Follower {
     /// [`CaptureError::Replaced`] or [`CaptureError::Overwritten`].
     pub fn refuse_other_content(&self) -> Result<(), CaptureError> {
         self.refuse_replaced()?;
+        if self.parting.is_overwritten() {
+            return Err(self.overwritten());
+        }
         let Some(rested) = self.parting.rested().filter(|_| self.resting) else { return self.refuse_written() };
         let stamp = self.file.stamp()?;
         if rested.is_stamp(stamp) {
@@ -106,6 +111,24 @@ impl Follower {
         self.has_all_of(1..=self.position.page_count, &frame_of)
     }
 
+    /// Whether something else than our own checkpoint wrote to the file while that was at it. The stamp does not tell, so pages do: as many as a
+    /// small checkpoint copies, in turn, and with them all of a small database. Of a larger one a copy takes longer than that.
+    pub(super) fn refuse_written_beside_checkpoint(&mut self) -> Result<(), CaptureError> {
+        self.refuse_other_content()?;
+        let page_count = self.position.page_count;
+        let first = if self.compared_up_to < page_count { self.compared_up_to + 1 } else { 1 };
+        let end = page_count.min(first.saturating_add(COMPARED_BYTES / self.page_size.get() - 1));
+        self.compared_up_to = end;
+        // What the log has of a page it wrote, or will.
+        let has_all = self.has_all_of(first..=end, &|page| self.frames.newest(page).map(|frame| (frame, false)));
+        let is_known_log = || self.frames.header().map_or(Ok(true), |header| self.is_log_of(header.salts));
+        if has_all || self.start != Start::Settled || !is_known_log()? {
+            return Ok(());
+        }
+        self.parting.note_overwritten();
+        Err(self.overwritten())
+    }
+
     /// The same of some pages.
     fn has_all_of(
         &self,
@@ -135,13 +158,21 @@ impl Follower {
     }
 
     /// Whether the file is as a former process noted it.
-    pub(super) fn is_as_noted(&self) -> Result<bool, CaptureError> {
-        let stamp = self.file.stamp()?;
-        Ok(self.noted.get().is_some_and(|noted| noted.stamp == stamp))
+    fn is_as_noted(&self) -> Result<bool, CaptureError> {
+        let (stamp, file) = (self.file.stamp()?, self.file.identity());
+        Ok(self.noted.get().is_some_and(|noted| noted.stamp == stamp && noted.file.is(&file)))
     }
 
-    /// Whether something else than SQLite wrote to the file since a former process noted it. To be asked when the log has the position and what
-    /// is up to there was taken, with the log committed up to `last`. A backup that was copied into the file while a process died would be
+    /// Whether another file has come to the log that a former process noted beside its own: one that was moved over the name while nobody could
+    /// see it.
+    pub(super) fn is_beside_former_log(&self) -> bool {
+        let Some(noted) = self.noted.get().filter(|noted| !noted.file.is(&self.file.identity())) else { return false };
+        let log = noted.log.zip(self.companions.wal);
+        log.is_some_and(|(noted, log)| noted.is(&log))
+    }
+
+    /// Whether something else than SQLite wrote to the file since a former process noted it, and nobody has it open. To be asked when the log has the
+    /// position and what is up to there was taken, with the log committed up to `last`. A backup that was copied into the file while a process died would be
     /// read together with a log that is not its own.
     ///
     /// # Errors
@@ -152,7 +183,8 @@ impl Follower {
         last: FrameNo,
         progress: Progress<'_>,
     ) -> Result<(), CaptureError> {
-        if self.is_as_noted()? {
+        // Under an application that runs nobody puts a file in place, and its checkpoints change the stamp all the time.
+        if self.file.other_user().is_some() || self.is_as_noted()? {
             return Ok(());
         }
         let mut since = HashMap::new();
@@ -193,15 +225,17 @@ impl Follower {
     /// Notes the file for the next process, where it is known what is in it and that is not what was noted.
     pub(super) fn note_content(&self) {
         let Some(shadow) = self.shadow.as_ref().filter(|_| self.start == Start::Settled) else { return };
+        let (file, log) = (self.file.identity(), self.companions.wal);
         let known = match (self.parting.rested().filter(|_| self.resting), self.watched.get()) {
             (Some(rested), _) => {
-                Some(Noted { stamp: rested.stamp(), salts: self.position.salts, done: self.position.frame })
+                Some((rested.stamp(), self.position.salts, self.position.frame))
             }
             (None, Some(Watched { stamp, backfill })) => {
-                Some(Noted { stamp, salts: Salts(backfill.salts), done: FrameNo(backfill.done) })
+                Some((stamp, Salts(backfill.salts), FrameNo(backfill.done)))
             }
             (None, None) => None,
         };
+        let known = known.map(|(stamp, salts, done)| Noted { file, log, stamp, salts, done });
         if known.is_some() && known != self.noted.get() {
             // With an older note more is compared at the next start.
             let is_written = known.is_some_and(|noted| noted.write(shadow.directory()).is_ok());

@@ -6,17 +6,20 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::database_file::FileStamp;
+use super::database_file::{FileIdentity, FileStamp};
 use crate::format::{FrameNo, Salts};
 
 /// The name in the state directory.
 const NAME: &str = "shadow.stamp";
-/// Stamp, salts, frame.
-const BYTES: usize = 16 + 8 + 4;
+/// File, log, stamp, salts, frame.
+const BYTES: usize = 24 + 24 + 16 + 8 + 4;
 
 /// The database file at a moment at which it was known what is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Noted {
+    pub(super) file: FileIdentity,
+    /// The log beside it.
+    pub(super) log: Option<FileIdentity>,
     pub(super) stamp: FileStamp,
     /// The generation of the log.
     pub(super) salts: Salts,
@@ -26,17 +29,23 @@ pub(super) struct Noted {
 
 impl Noted {
     fn to_bytes(self) -> Vec<u8> {
-        let mut bytes = self.stamp.to_bytes().to_vec();
+        let mut bytes = self.file.to_bytes().to_vec();
+        bytes.extend_from_slice(&self.log.map_or([0; 24], FileIdentity::to_bytes));
+        bytes.extend_from_slice(&self.stamp.to_bytes());
         bytes.extend_from_slice(&self.salts.0);
         bytes.extend_from_slice(&self.done.0.to_be_bytes());
         bytes
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Noted> {
-        let (stamp, rest) = bytes.split_first_chunk()?;
+        let (file, rest) = bytes.split_first_chunk()?;
+        let (log, rest) = rest.split_first_chunk()?;
+        let (stamp, rest) = rest.split_first_chunk()?;
         let (salts, rest) = rest.split_first_chunk()?;
         let done = u32::from_be_bytes(rest.try_into().ok()?);
-        Some(Noted { stamp: FileStamp::from_bytes(stamp), salts: Salts(*salts), done: FrameNo(done) })
+        let log = (*log != [0; 24]).then(|| FileIdentity::from_bytes(log));
+        let (file, stamp) = (FileIdentity::from_bytes(file), FileStamp::from_bytes(stamp));
+        Some(Noted { file, log, stamp, salts: Salts(*salts), done: FrameNo(done) })
     }
 
     /// Writes the note into the directory of the shadow, twice, so that one that is torn is known. It need not be on disk, nor be written at all:
@@ -69,9 +78,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Noted::read(directory.path()).unwrap(), None);
         let stamp = FileStamp::from_bytes(&[7; 16]);
-        let noted = Noted { stamp, salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]), done: FrameNo(77) };
+        let file = FileIdentity { device: 1, inode: u64::MAX, born_ns: 3 };
+        let noted = Noted { file, log: Some(FileIdentity { inode: 5, ..file }), stamp, salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]), done: FrameNo(77) };
         noted.write(directory.path()).unwrap();
         assert_eq!(Noted::read(directory.path()).unwrap(), Some(noted));
+        let without_log = Noted { log: None, ..noted };
+        without_log.write(directory.path()).unwrap();
+        assert_eq!(Noted::read(directory.path()).unwrap(), Some(without_log));
         let path = directory.path().join(NAME);
         let whole = std::fs::read(&path).unwrap();
         for end in 0..whole.len() {

@@ -98,6 +98,11 @@ impl Parting {
         self.lock().is_overwritten = true;
     }
 
+    /// Whether that was noted.
+    pub(super) fn is_overwritten(&self) -> bool {
+        self.lock().is_overwritten
+    }
+
     /// Takes the log's name away if the file is not the one that it belongs to. To be called whenever the directory has changed; costs a look
     /// at three names.
     pub(super) fn look(&self) {

@@ -36,7 +36,7 @@ impl ChangeSink<()> for Refuse {
 
 impl Follower {
     /// Whether the database holds changes behind the position, for a caller that follows no further: a database that was restored from a
-    /// backup counts as changed.
+    /// backup, or written over by something else, counts as changed.
     ///
     /// # Errors
     /// [`CaptureError`].
@@ -47,6 +47,7 @@ impl Follower {
                 Ok(polled) if polled.more => {}
                 Ok(_) => return Ok(false),
                 Err(FollowError::Sink(())) => return Ok(true),
+                Err(FollowError::Capture(CaptureError::Overwritten { .. })) => return Ok(true),
                 Err(FollowError::Capture(error)) => return Err(error),
             }
         }

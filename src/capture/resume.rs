@@ -206,14 +206,21 @@ impl Follower {
         polled: &mut Polled,
         progress: Progress<'_>,
     ) -> Result<Started, FollowError<E>> {
+        if self.trusts_log && self.is_beside_former_log() {
+            match self.look_for_position() {
+                // Where it fits the file all the same, it was copied with it.
+                Ok(Sought::Found(header, last)) => self.refuse_written_meanwhile(&header, last, progress)?,
+                // All of it is in the file, or it has begun anew since, or it went back: what stands there is not known to be the former file's.
+                Ok(_) | Err(CaptureError::Shadow(ShadowError::WentBack { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let started = match self.seek_position()? {
             Sought::Found(header, last) => {
                 self.refuse_written_meanwhile(&header, last, progress)?;
                 self.start = Start::CatchingUp;
                 Started::Resumed
             }
-            // Nothing but the file has what it was before it was written.
-            Sought::AtEnd | Sought::Checkpointed(..) if !self.is_as_noted()? => self.repair_all(sink, polled, progress)?,
             Sought::AtEnd => {
                 self.start = Start::Settled;
                 Started::Resumed
@@ -233,12 +240,16 @@ impl Follower {
     }
 
     fn seek_position(&mut self) -> Result<Sought, CaptureError> {
-        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
-        let position = self.position;
         // Another file has another history, whatever stands beside it.
         if !self.trusts_log || self.shadow.as_ref().is_some_and(|shadow| !shadow.database().is(&self.file.identity())) {
             return Ok(Sought::Gone);
         }
+        self.look_for_position()
+    }
+
+    fn look_for_position(&mut self) -> Result<Sought, CaptureError> {
+        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
+        let position = self.position;
         let header = self.frames.read_header()?.filter(|header| header.salts == position.salts);
         let Some(header) = header.filter(|_| position.frame.0 > 0 && salts == Some(position.salts)) else {
             return Ok(Sought::Gone);

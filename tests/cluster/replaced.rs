@@ -164,8 +164,7 @@ fn a_backup_copied_into_the_file_while_another_node_writes_is_not_mixed_with_its
 }
 
 /// Nobody saw the backup come into the file: the log that stands beside it fits the position, and not the file.
-#[test]
-fn a_backup_copied_into_the_file_of_a_daemon_that_was_killed_is_not_read_with_the_old_log() {
+fn restore_while_nobody_can_see_it(how: Restore) {
     let mut cluster = Cluster::start(2, &schema());
     let db = cluster.nodes[0].db.clone();
     let backup = db.with_file_name("backup.db");
@@ -184,7 +183,7 @@ fn a_backup_copied_into_the_file_of_a_daemon_that_was_killed_is_not_read_with_th
     cluster.nodes[0].signal(rustix::process::Signal::STOP);
     application.kill().unwrap();
     application.wait().unwrap();
-    Restore::CopyInto.put(&backup, &db);
+    how.put(&backup, &db);
     cluster.nodes[0].kill();
     assert!(std::fs::metadata(format!("{}-wal", db.display())).unwrap().len() > 0, "the log is there");
     cluster.nodes[0].start();
@@ -197,6 +196,16 @@ fn a_backup_copied_into_the_file_of_a_daemon_that_was_killed_is_not_read_with_th
     }
     assert!(cluster.nodes[0].log().contains("overwritten by another program"), "{}", cluster.nodes[0].log());
     cluster.stop();
+}
+
+#[test]
+fn a_backup_copied_into_the_file_of_a_daemon_that_was_killed_is_not_read_with_the_old_log() {
+    restore_while_nobody_can_see_it(Restore::CopyInto);
+}
+
+#[test]
+fn a_backup_moved_over_the_file_of_a_daemon_that_was_killed_is_not_read_with_the_old_log() {
+    restore_while_nobody_can_see_it(Restore::Move);
 }
 
 /// A process that has the database open, has executed `sql`, and waits.

@@ -273,7 +273,11 @@ fn refuse_uncaptured(what: &Restore) -> Result<(), NodeError> {
         ControlFlow::Continue(())
     })?;
     let has_more = follower.has_uncaptured();
-    follower.detach()?;
+    match follower.detach() {
+        // That was found, and means the same.
+        Err(CaptureError::Overwritten { .. }) => return Err(NodeError::Unpublished { path: what.db_path.clone() }),
+        detached => detached?,
+    }
     match has_more {
         Ok(false) => Ok(()),
         Ok(true) => Err(NodeError::Unpublished { path: what.db_path.clone() }),
