@@ -6,7 +6,9 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Seeds of the ordinary run: those that found something once, and new ones as long as the time lasts.
+/// Seeds that found something once (columns of a table that was made anew under its name were told as if renamed). Part of every ordinary run.
+const FOUND: [u64; 2] = [1_796_098_757_022, 1_796_098_757_342];
+/// Seeds of the ordinary run, as long as the time lasts.
 const SEEDS: std::ops::Range<u64> = 1..400;
 /// How long the ordinary run goes on with new seeds.
 const TIME: Duration = Duration::from_secs(20);
@@ -36,13 +38,13 @@ fn run(seed: u64) -> Result<String, String> {
 
 #[test]
 fn scripts_and_lines_of_random_workloads_are_what_another_sqlite_did() {
-    let (seeds, time) = match (number("SEED"), std::env::var("WOODCHUCK_SEEDS").ok()) {
-        (Some(seed), _) => (seed..seed + 1, Duration::MAX),
+    let (seeds, time): (Vec<u64>, _) = match (number("SEED"), std::env::var("WOODCHUCK_SEEDS").ok()) {
+        (Some(seed), _) => (vec![seed], Duration::MAX),
         (None, Some(range)) => {
             let (from, to) = range.split_once("..").unwrap_or(("1", &range));
-            (from.parse().unwrap()..to.parse().unwrap(), Duration::MAX)
+            ((from.parse().unwrap()..to.parse().unwrap()).collect(), Duration::MAX)
         }
-        (None, None) => (SEEDS, TIME),
+        (None, None) => (FOUND.into_iter().chain(SEEDS).collect(), TIME),
     };
     let began = Instant::now();
     let (mut runs, mut transactions) = (0, 0);

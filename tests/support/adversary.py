@@ -600,6 +600,8 @@ def check_json(model, lines):
                 reshaped = Counter()
                 low = [c.lower() for c in had]
                 new_low = [c.lower() for c in stored]
+                renamed = event.get("renamed_columns")
+                renames = {now.lower(): was.lower() for was, now in renamed or []}
                 for row, count in rows.items():
                     image = json.loads(row)
                     values = [image[c] for c in had]
@@ -607,7 +609,9 @@ def check_json(model, lines):
                     for index, column in enumerate(stored):
                         if column.lower() in low:
                             fresh[column] = values[low.index(column.lower())]
-                        elif index < len(had) and low[index] not in new_low:
+                        elif renames.get(column.lower()) in low:
+                            fresh[column] = values[low.index(renames[column.lower()])]
+                        elif renamed is None and index < len(had) and low[index] not in new_low:
                             fresh[column] = values[index]
                         else:
                             fresh[column] = defaults[column]

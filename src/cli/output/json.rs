@@ -29,6 +29,7 @@ pub(super) fn schema_members(
     tx: u64,
     (kind, name): (&str, &str),
     (before, after): (&Option<String>, &Option<String>),
+    renamed_columns: Option<&[(String, String)]>,
 ) {
     out.extend_from_slice(b"{\"op\":\"schema\",\"tx\":");
     integer(out, tx);
@@ -43,6 +44,16 @@ pub(super) fn schema_members(
             None => out.extend_from_slice(b"null"),
         }
     }
+    let Some(renamed) = renamed_columns else { return };
+    out.extend_from_slice(b",\"renamed_columns\":[");
+    for (index, (was, is)) in renamed.iter().enumerate() {
+        out.extend_from_slice(if index > 0 { b",[" } else { b"[" });
+        string(out, was);
+        out.push(b',');
+        string(out, is);
+        out.push(b']');
+    }
+    out.push(b']');
 }
 
 /// Writes changes as JSON lines.
@@ -131,7 +142,8 @@ impl<W: Write> ChangeSink<io::Error> for JsonLines<W> {
     }
 
     fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
-        schema_members(&mut self.buffer, self.tx, (&change.kind, &change.name), (&change.before, &change.after));
+        let renamed = change.renamed_columns.as_deref();
+        schema_members(&mut self.buffer, self.tx, (&change.kind, &change.name), (&change.before, &change.after), renamed);
         self.end_line()
     }
 

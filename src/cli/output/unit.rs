@@ -32,7 +32,8 @@ pub fn unit_json(out: &mut Vec<u8>, place: &UnitPlace, unit: &Unit) {
     let repaired = if unit.repaired { ",\"repaired\":true" } else { "" };
     put(out, format_args!("{{\"op\":\"begin\",{head},\"salt\":\"{salt}\",\"frame\":{}{repaired}}}\n", unit.frame));
     for step in &unit.schema {
-        schema_members(out, unit.tx, (&step.kind, &step.name), (&step.before, &step.after));
+        let renamed = step.renamed_columns.as_deref();
+        schema_members(out, unit.tx, (&step.kind, &step.name), (&step.before, &step.after), renamed);
         out.extend_from_slice(b"}\n");
     }
     for change in &unit.changes {
