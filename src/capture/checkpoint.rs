@@ -228,6 +228,7 @@ impl Follower {
         loop {
             let reached = self.bounds.passive()?;
             if complete(reached) {
+                self.refuse_written_beside_checkpoint()?;
                 self.hand_over()?;
                 self.policy.pinned_by_others = false;
                 self.policy.restarts += 1;
@@ -264,7 +265,9 @@ impl Follower {
         self.policy.unattached = None;
         self.refuse_other_content()?;
         self.before_checkpoint()?;
-        if complete(self.checkpoints.passive()?) {
+        let reached = self.checkpoints.passive()?;
+        self.refuse_written_beside_checkpoint()?;
+        if complete(reached) {
             self.prepare_restart(sink)?;
             if self.is_resting() {
                 fault::pass(Point::Truncate);

@@ -81,6 +81,8 @@ pub(super) struct Backfill {
     pub(super) salts: [u8; 8],
     /// Its frames up to this one are in the file, as far as no newer one of the page was there.
     pub(super) done: u32,
+    /// How far a checkpoint that was killed would have gone; all of the log after SQLite has recovered it.
+    pub(super) attempted: u32,
     /// The last frame that is committed.
     pub(super) last: u32,
 }
@@ -88,7 +90,13 @@ pub(super) struct Backfill {
 impl Backfill {
     /// Whether nobody has checkpointed in between.
     pub(super) fn is_as(&self, other: &Backfill) -> bool {
-        self.salts == other.salts && self.done == other.done
+        (self.salts, self.done, self.attempted) == (other.salts, other.done, other.attempted)
+    }
+
+    /// Whether it became `later` without a checkpoint: nothing happened but commits, also those that begin the log anew when all of it is in the file.
+    pub(super) fn is_before(&self, later: &Backfill) -> bool {
+        let has_restarted = self.done == self.last && later.salts != self.salts;
+        self.is_as(later) || (has_restarted && (later.done, later.attempted) == (0, 0))
     }
 }
 
@@ -96,14 +104,14 @@ impl Backfill {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     bytes: u64,
-    /// Nanoseconds since 1970.
-    modified_ns: i64,
+    /// When its content or what belongs to it changed last, in nanoseconds since 1970. Other than the time of the content nobody can set it.
+    changed_ns: i64,
 }
 
 impl FileStamp {
     pub(super) fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
-        let content = self.bytes.to_be_bytes().into_iter().chain(self.modified_ns.to_be_bytes());
+        let content = self.bytes.to_be_bytes().into_iter().chain(self.changed_ns.to_be_bytes());
         bytes.iter_mut().zip(content).for_each(|(byte, value)| *byte = value);
         bytes
     }
@@ -111,7 +119,7 @@ impl FileStamp {
     pub(super) fn from_bytes(bytes: &[u8; 16]) -> FileStamp {
         // Half of them each.
         let number = u128::from_be_bytes(*bytes);
-        FileStamp { bytes: (number >> 64) as u64, modified_ns: number as u64 as i64 }
+        FileStamp { bytes: (number >> 64) as u64, changed_ns: number as u64 as i64 }
     }
 
     /// Whether both are of files of one length.
@@ -293,8 +301,8 @@ impl DatabaseFile {
     /// [`CaptureError::Open`].
     pub fn stamp(&self) -> Result<FileStamp, CaptureError> {
         let metadata = self.file.metadata().map_err(|source| CaptureError::Open { path: self.path.clone(), source })?;
-        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-        Ok(FileStamp { bytes: metadata.len(), modified_ns })
+        let changed_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+        Ok(FileStamp { bytes: metadata.len(), changed_ns })
     }
 
     /// Whether the name still leads to this file.
@@ -332,7 +340,7 @@ impl DatabaseFile {
 }
 
 impl DatabaseFile {
-    /// How far checkpoints went; `None` while one is at it, was killed at it, or where `-shm` does not say. SQLite writes there how far a checkpoint
+    /// How far checkpoints went; `None` while another process is at one, or where `-shm` does not say. SQLite writes there how far a checkpoint
     /// will go before that writes to the file. (Versions before 3.11 do not, but for the lock.)
     pub(super) fn backfill(&self) -> Option<Backfill> {
         let (_, shm) = keep(&self.companion("-shm")).ok()?;
@@ -340,10 +348,10 @@ impl DatabaseFile {
         shm.read_exact_at(&mut bytes, 0).ok()?;
         let number = |at| Some(u32::from_ne_bytes(bytes.get::<std::ops::Range<usize>>(at)?.try_into().ok()?));
         let (done, attempted) = (number(SHM_DONE)?, number(SHM_ATTEMPTED)?);
-        if done != attempted || lock_holder(&shm, SHM_CHECKPOINT, 1).is_some() {
+        if lock_holder(&shm, SHM_CHECKPOINT, 1).is_some() {
             return None;
         }
-        Some(Backfill { salts: bytes.get(SHM_SALTS)?.try_into().ok()?, done, last: number(SHM_LAST)? })
+        Some(Backfill { salts: bytes.get(SHM_SALTS)?.try_into().ok()?, done, attempted, last: number(SHM_LAST)? })
     }
 
     /// Whether checkpoints have put all that is committed into the file.

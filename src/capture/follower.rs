@@ -134,8 +134,8 @@ pub struct Follower {
     pub(super) watched: Cell<Option<Watched>>,
     /// The file as it is noted for the next process; until the log was read, as a former one noted it.
     pub(super) noted: Cell<Option<Noted>>,
-    /// The last page that was compared after a checkpoint.
-    pub(super) compared_up_to: u32,
+    /// The last page that was compared after a checkpoint, and when.
+    pub(super) compared: Cell<(u32, Option<Instant>)>,
     /// Whether the log may be asked for the position; otherwise the file is compared with the shadow, whatever the log says.
     pub(super) trusts_log: bool,
     pub(super) policy: Policy,
@@ -205,7 +205,7 @@ impl Follower {
             parting: Arc::new(Parting::new(file.clone(), file.companions())),
             watched: Cell::new(None),
             noted: Cell::new(noted),
-            compared_up_to: 0,
+            compared: Cell::default(),
             trusts_log: true,
             policy: Policy::default(),
             pace: Pace::default(),
@@ -406,6 +406,8 @@ impl Follower {
     /// # Errors
     /// [`CaptureError::Frame`] when the next transaction does not end there.
     pub fn take_own(&mut self, commit: u32) -> Result<(), CaptureError> {
+        // What was written by something else between the drain and the commit is in what SQLite made of it.
+        self.refuse_other_content()?;
         let commit = FrameNo(commit);
         let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
         self.bound = bound;
@@ -580,7 +582,7 @@ impl Follower {
         self.read_since_renewal =
             self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
         self.resting = false;
-        self.parting.rest(None);
+        self.leave_rest();
         self.moved_at = Instant::now();
         self.frames.take(tx);
         self.position = position;

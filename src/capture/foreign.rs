@@ -5,7 +5,8 @@
 //! byte. What is in the file decides.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
+use std::time::{Duration, Instant};
 
 use super::database_file::{Backfill, FileStamp};
 use super::noted::Noted;
@@ -17,8 +18,10 @@ use crate::format::{FrameNo, PageNo, Salts, WalHeader};
 
 /// How many pages are compared between two looks at whether to go on.
 const PAGES_AT_ONCE: u32 = 4096;
-/// How much is compared after each checkpoint of ours.
+/// How much is compared after a checkpoint.
 const COMPARED_BYTES: u32 = 4 << 20;
+/// How often the same is done after checkpoints of others, of which there can be one for each commit.
+const OTHERS_COMPARED_AFTER: Duration = Duration::from_millis(250);
 
 /// The file at a moment at which nobody checkpointed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +61,7 @@ impl Follower {
             self.parting.rest(Some(rested.at(stamp)));
             return Ok(());
         }
-        self.parting.note_overwritten();
-        Err(self.overwritten())
+        Err(self.note_overwritten_found())
     }
 
     fn overwritten(&self) -> CaptureError {
@@ -68,41 +70,89 @@ impl Follower {
 
     /// The same while there is something in the log that is not in the file.
     fn refuse_written(&self) -> Result<(), CaptureError> {
-        let Some(backfill) = self.file.backfill() else {
-            self.watched.set(None);
-            return Ok(());
-        };
+        // While a checkpoint is at it, what was known before stays.
+        let Some(backfill) = self.file.backfill() else { return Ok(()) };
         let stamp = self.file.stamp()?;
         // A checkpoint that began in between has said so before it wrote.
         if self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
-            self.watched.set(None);
             return Ok(());
         }
         let now = Watched { stamp, backfill };
-        let Some(before) =
-            self.watched.get().filter(|before| before.backfill.is_as(&backfill) && before.stamp != stamp)
-        else {
+        let Some(before) = self.watched.get() else {
             self.watched.set(Some(now));
             return Ok(());
         };
-        // A checkpoint passes over frames of which it knows newer ones that it must leave, so all that it can have known must have been read.
-        let is_known = backfill.salts == self.position.salts.0 && backfill.last <= self.position.frame.0;
-        if !is_known || self.start != Start::Settled {
-            self.watched.set(Some(before));
-            return Ok(());
-        }
-        let done = FrameNo(backfill.done);
-        if self.has_all(|page| self.frames.newest(page).map(|frame| (frame, frame <= done))) {
+        if before.stamp == stamp || self.start == Start::Unsettled {
             self.watched.set(Some(now));
             return Ok(());
         }
-        // Where the log has begun anew or a checkpoint has begun meanwhile, other things were compared than these.
-        if !self.is_log_of(self.position.salts)? || self.file.backfill().is_none_or(|now| !now.is_as(&backfill)) {
-            self.watched.set(None);
+        if !before.backfill.is_before(&backfill) {
+            // A checkpoint can have written it.
+            self.refuse_some_written(OTHERS_COMPARED_AFTER)?;
+            self.watched.set(Some(now));
             return Ok(());
         }
+        let last = FrameNo(backfill.last);
+        let header = self.frames.read_header()?.filter(|header| header.salts.0 == backfill.salts);
+        let found = match &header {
+            Some(header) => {
+                self.has_known_content(header, FrameNo(backfill.done), last, &mut |_| ControlFlow::Continue(()))?
+            }
+            None => None,
+        };
+        // Where the log has begun anew or a checkpoint has begun meanwhile, other things were compared than these.
+        let is_as_it_was =
+            self.is_log_of(Salts(backfill.salts))? && self.file.backfill().is_some_and(|now| now.is_as(&backfill));
+        match found {
+            Some(true) => self.watched.set(Some(now)),
+            Some(false) if is_as_it_was => return Err(self.note_overwritten_found()),
+            Some(false) | None => {}
+        }
+        Ok(())
+    }
+
+    fn note_overwritten_found(&self) -> CaptureError {
         self.parting.note_overwritten();
-        Err(self.overwritten())
+        self.overwritten()
+    }
+
+    /// Whether all pages are what they must be, with the log of this header committed up to `last` and in the file up to `done`. `None` where that cannot be told.
+    fn has_known_content(
+        &self,
+        header: &WalHeader,
+        done: FrameNo,
+        last: FrameNo,
+        progress: Progress<'_>,
+    ) -> Result<Option<bool>, CaptureError> {
+        let mut since = HashMap::new();
+        let mut page_count = self.position.page_count;
+        let is_ours = header.salts == self.position.salts;
+        for no in if is_ours { self.position.frame.0 } else { 0 } + 1..=last.0 {
+            // Without its number nothing can be said of the page.
+            let Some(frame) = self.frames.read_frame_header(header, FrameNo(no))? else { return Ok(None) };
+            since.insert(frame.page, FrameNo(no));
+            // Pages that the database has lost since are gone from the file.
+            page_count = page_count.min(frame.commit.unwrap_or(page_count));
+        }
+        // A checkpoint passes over frames of which it knows newer ones that it must leave.
+        let frame_of = |page: PageNo| {
+            let newest = since.get(&page).copied().or_else(|| self.frames.newest(page).filter(|_| is_ours));
+            newest.map(|frame| (frame, frame <= done))
+        };
+        let page_bytes = u64::from(self.page_size.get());
+        let mut first = 1;
+        while first <= page_count {
+            let end = page_count.min(first.saturating_add(PAGES_AT_ONCE - 1));
+            if !self.has_all_of(first..=end, &frame_of) {
+                return Ok(Some(false));
+            }
+            let (done_bytes, total_bytes) = (u64::from(end) * page_bytes, u64::from(page_count) * page_bytes);
+            if progress(ShadowProgress { step: ShadowStep::Compare, done_bytes, total_bytes }).is_break() {
+                return Err(ShadowError::Interrupted.into());
+            }
+            first = end.saturating_add(1);
+        }
+        Ok(Some(true))
     }
 
     /// Whether the file has of each page what it must have: the page's frame where `frame_of` names one that a checkpoint has put there, nothing in
@@ -111,30 +161,31 @@ impl Follower {
         self.has_all_of(1..=self.position.page_count, &frame_of)
     }
 
-    /// Whether something else than our own checkpoint wrote to the file while that was at it. The stamp does not tell, so pages do: as many as a
-    /// small checkpoint copies, in turn, and with them all of a small database. Of a larger one a copy takes longer than that.
-    pub(super) fn refuse_written_beside_checkpoint(&mut self) -> Result<(), CaptureError> {
-        self.refuse_other_content()?;
-        let page_count = self.position.page_count;
-        let first = if self.compared_up_to < page_count { self.compared_up_to + 1 } else { 1 };
-        let end = page_count.min(first.saturating_add(COMPARED_BYTES / self.page_size.get() - 1));
-        self.compared_up_to = end;
-        // What the log has of a page it wrote, or will.
-        let has_all = self.has_all_of(first..=end, &|page| self.frames.newest(page).map(|frame| (frame, false)));
-        let is_known_log = || self.frames.header().map_or(Ok(true), |header| self.is_log_of(header.salts));
-        if has_all || self.start != Start::Settled || !is_known_log()? {
+    /// As [`Follower::refuse_other_content`] right behind a checkpoint of our own: something else can have written to the file while that was at it.
+    pub(super) fn refuse_written_beside_checkpoint(&self) -> Result<(), CaptureError> {
+        self.compared.set((self.compared.get().0, None));
+        self.refuse_other_content()
+    }
+
+    /// Compares as many pages as a small checkpoint copies, in turn, and with them all of a small database; of a larger one a copy takes longer than
+    /// a checkpoint. Not more often than every `after`. The stamp does not tell, for the checkpoint changed it.
+    fn refuse_some_written(&self, after: Duration) -> Result<(), CaptureError> {
+        let (compared_up_to, compared_at) = self.compared.get();
+        if self.start != Start::Settled || compared_at.is_some_and(|at| at.elapsed() < after) {
             return Ok(());
         }
-        self.parting.note_overwritten();
-        Err(self.overwritten())
+        let page_count = self.position.page_count;
+        let first = if compared_up_to < page_count { compared_up_to + 1 } else { 1 };
+        let end = page_count.min(first.saturating_add(COMPARED_BYTES / self.page_size.get() - 1));
+        self.compared.set((end, Some(Instant::now())));
+        // What the log has of a page a checkpoint wrote, or will.
+        let has_all = self.has_all_of(first..=end, &|page| self.frames.newest(page).map(|frame| (frame, false)));
+        let is_known_log = || self.frames.header().map_or(Ok(true), |header| self.is_log_of(header.salts));
+        if has_all || !is_known_log()? { Ok(()) } else { Err(self.note_overwritten_found()) }
     }
 
     /// The same of some pages.
-    fn has_all_of(
-        &self,
-        pages: RangeInclusive<u32>,
-        frame_of: &impl Fn(PageNo) -> Option<(FrameNo, bool)>,
-    ) -> bool {
+    fn has_all_of(&self, pages: RangeInclusive<u32>, frame_of: &impl Fn(PageNo) -> Option<(FrameNo, bool)>) -> bool {
         pages.filter_map(PageNo::new).all(|page| {
             // What pages hold that are in no tree is nobody's.
             if page != PageNo::ONE && self.differ.object_of(page).is_none() {
@@ -187,39 +238,12 @@ impl Follower {
         if self.file.other_user().is_some() || self.is_as_noted()? {
             return Ok(());
         }
-        let mut since = HashMap::new();
-        let mut page_count = self.position.page_count;
-        for no in self.position.frame.0 + 1..=last.0 {
-            // Without its number nothing can be said of the page.
-            let Some(frame) = self.frames.read_frame_header(header, FrameNo(no))? else { return Ok(()) };
-            since.insert(frame.page, FrameNo(no));
-            // Pages that the database has lost since are gone from the file.
-            page_count = page_count.min(frame.commit.unwrap_or(page_count));
-        }
         // What is in the file of the log beyond that only the checkpoint knows that wrote it.
         let done = self.noted.get().filter(|noted| noted.salts == header.salts).map_or(FrameNo(0), |noted| noted.done);
-        let frame_of = |page: PageNo| {
-            let newest = since.get(&page).copied().or_else(|| self.frames.newest(page));
-            newest.map(|frame| (frame, frame <= done))
-        };
-        let page_bytes = self.page_size.bytes() as u64;
-        let mut first = 1;
-        while first <= page_count {
-            let end = page_count.min(first.saturating_add(PAGES_AT_ONCE - 1));
-            if !self.has_all_of(first..=end, &frame_of) {
-                if !self.is_log_of(header.salts)? {
-                    return Ok(());
-                }
-                self.parting.note_overwritten();
-                return Err(self.overwritten());
-            }
-            let (done_bytes, total_bytes) = (u64::from(end) * page_bytes, u64::from(page_count) * page_bytes);
-            if progress(ShadowProgress { step: ShadowStep::Compare, done_bytes, total_bytes }).is_break() {
-                return Err(ShadowError::Interrupted.into());
-            }
-            first = end.saturating_add(1);
+        match self.has_known_content(header, done, last, progress)? {
+            Some(false) if self.is_log_of(header.salts)? => Err(self.note_overwritten_found()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Notes the file for the next process, where it is known what is in it and that is not what was noted.
@@ -227,12 +251,8 @@ impl Follower {
         let Some(shadow) = self.shadow.as_ref().filter(|_| self.start == Start::Settled) else { return };
         let (file, log) = (self.file.identity(), self.companions.wal);
         let known = match (self.parting.rested().filter(|_| self.resting), self.watched.get()) {
-            (Some(rested), _) => {
-                Some((rested.stamp(), self.position.salts, self.position.frame))
-            }
-            (None, Some(Watched { stamp, backfill })) => {
-                Some((stamp, Salts(backfill.salts), FrameNo(backfill.done)))
-            }
+            (Some(rested), _) => Some((rested.stamp(), self.position.salts, self.position.frame)),
+            (None, Some(Watched { stamp, backfill })) => Some((stamp, Salts(backfill.salts), FrameNo(backfill.done))),
             (None, None) => None,
         };
         let known = known.map(|(stamp, salts, done)| Noted { file, log, stamp, salts, done });
@@ -243,13 +263,22 @@ impl Follower {
         }
     }
 
+    /// The file does not rest any more. What was known of it is what the next look goes by.
+    pub(super) fn leave_rest(&self) {
+        let Some(rested) = self.parting.rested() else { return };
+        let (salts, done) = (self.position.salts.0, self.position.frame.0);
+        let backfill = Backfill { salts, done, attempted: done, last: done };
+        self.watched.set(Some(Watched { stamp: rested.stamp(), backfill }));
+        self.parting.rest(None);
+    }
+
     /// Notes the file as it is when everything is in it.
     pub(super) fn come_to_rest(&mut self) -> Result<(), CaptureError> {
+        self.refuse_written()?;
         let rested = Rested::of(&self.file, self.page_size)?;
         // A backup can have been copied into the file since the application's last close, before there was a stamp to tell by.
         if self.file.other_user().is_none() && !self.frames.are_in(&self.file, self.position.page_count)? {
-            self.parting.note_overwritten();
-            return Err(self.overwritten());
+            return Err(self.note_overwritten_found());
         }
         self.parting.rest(Some(rested));
         Ok(())

@@ -79,7 +79,13 @@ mod tests {
         assert_eq!(Noted::read(directory.path()).unwrap(), None);
         let stamp = FileStamp::from_bytes(&[7; 16]);
         let file = FileIdentity { device: 1, inode: u64::MAX, born_ns: 3 };
-        let noted = Noted { file, log: Some(FileIdentity { inode: 5, ..file }), stamp, salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]), done: FrameNo(77) };
+        let noted = Noted {
+            file,
+            log: Some(FileIdentity { inode: 5, ..file }),
+            stamp,
+            salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]),
+            done: FrameNo(77),
+        };
         noted.write(directory.path()).unwrap();
         assert_eq!(Noted::read(directory.path()).unwrap(), Some(noted));
         let without_log = Noted { log: None, ..noted };

@@ -171,7 +171,10 @@ fn restore_while_nobody_can_see_it(how: Restore) {
     outside(&db, "INSERT INTO t VALUES(10001, 'in the backup', 1)");
     wait_until_one_file(&db);
     std::fs::copy(&db, &backup).unwrap();
-    outside(&backup, "DELETE FROM t WHERE id BETWEEN 100 AND 120; UPDATE t SET v = v || ' as in the backup' WHERE id < 50");
+    outside(
+        &backup,
+        "DELETE FROM t WHERE id BETWEEN 100 AND 120; UPDATE t SET v = v || ' as in the backup' WHERE id < 50",
+    );
 
     outside(&db, "UPDATE t SET n = 1, v = v || ' after the backup' WHERE id % 3 = 0");
     cluster.settle();

@@ -143,7 +143,13 @@ impl<W: Write> ChangeSink<io::Error> for JsonLines<W> {
 
     fn schema(&mut self, change: SchemaChange) -> io::Result<()> {
         let renamed = change.renamed_columns.as_deref();
-        schema_members(&mut self.buffer, self.tx, (&change.kind, &change.name), (&change.before, &change.after), renamed);
+        schema_members(
+            &mut self.buffer,
+            self.tx,
+            (&change.kind, &change.name),
+            (&change.before, &change.after),
+            renamed,
+        );
         self.end_line()
     }
 
