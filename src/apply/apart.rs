@@ -107,7 +107,12 @@ fn key_names(shape: &TableShape) -> impl Iterator<Item = String> + '_ {
 
 /// A row as the table has it by now: what is new holds what rows hold that know nothing of it.
 fn reshaped(ApartTable { table: old, renamed }: &ApartTable, new: &LocalTable, row: Row) -> Row {
-    let Some(sources) = reshape(&old.table, &new.table, renamed.as_deref()) else { return row };
+    row_as(new, old, renamed.as_ref(), row)
+}
+
+/// A row of a table as it was, as the table has it by now.
+pub(super) fn row_as(new: &LocalTable, old: &LocalTable, renamed: Option<&RenamedColumns>, row: Row) -> Row {
+    let Some(sources) = reshape(&old.table, &new.table, renamed.map(Vec::as_slice)) else { return row };
     let value = |(name, default): (&String, &Value)| {
         let index = new.table.column_index(name);
         let source = index.and_then(|index| sources.get(index).copied().flatten());

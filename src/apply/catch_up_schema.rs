@@ -141,7 +141,7 @@ impl Call<'_, '_> {
         }
         make_others(conn, plan, &|kind| kind != "index", &mut made)?;
         effect.merge(&schema_effect(conn)?);
-        self.made_anew(conn, &before, &effect)?;
+        self.made_anew(conn, &before, &effect, &[])?;
         made.before = Some((before, catalogue_of(conn)?));
         Ok(made)
     }
@@ -154,7 +154,7 @@ impl Call<'_, '_> {
         make_others(conn, plan, &|kind| kind == "index", made)?;
         effect.merge(&schema_effect(conn)?);
         self.note_schema_made(&first, &catalogue_of(conn)?)?;
-        self.made_anew(conn, &before, &effect)
+        self.made_anew(conn, &before, &effect, &[])
     }
 
     /// Remembers what was made, for when the commit that makes it true is found together with others.

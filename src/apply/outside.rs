@@ -15,10 +15,12 @@
 //! had left, carries the row as its origin saw it, and what others wrote to it meanwhile must not be forgotten. That matters as long as nodes may
 //! not know of each other's changes, so the oldest hidden rows are forgotten beyond a bound.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::params;
 
+use super::apart::row_as;
 use super::base::BaseRow;
 use super::conflicts::{ConflictKind, Met};
 use super::error::ApplyError;
@@ -29,6 +31,7 @@ use super::state::State;
 use super::undo_redo::Call;
 use crate::change::RowKey;
 use crate::format::{Row, Value};
+use crate::log::SchemaStep;
 
 /// Hidden rows of one table: at a few hundred bytes each these are some ten megabytes.
 const HIDDEN_MAX: i64 = 50_000;
@@ -168,6 +171,43 @@ impl Call<'_, '_> {
             let at = (table.id, change.canonical.clone());
             self.folder.of_fold.insert(at, (Arc::clone(table), change.key.clone()));
         }
+    }
+
+    /// The schema has changed under rows that stand aside, and under what is known to be of the fold: both go by the tables as they are now.
+    pub(super) fn carry_outside(&mut self, steps: &[SchemaStep]) -> Result<(), ApplyError> {
+        let (aside, of_fold) = (std::mem::take(&mut self.folder.aside), std::mem::take(&mut self.folder.of_fold));
+        let mut tables: HashMap<i64, Option<Arc<LocalTable>>> = HashMap::new();
+        for Aside { table, key, canonical, row } in aside {
+            let Some(now) = self.carried(&mut tables, table.id)? else { continue };
+            let step =
+                steps.iter().find(|step| step.kind == "table" && step.name.eq_ignore_ascii_case(&now.name_lower));
+            let row = row_as(&now, &table, step.and_then(|step| step.renamed_columns.as_ref()), row);
+            self.folder.aside.push(Aside { table: now, key, canonical, row });
+        }
+        for (at, (table, key)) in of_fold {
+            if let Some(now) = self.carried(&mut tables, table.id)? {
+                self.folder.of_fold.insert(at, (now, key));
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of a number as it is now; none where it is gone.
+    fn carried(
+        &mut self,
+        tables: &mut HashMap<i64, Option<Arc<LocalTable>>>,
+        id: i64,
+    ) -> Result<Option<Arc<LocalTable>>, ApplyError> {
+        if let Some(known) = tables.get(&id) {
+            return Ok(known.clone());
+        }
+        let name = self.state.tables.iter().find(|(_, table)| table.id == id).map(|(name, _)| name.clone());
+        let now = match name.and_then(|name| self.table_now(&name)) {
+            Some(table) => Some(self.state.local_table(&table)?),
+            None => None,
+        };
+        tables.insert(id, now.clone());
+        Ok(now)
     }
 
     /// Ends what [`Call::make_room`] and undoing began, when everything is folded and pending is on top of it.

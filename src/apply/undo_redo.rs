@@ -134,7 +134,7 @@ impl<'a, 'c> Call<'a, 'c> {
         let mut maker = Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, begun_anew };
         let effect = maker.make(steps)?;
         let begun_anew = maker.begun_anew;
-        self.made_anew(conn, &before, &effect)?;
+        self.made_anew(conn, &before, &effect, steps)?;
         self.note_schema(conn, steps)?;
         begun_anew.iter().try_for_each(|begun| self.begin_anew(begun))?;
         steps.iter().try_for_each(|step| self.note_pending_columns_gone(step, shard))?;
@@ -144,12 +144,13 @@ impl<'a, 'c> Call<'a, 'c> {
         self.redo()
     }
 
-    /// Goes on with the schema that was made. `before` is what it was, and the temporary triggers are gone.
+    /// Goes on with the schema that `steps` made. `before` is what it was, and the temporary triggers are gone.
     pub(super) fn made_anew(
         &mut self,
         conn: &Connection,
         before: &Catalogue,
         effect: &SchemaEffect,
+        steps: &[SchemaStep],
     ) -> Result<(), ApplyError> {
         self.known.clear();
         self.state.forget_tables();
@@ -164,7 +165,7 @@ impl<'a, 'c> Call<'a, 'c> {
         indexes::keep(conn, &after)?;
         indexes::fill_new(conn, before, &after)?;
         self.made = Some((after, all));
-        Ok(())
+        self.carry_outside(steps)
     }
 
     /// The fold has lost a table or a column that is here all the same, because an own change that is pending makes it. Where that comes to

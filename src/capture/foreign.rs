@@ -95,14 +95,15 @@ impl Follower {
         let last = FrameNo(backfill.last);
         let header = self.frames.read_header()?.filter(|header| header.salts.0 == backfill.salts);
         let found = match &header {
+            // Begun anew, and nothing is in it: all of it is in the file, and the header is that of the log before.
+            _ if last.0 == 0 => Some(self.has_all(|_| None)),
             Some(header) => {
                 self.has_known_content(header, FrameNo(backfill.done), last, &mut |_| ControlFlow::Continue(()))?
             }
             None => None,
         };
         // Where the log has begun anew or a checkpoint has begun meanwhile, other things were compared than these.
-        let is_as_it_was =
-            self.is_log_of(Salts(backfill.salts))? && self.file.backfill().is_some_and(|now| now.is_as(&backfill));
+        let is_as_it_was = self.file.backfill().is_some_and(|now| now.is_as(&backfill));
         match found {
             Some(true) => self.watched.set(Some(now)),
             Some(false) if is_as_it_was => return Err(self.note_overwritten_found()),

@@ -124,6 +124,9 @@ impl LogError {
             LogError::Config { stream, setting: "num_replicas", found, .. } => {
                 format!("use --log-replicas {found}, or change the stream: nats stream edit {stream} --replicas=…")
             }
+            LogError::Config { setting: "conflict", found, .. } => {
+                format!("set apply.conflict = {found:?} on every node, or use another --stream-prefix and --subject-prefix")
+            }
             LogError::Config { stream, setting, wanted, .. } => {
                 format!("set {setting} of the stream to {wanted} (nats stream edit {stream}), or use another --stream-prefix")
             }

@@ -121,6 +121,7 @@ impl Attached {
             NodeError::Capture(CaptureError::Replaced { .. } | CaptureError::Overwritten { .. }) => true,
             // It was one when it was attached.
             NodeError::Capture(CaptureError::Sqlite { source, .. })
+            | NodeError::Apply(ApplyError::Database { source, .. })
                 if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
             {
                 self.follower.note_overwritten();

@@ -85,6 +85,14 @@ pub enum NodeError {
         /// What was asked for.
         wanted: String,
     },
+    /// The node ran in one direction only, and is to go on in both.
+    #[error("{}: the node ran with {left_out}", path.display())]
+    LeftOut {
+        /// The state directory.
+        path: PathBuf,
+        /// With what, and what happened.
+        left_out: &'static str,
+    },
     /// A filter does not fit its table.
     #[error(transparent)]
     Filter(RowFilterError),

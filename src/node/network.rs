@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::config::{NatsConfig, RunConfig};
+use super::config::{Conflict, NatsConfig, RunConfig};
 use super::control::answer_questions;
 use super::database::LogReady;
 use super::error::NodeError;
@@ -70,6 +70,10 @@ pub fn stream_options(config: &RunConfig) -> StreamOptions {
         shard_count: config.log.shards,
         max_log_entries: u32::try_from(config.log.max_entries).unwrap_or(u32::MAX),
         replica_count: config.log.replicas,
+        conflict: match config.apply.conflict {
+            Conflict::Column => "column",
+            Conflict::Row => "row",
+        },
     }
 }
 

@@ -51,6 +51,7 @@ impl NodeError {
             | NodeError::LogShorter { .. }
             | NodeError::OtherContent { .. }
             | NodeError::OtherFilters { .. }
+            | NodeError::LeftOut { .. }
             | NodeError::Exists { .. }
             | NodeError::NotReplaceable { .. }
             | NodeError::InUse { .. }
@@ -145,7 +146,8 @@ impl NodeError {
             NodeError::SameNodeId { .. } => "give every node a --node-id of its own; this one's state directory keeps its number, so `woodchuck cleanup` first, on the node that is to change".to_owned(),
             NodeError::OtherShards { .. } => "start with the old number; changing it needs new streams and a new state directory on every node".to_owned(),
             NodeError::Filter(error) => error.hint().to_owned(),
-            NodeError::OtherFilters { .. } => "start with the old filter; or begin anew with the other: woodchuck cleanup, move the database away, and woodchuck run makes it from a snapshot".to_owned(),
+            NodeError::LeftOut { .. } => "start with the option again; or begin anew without it: woodchuck cleanup, move the database away, and woodchuck run makes it from a snapshot; what was written here alone is lost with it".to_owned(),
+            NodeError::OtherFilters { .. } => "start with what it was made with; or begin anew with the other: woodchuck cleanup, move the database away, and woodchuck run makes it from a snapshot".to_owned(),
             NodeError::LogTrimmed { .. } => "replace it by the newest snapshot: woodchuck restore --replace --db-path …; what only this file has is lost with it".to_owned(),
             NodeError::LogShorter { .. } => "restore the server's storage; if it is gone for good, use new streams (--stream-prefix) on all nodes".to_owned(),
             NodeError::CannotBegin { source, .. } => source.hint(),

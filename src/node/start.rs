@@ -34,6 +34,63 @@ pub(super) const JOINED: &str = "joined";
 pub(super) const WHERE: &str = "where";
 pub(super) const WHERE_OPEN: &str = "where_open";
 
+/// The setting that keeps the tables that the state was begun with.
+const TABLES: &str = "tables";
+/// The settings of a state that passed over what others wrote, and of one that kept what was written here to itself.
+pub(super) const PASSED_OVER: &str = "passed_over";
+pub(super) const KEPT_TO_ITSELF: &str = "kept_to_itself";
+
+/// Refuses other tables than those that the state was begun with: what happened to the others was neither sent nor taken.
+fn refuse_other_tables(state: &State, config: &RunConfig) -> Result<(), NodeError> {
+    let shown = |config: &RunConfig| {
+        let of =
+            |option: &str, list: &[String]| list.iter().map(|glob| format!("{option} '{glob}'")).collect::<Vec<_>>();
+        let all = [of("--tables", &config.tables), of("--exclude-tables", &config.exclude_tables)].concat();
+        if all.is_empty() { "all tables".to_owned() } else { all.join(" ") }
+    };
+    let wanted = shown(config);
+    let found = String::from_utf8_lossy(&state.setting_or(TABLES, wanted.as_bytes())?).into_owned();
+    if found == wanted {
+        return Ok(());
+    }
+    Err(NodeError::OtherFilters { path: config.state_dir.clone(), found, wanted })
+}
+
+/// Refuses to go on with both directions where one was left out: what was not taken then would never be, nor what was not sent.
+fn refuse_left_out(state: &State, config: &RunConfig) -> Result<(), NodeError> {
+    let left_out = match () {
+        () if config.apply_changes && state.has_setting(PASSED_OVER)? => "--no-apply, and others wrote meanwhile",
+        () if config.publish && state.has_setting(KEPT_TO_ITSELF)? => "--no-publish, and was written to here meanwhile",
+        () => return Ok(()),
+    };
+    Err(NodeError::LeftOut { path: config.state_dir.clone(), left_out })
+}
+
+/// Says which filters and globs are about no table: a slip of the pen lets everything through, or nothing.
+fn warn_of_nobody(attached: &Attached, config: &RunConfig) {
+    let tables = || attached.follower.catalogue().tables().filter(|table| !table.is_internal());
+    for filter in config.row_filters.iter() {
+        if !tables().any(|table| table.name.eq_ignore_ascii_case(&filter.table)) {
+            tracing::warn!(
+                "where {:?}: there is no table {} (yet): nothing is left out by it",
+                filter.text(),
+                filter.table
+            );
+        }
+    }
+    for (option, glob) in config
+        .tables
+        .iter()
+        .map(|glob| ("--tables", glob))
+        .chain(config.exclude_tables.iter().map(|glob| ("--exclude-tables", glob)))
+    {
+        let filter = TableFilter::new(std::slice::from_ref(glob), &[] as &[String]);
+        if !tables().any(|table| filter.matches(&table.name)) {
+            tracing::warn!("{option} {glob:?}: there is no such table (yet)");
+        }
+    }
+}
+
 /// Whether a state has not begun with any filters yet, nor with none.
 fn is_open_to_filters(state: &State) -> Result<bool, NodeError> {
     let is_new = state.capture_position()?.is_empty() || state.has_setting(WHERE_OPEN)?;
@@ -116,6 +173,8 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
     }
 
     refuse_other_filters(&state, &config)?;
+    refuse_other_tables(&state, &config)?;
+    refuse_left_out(&state, &config)?;
 
     let shards: Vec<ShardId> = (1..=wanted).map(ShardId).collect();
     let mut applied = Vec::with_capacity(shards.len());
@@ -139,6 +198,7 @@ pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known),
         attached.detach()?;
         return Err(NodeError::Filter(misfit));
     }
+    warn_of_nobody(&attached, &config);
     if is_new {
         state.setting_or(WHERE, config.row_filters.text().as_bytes())?;
     }

@@ -156,3 +156,103 @@ fn filters_that_cannot_be_are_refused_and_so_is_another_one() {
     cluster.nodes[1].start();
     cluster.stop();
 }
+
+/// Such a row stood aside while the schema changed, and was to come back as it had been.
+#[test]
+fn rows_that_are_here_alone_go_along_with_changes_of_the_schema_that_others_make() {
+    for (change, columns) in [
+        ("ALTER TABLE u DROP COLUMN v", "k || ':' || region || ':' || e"),
+        ("ALTER TABLE u RENAME COLUMN v TO w", "k || ':' || region || ':' || e || ':' || w"),
+        ("ALTER TABLE u RENAME COLUMN e TO f", "k || ':' || region || ':' || f || ':' || v"),
+        ("ALTER TABLE u ADD COLUMN n INT DEFAULT 3", "k || ':' || region || ':' || e || ':' || v || ':' || n"),
+        ("DROP TABLE u", "NULL"),
+    ] {
+        for is_pending in [false, true] {
+            let mut cluster = cluster();
+            let [all, some] = &cluster.nodes[..] else { panic!("two nodes") };
+            all.sql("UPDATE u SET v = 'changed elsewhere' WHERE k = 'b'");
+            if is_pending {
+                some.sql("INSERT INTO u VALUES('c',1,'ec','z'),('d',2,'ed','alone')");
+            }
+            all.sql(change);
+            all.sql("INSERT INTO t VALUES(30,1,'behind it')");
+            shows(some, "SELECT count(*) FROM t WHERE id = 30", "1");
+            if change.starts_with("DROP TABLE") {
+                for node in [all, some] {
+                    shows(node, "SELECT count(*) FROM sqlite_schema WHERE name = 'u'", "0");
+                }
+            } else {
+                let rows = |range: &str| {
+                    format!(
+                        "SELECT coalesce(group_concat({columns}, ' '), '') FROM (SELECT * FROM u WHERE {range} ORDER BY k)"
+                    )
+                };
+                let within = all.value(&rows("region = 1"));
+                shows(some, &rows("region = 1"), &within);
+                let alone = some.value(&rows("region = 2"));
+                assert!(alone.contains("b:2:eb") && !alone.contains("elsewhere"), "{change}: {alone}");
+                assert_eq!(alone.contains("d:2:ed"), is_pending, "{change}: {alone}");
+                assert!(verify(some).starts_with("Some(0)"), "{change}: {}", verify(some));
+            }
+            assert!(!some.log().contains("stops"), "{change}: {}", some.log());
+            cluster.stop();
+        }
+    }
+}
+
+/// What was not taken, or not sent, meanwhile would never be.
+#[test]
+fn what_a_node_left_out_once_it_does_not_take_up_in_silence() {
+    let refused = |cluster: &mut Cluster, args: &[&str], why: &str| {
+        let node = &mut cluster.nodes[1];
+        let before = std::mem::replace(&mut node.args, args.iter().map(|arg| (*arg).to_owned()).collect());
+        node.spawn();
+        assert_eq!(node.wait_for_end().code(), Some(3), "{args:?}: {}", node.log());
+        assert!(node.log().contains(why), "{args:?}: {}", node.log());
+        node.args = before;
+        node.start();
+    };
+    for (args, others, why) in [
+        (&["--no-apply"][..], &[][..], "ran with --no-apply"),
+        (&["--no-publish"], &[], "ran with --no-publish"),
+        (&["--tables", "t"], &[], "was made with --tables 't', not with all tables"),
+        (
+            &["--exclude-tables", "u", "--exclude-tables", "x*"],
+            &["--tables", "t"],
+            "was made with --exclude-tables 'u'",
+        ),
+    ] {
+        let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
+        cluster.nodes[1].args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        cluster.start_nodes();
+        let args: Vec<&str> = args.to_vec();
+        let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
+        first.sql("INSERT INTO t VALUES(50,1,'of the first'); INSERT INTO u VALUES('q',1,'eq','of the first')");
+        second.sql("INSERT INTO t VALUES(60,1,'of the second')");
+        match args[0] {
+            "--no-publish" => shows(second, "SELECT count(*) FROM t WHERE id = 50", "1"),
+            "--no-apply" => shows(first, "SELECT count(*) FROM t WHERE id = 60", "1"),
+            _ => {
+                shows(second, "SELECT count(*) FROM t WHERE id = 50", "1");
+                shows(first, "SELECT count(*) FROM t WHERE id = 60", "1");
+            }
+        }
+        // Its own message behind another's: there the position passes that one.
+        second.sql("INSERT INTO t VALUES(61,1,'of the second')");
+        wait_for("what comes back", || match cluster.nodes[1].status()? {
+            status if status.shards.values().all(|shard| shard.applied == shard.last) => Ok(()),
+            status => Err(format!("{:?}", status.shards)),
+        });
+        cluster.nodes[1].stop();
+        refused(&mut cluster, others, why);
+        let _ = &args;
+        cluster.stop();
+    }
+    // Nodes that merge rows in different ways would differ.
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
+    cluster.nodes[0].start();
+    cluster.nodes[1].spawn_with(&[("WOODCHUCK_APPLY_CONFLICT", "row")]);
+    assert_eq!(cluster.nodes[1].wait_for_end().code(), Some(2), "{}", cluster.nodes[1].log());
+    assert!(cluster.nodes[1].log().contains("conflict = column, this node wants row"), "{}", cluster.nodes[1].log());
+    cluster.nodes[0].stop();
+}

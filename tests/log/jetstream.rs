@@ -303,13 +303,40 @@ async fn a_server_that_went_back_in_time_and_on_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_configured_differently_is_refused_by_the_settings_name() {
     let server = NatsServer::start();
-    let log = open(&server, streams(2)).await;
+    let log = open(&server, StreamOptions { conflict: "column", ..streams(2) }).await;
     log.ensure().await.expect("what is as it must be is accepted");
     let url = nats(vec![server.url()]);
     let other = JetStreamLog::connect(&url, StreamOptions { max_log_entries: 99, ..streams(2) }).await.unwrap();
     let error = other.ensure().await.unwrap_err();
     assert_eq!(error.to_string(), "stream woodchuck-changes-2-1 has max_msgs = 1024, this node wants 99");
     assert!(error.hint().contains("--max-log-entries 1024"), "{}", error.hint());
+    // How rows are merged stands with the streams, and whoever merges none takes any.
+    let other = JetStreamLog::connect(&url, StreamOptions { conflict: "row", ..streams(2) }).await.unwrap();
+    let error = other.ensure().await.unwrap_err();
+    assert_eq!(error.to_string(), "stream woodchuck-changes-2-1 has conflict = column, this node wants row");
+    assert!(error.hint().contains("apply.conflict"), "{}", error.hint());
+    let with = |prefix: &str, conflict| StreamOptions {
+        stream_prefix: prefix.into(),
+        subject_prefix: prefix.into(),
+        conflict,
+        ..streams(1)
+    };
+    for (first, second) in [("row", "column"), ("column", "row")] {
+        let prefix = format!("of-{first}");
+        JetStreamLog::connect(&url, with(&prefix, first)).await.unwrap().ensure().await.unwrap();
+        for (conflict, is_taken) in [(first, true), (second, false), ("", true)] {
+            let other = JetStreamLog::connect(&url, with(&prefix, conflict)).await.unwrap();
+            assert_eq!(other.ensure().await.is_ok(), is_taken, "{first} {conflict}");
+        }
+    }
+    // One that was made by hand is taken at its first node's word.
+    let hand = JetStreamLog::connect(&url, with("hand", "")).await.unwrap();
+    hand.ensure().await.unwrap();
+    for conflict in ["row", "row"] {
+        JetStreamLog::connect(&url, with("hand", conflict)).await.unwrap().ensure().await.unwrap();
+    }
+    let other = JetStreamLog::connect(&url, with("hand", "column")).await.unwrap();
+    assert!(other.ensure().await.unwrap_err().to_string().contains("has conflict = row"));
     let other = JetStreamLog::connect(&url, streams(4)).await.unwrap();
     let error = other.ensure().await.unwrap_err();
     assert_eq!(error.to_string(), "stream woodchuck-changes-2-1 has shards = 2, this node wants 4");

@@ -11,6 +11,10 @@ use super::super::error::LogError;
 use super::super::message::ShardId;
 use super::{JetStreamLog, jetstream_error};
 
+/// The key of the stream's metadata that says how changes of a row are merged, and what streams mean that say nothing.
+const CONFLICT: &str = "woodchuck-conflict";
+const CONFLICT_DEFAULT: &str = "column";
+
 /// How long the server remembers message ids: retries come within seconds, and what comes later is dropped by its batch number.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -24,6 +28,13 @@ pub(super) async fn ensure(log: &JetStreamLog) -> Result<(), LogError> {
 async fn ensure_shard(log: &JetStreamLog, shard: ShardId) -> Result<(), LogError> {
     let wanted = config(log, shard);
     match log.info(shard).await {
+        // Made by hand, and nobody has written yet: it says what the first node does.
+        Ok(info) if info.state.last_sequence == 0 && conflict_of(&info.config).is_none() && is_said(&wanted) => {
+            let metadata = wanted.metadata.clone().into_iter().chain(info.config.metadata.clone()).collect();
+            let said = Config { metadata, ..info.config };
+            log.context.update_stream(&said).await.map_err(|error| LogError::Unreachable(error.to_string()))?;
+            return compare(&wanted, &log.info(shard).await?.config);
+        }
         Ok(info) => return compare(&wanted, &info.config),
         Err(LogError::StreamMissing { .. }) => {}
         Err(error) => return Err(error),
@@ -48,7 +59,17 @@ async fn ensure_shard(log: &JetStreamLog, shard: ShardId) -> Result<(), LogError
     }
 }
 
+fn conflict_of(config: &Config) -> Option<&str> {
+    config.metadata.get(CONFLICT).map(String::as_str)
+}
+
+/// Whether it is not what streams mean that say nothing.
+fn is_said(config: &Config) -> bool {
+    conflict_of(config).is_some_and(|conflict| conflict != CONFLICT_DEFAULT)
+}
+
 fn config(log: &JetStreamLog, shard: ShardId) -> Config {
+    let conflict = Some(log.options.conflict).filter(|conflict| !conflict.is_empty());
     Config {
         name: log.stream_name(shard),
         subjects: vec![log.subject(shard)],
@@ -63,6 +84,7 @@ fn config(log: &JetStreamLog, shard: ShardId) -> Config {
         num_replicas: log.options.replica_count.into(),
         duplicate_window: DUPLICATE_WINDOW,
         description: Some("row changes of SQLite databases, see docs/envelope.md of woodchuck".to_owned()),
+        metadata: conflict.map(|conflict| (CONFLICT.to_owned(), conflict.to_owned())).into_iter().collect(),
         ..Config::default()
     }
 }
@@ -108,6 +130,10 @@ fn compare(wanted: &Config, found: &Config) -> Result<(), LogError> {
         ("num_replicas", wanted.num_replicas.to_string(), found.num_replicas.to_string()),
         ("duplicate_window", format!("{:?}", wanted.duplicate_window), format!("{:?}", found.duplicate_window)),
         ("no_ack", wanted.no_ack.to_string(), found.no_ack.to_string()),
+        ("conflict", conflict_of(wanted).unwrap_or_default().to_owned(), {
+            let found = conflict_of(found).unwrap_or(CONFLICT_DEFAULT);
+            if conflict_of(wanted).is_some() { found.to_owned() } else { String::new() }
+        }),
         ("sealed", wanted.sealed.to_string(), found.sealed.to_string()),
     ];
     match settings.into_iter().find(|(_, wanted, found)| wanted != found) {

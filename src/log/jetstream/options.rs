@@ -38,6 +38,8 @@ pub struct StreamOptions {
     pub max_log_entries: u32,
     /// Copies of each stream, 1 to 5, on as many servers of a cluster.
     pub replica_count: u8,
+    /// How concurrent changes of a row are merged, `column` or `row`: nodes that did not do it alike would differ. Empty for who merges none.
+    pub conflict: &'static str,
 }
 
 impl Default for StreamOptions {
@@ -49,6 +51,7 @@ impl Default for StreamOptions {
             // A node can be away for some thousand rounds; a snapshot is taken each half of it.
             max_log_entries: 1024,
             replica_count: 1,
+            conflict: "",
         }
     }
 }

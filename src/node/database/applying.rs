@@ -12,7 +12,7 @@ use crate::apply::{ApplyError, FoldedOf, Outcome};
 use crate::capture::{DRAIN_PATIENCE_MAX, DRAIN_WITHIN};
 use crate::log::{CutShard, MESSAGE_BYTES_MAX, ShardId, StreamSeq, consistent_cut};
 use crate::node::NodeError;
-use crate::node::start::position_bytes;
+use crate::node::start::{PASSED_OVER, position_bytes};
 
 /// The same when own messages come first.
 const FOLD_OWN_BYTES_MAX: usize = 128 << 10;
@@ -241,6 +241,9 @@ impl Database {
         };
         if self.config.apply_changes && !counts.iter().all(is_own) {
             return Ok(false);
+        }
+        if !counts.iter().all(is_own) {
+            self.replica.state().setting_or(PASSED_OVER, b"")?;
         }
         let arrived = Waiting::new(&self.inbox, &self.config, counts, own);
         let catalogue = Arc::clone(self.attached.follower.catalogue());

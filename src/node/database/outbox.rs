@@ -21,6 +21,8 @@ pub(super) struct OutboxBound {
 struct Beyond {
     bytes_least: u64,
     since: Instant,
+    /// Since when no server is reached; none while one is.
+    unreached_since: Option<Instant>,
 }
 
 impl OutboxBound {
@@ -37,11 +39,14 @@ impl OutboxBound {
         }
         match &mut self.beyond {
             Some(beyond) if bytes >= beyond.bytes_least => {
-                let patience = if connected { STUCK_MAX } else { UNREACHED_MAX };
-                now.saturating_duration_since(beyond.since) >= patience
+                beyond.unreached_since = beyond.unreached_since.or(Some(now)).filter(|_| !connected);
+                let lasts = |since: Instant, patience| now.saturating_duration_since(since) >= patience;
+                lasts(beyond.since, STUCK_MAX)
+                    || beyond.unreached_since.is_some_and(|since| lasts(since, UNREACHED_MAX))
             }
             beyond => {
-                *beyond = Some(Beyond { bytes_least: bytes, since: now });
+                let unreached_since = Some(now).filter(|_| !connected);
+                *beyond = Some(Beyond { bytes_least: bytes, since: now, unreached_since });
                 false
             }
         }
@@ -62,6 +67,15 @@ mod tests {
         assert!(bound.passes(101, 100));
         let full = (0..).find(|at| bound.is_full(101 + at, 100, false, second(*at)(began)));
         assert_eq!(full, Some(UNREACHED_MAX.as_secs()));
+    }
+
+    #[test]
+    fn the_time_with_a_server_does_not_count_as_time_without() {
+        let (began, mut bound) = (Instant::now(), OutboxBound::default());
+        // Connected for 30 s, away for 8, back for 2, away for good.
+        let is_connected = |at: u64| at < 30 || (38..40).contains(&at);
+        let full = (0..).find(|at| bound.is_full(500 + at, 100, is_connected(*at), second(*at)(began)));
+        assert_eq!(full, Some(40 + UNREACHED_MAX.as_secs()));
     }
 
     #[test]
