@@ -233,7 +233,7 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
         return Ok(());
     }
     let (behind, behind_end) = mpsc::channel(usize::from(config.log.shards).max(1));
-    let waits = Arc::new(Waits::new(&log, known.origin, asks.clone()));
+    let waits = Arc::new(Waits::new(&log, known.origin, asks.clone(), config.publish));
     if config.apply_changes {
         let waits = Arc::clone(&waits);
         tasks.spawn(async move {

@@ -58,11 +58,13 @@ pub(super) struct Waits {
     log: JetStreamLog,
     origin: Origin,
     asks: mpsc::Sender<Ask>,
+    /// Whether what is committed here goes to the log at all.
+    publishes: bool,
 }
 
 impl Waits {
-    pub(super) fn new(log: &JetStreamLog, origin: Origin, asks: mpsc::Sender<Ask>) -> Waits {
-        Waits { log: log.clone(), origin, asks }
+    pub(super) fn new(log: &JetStreamLog, origin: Origin, asks: mpsc::Sender<Ask>, publishes: bool) -> Waits {
+        Waits { log: log.clone(), origin, asks, publishes }
     }
 
     /// Answers the other nodes, for as long as there is a connection.
@@ -121,6 +123,11 @@ impl Waits {
     /// Waits until what is committed now is applied on a node, or on all that are connected.
     pub(super) async fn wait(&self, node: Option<u64>, timeout: Duration) -> ControlAnswer {
         let deadline = Instant::now() + timeout;
+        if !self.publishes {
+            return ControlAnswer::Failed {
+                what: "it runs with --no-publish: what is committed here stays here".to_owned(),
+            };
+        }
         let late = |what: &str| ControlAnswer::Late { what: what.to_owned() };
         let (answer, published) = oneshot::channel();
         if self.asks.send(Ask::Published(answer)).await.is_err() {

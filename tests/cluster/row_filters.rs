@@ -230,7 +230,12 @@ fn what_a_node_left_out_once_it_does_not_take_up_in_silence() {
         first.sql("INSERT INTO t VALUES(50,1,'of the first'); INSERT INTO u VALUES('q',1,'eq','of the first')");
         second.sql("INSERT INTO t VALUES(60,1,'of the second')");
         match args[0] {
-            "--no-publish" => shows(second, "SELECT count(*) FROM t WHERE id = 50", "1"),
+            "--no-publish" => {
+                shows(second, "SELECT count(*) FROM t WHERE id = 50", "1");
+                let waited = second.ask("wait", &["--timeout", "5s"]);
+                let said = String::from_utf8_lossy(&waited.stderr).into_owned();
+                assert!(!waited.status.success() && said.contains("--no-publish"), "{said}");
+            }
             "--no-apply" => shows(first, "SELECT count(*) FROM t WHERE id = 60", "1"),
             _ => {
                 shows(second, "SELECT count(*) FROM t WHERE id = 50", "1");
@@ -245,7 +250,6 @@ fn what_a_node_left_out_once_it_does_not_take_up_in_silence() {
         });
         cluster.nodes[1].stop();
         refused(&mut cluster, others, why);
-        let _ = &args;
         cluster.stop();
     }
     // Nodes that merge rows in different ways would differ.
