@@ -85,6 +85,21 @@ async fn a_snapshot_that_is_removed_while_it_is_read_is_given_up_at_once() {
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_stored_where_messages_are_small() {
+    let server = NatsServer::start_with("max_payload: 8192");
+    let store = SnapshotStore::of(&open(&server).await);
+    let content: Vec<u8> = (0..300_000_u32).flat_map(|i| i.wrapping_mul(i).to_le_bytes()).collect();
+    put(&store, &content).await;
+    let info = store.list().await.unwrap().remove(0);
+    let mut into = tempfile::tempfile().unwrap();
+    store.get(&info, into.try_clone().unwrap(), |_, _| {}).await.unwrap();
+    let mut found = Vec::new();
+    std::io::Seek::rewind(&mut into).unwrap();
+    std::io::Read::read_to_end(&mut into, &mut found).unwrap();
+    assert!(found == content);
+}
+
 /// A node that was killed while it made one kept all nodes from it for as long as a lease lasts, itself too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_takes_up_the_lease_that_it_held_before() {

@@ -95,6 +95,9 @@ pub struct SnapshotStore {
     bucket: String,
 }
 
+/// The pieces that snapshots are stored in, where the server takes messages of that size; that of the client itself.
+const CHUNK_BYTES: usize = 128 << 10;
+
 pub(super) fn store_error(error: impl std::fmt::Display) -> SnapshotError {
     SnapshotError::Store(error.to_string())
 }
@@ -213,7 +216,8 @@ impl SnapshotStore {
             ("life".to_owned(), life),
         ]);
         let name = format!("{NAME_PREFIX}{no:020}");
-        let meta = ObjectMetadata { name: name.clone(), metadata, ..ObjectMetadata::default() };
+        let chunk_size = Some(self.log.message_bytes_max().min(CHUNK_BYTES));
+        let meta = ObjectMetadata { name: name.clone(), metadata, chunk_size, ..ObjectMetadata::default() };
         let (ours, mut theirs) = tokio::io::duplex(PIPE_BYTES);
         let handle = Handle::current();
         let packing = tokio::task::spawn_blocking(move || {
