@@ -4,7 +4,7 @@ use super::error::NodeError;
 use super::network::is_transient;
 use crate::apply::ApplyError;
 use crate::capture::{CaptureError, ShadowError};
-use crate::log::{LogError, SnapshotError};
+use crate::log::{ConnectError, LogError, SnapshotError};
 
 /// How a node that ended is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,10 @@ impl NodeError {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         match self {
-            NodeError::OtherNode { .. } | NodeError::OtherShards { .. } | NodeError::Filter(_) => Verdict::Usage,
+            NodeError::OtherNode { .. }
+            | NodeError::OtherShards { .. }
+            | NodeError::Filter(_)
+            | NodeError::Connect(ConnectError::Option { .. }) => Verdict::Usage,
             NodeError::CannotBegin { source, .. } => source.verdict(),
             NodeError::StateLost { .. }
             | NodeError::AlreadyRunning { .. }
