@@ -1,5 +1,6 @@
 //! From a configuration to a database thread that is ready to run.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::attached::Attached;
@@ -28,32 +29,47 @@ pub(super) struct Known {
 }
 
 /// The setting that a node stores once it has found the log complete, or begins with as the log's own copy.
-pub(super) const JOINED: &str = "joined";
+const JOINED: &str = "joined";
 
 /// The setting that keeps the filters that the state was begun with, and the one of a state that may begin with any.
 pub(super) const WHERE: &str = "where";
 pub(super) const WHERE_OPEN: &str = "where_open";
 
-/// The setting that keeps the tables that the state was begun with.
+/// The setting that keeps the tables that the node became part of the log with.
 const TABLES: &str = "tables";
 /// The settings of a state that passed over what others wrote, and of one that kept what was written here to itself.
 pub(super) const PASSED_OVER: &str = "passed_over";
 pub(super) const KEPT_TO_ITSELF: &str = "kept_to_itself";
 
-/// Refuses other tables than those that the state was begun with: what happened to the others was neither sent nor taken.
-fn refuse_other_tables(state: &State, config: &RunConfig) -> Result<(), NodeError> {
-    let shown = |config: &RunConfig| {
-        let of =
-            |option: &str, list: &[String]| list.iter().map(|glob| format!("{option} '{glob}'")).collect::<Vec<_>>();
-        let all = [of("--tables", &config.tables), of("--exclude-tables", &config.exclude_tables)].concat();
-        if all.is_empty() { "all tables".to_owned() } else { all.join(" ") }
+/// The tables that take part, as options.
+fn tables_shown(config: &RunConfig) -> String {
+    let globs = |option: &str, list: &[String]| {
+        let all: BTreeSet<String> = list.iter().map(|glob| format!("{option} '{glob}'")).collect();
+        all.into_iter().collect::<Vec<_>>().join(" ")
     };
-    let wanted = shown(config);
-    let found = String::from_utf8_lossy(&state.setting_or(TABLES, wanted.as_bytes())?).into_owned();
+    let all = [globs("--tables", &config.tables), globs("--exclude-tables", &config.exclude_tables)];
+    let all = all.join(" ").trim().to_owned();
+    if all.is_empty() { "all tables".to_owned() } else { all }
+}
+
+/// Refuses other tables than those that the node was part of the log with: what happened to the others was neither sent nor taken.
+fn refuse_other_tables(state: &State, config: &RunConfig) -> Result<(), NodeError> {
+    if !state.has_setting(TABLES)? {
+        return Ok(());
+    }
+    let wanted = tables_shown(config);
+    let found = String::from_utf8_lossy(&state.setting_or(TABLES, b"")?).into_owned();
     if found == wanted {
         return Ok(());
     }
     Err(NodeError::OtherFilters { path: config.state_dir.clone(), found, wanted })
+}
+
+/// Notes that the node has become part of the log, with these tables.
+pub(super) fn note_joined(state: &State, config: &RunConfig) -> Result<(), NodeError> {
+    state.setting_or(TABLES, tables_shown(config).as_bytes())?;
+    state.setting_or(JOINED, b"")?;
+    Ok(())
 }
 
 /// Refuses to go on with both directions where one was left out: what was not taken then would never be, nor what was not sent.

@@ -7,7 +7,7 @@ use crate::apply::ToSend;
 use crate::capture::HANDOVER_INTERVAL;
 use crate::log::{Delivery, Origin, Published, ShardId, StreamSeq};
 use crate::node::NodeError;
-use crate::node::start::JOINED;
+use crate::node::start::note_joined;
 
 impl Database {
     pub(in crate::node) fn take_events(&mut self) -> Result<(), NodeError> {
@@ -43,7 +43,7 @@ impl Database {
                 self.log.published.clone_from(&ready.last);
                 self.log.start = Some(ready);
                 // From here on the log is this node's own: what it loses is a matter of catching up.
-                self.replica.state().setting_or(JOINED, b"")?;
+                note_joined(self.replica.state(), &self.config)?;
                 self.open_when_seen()?;
             }
             Event::Published(Published::Message { shard, batch_no, seq }) => {
