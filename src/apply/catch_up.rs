@@ -204,7 +204,7 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
     call.state.forget_unmet(&met)?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
     done.counts = call.folder.counts;
-    Ok((call.net_effect(), done))
+    Ok((call.net_effect()?, done))
 }
 
 /// A table of the snapshot, and how its rows become those of the one here.

@@ -15,7 +15,7 @@ use super::alteration::alteration;
 use super::codec::{Reader, push_varint};
 use super::error::ApplyError;
 use super::names_told::FORGET_NAMES_BEFORE;
-use super::net_effect::NetEffect;
+use super::net_effect::{NetEffect, TouchedTables};
 use super::state::{State, from_db};
 use crate::log::{SchemaStep, ShardId, StreamSeq, UnitBuilder, UnitOrigin, decode_units, encode_units};
 
@@ -144,6 +144,20 @@ impl State {
         let insert = "INSERT OR REPLACE INTO intent_schema(kind, name, sql) VALUES(?1, ?2, ?3)";
         self.db.prepare_cached(insert)?.execute(params![kind, name.to_ascii_lowercase(), sql])?;
         Ok(())
+    }
+
+    /// The tables whose definitions the intent touches.
+    pub(super) fn intent_tables(&self) -> Result<TouchedTables, ApplyError> {
+        let mut found = self.db.prepare_cached("SELECT name, sql IS NULL FROM intent_schema WHERE kind = 'table'")?;
+        let mut rows = found.query([])?;
+        let mut touched = TouchedTables::default();
+        while let Some(row) = rows.next()? {
+            match row.get(1)? {
+                true => drop(touched.gone.insert(row.get(0)?)),
+                false => touched.has_left = true,
+            }
+        }
+        Ok(touched)
     }
 
     /// Whether a change of the schema, one of several that were made together, is what the intent was about to make.

@@ -8,7 +8,7 @@ use super::base::BaseRow;
 use super::deferred::Touched;
 use super::error::ApplyError;
 use super::names::{Birth, FIRST_SHARD};
-use super::net_effect::{NetEffect, SchemaEffect, written};
+use super::net_effect::{NetEffect, SchemaEffect, TouchedTables, written};
 use super::pending_units::PendingUnits;
 use super::repeated::columns_of_step;
 use super::replica::{Phase, Replica};
@@ -60,19 +60,13 @@ struct Judged {
     wanted: NetEffect,
     /// By table, in lower case.
     rows: HashMap<String, NetEffect>,
-    schema: Option<SchemaEffect>,
+    schema: SchemaEffect,
+    touched: TouchedTables,
 }
 
 impl Judged {
     fn is_wanted(&self) -> bool {
-        let found = match &self.schema {
-            Some(schema) => schema.with_rows(&self.rows),
-            None => self.rows.values().fold(NetEffect::new(), |mut all, rows| {
-                all.merge(rows);
-                all
-            }),
-        };
-        found == self.wanted
+        self.schema.with_rows(&self.rows, &self.touched) == self.wanted
     }
 }
 
@@ -324,7 +318,7 @@ impl<'r> LocalSink<'r> {
     /// Changes of the schema go to every shard, where they stand between what comes before them and what comes after.
     fn take_schema(&mut self, change: SchemaChange) -> Result<(), ApplyError> {
         if let Some(judged) = &mut self.judged {
-            judged.schema.get_or_insert_default().add_change(&change);
+            judged.schema.add_change(&change);
         }
         let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
         let Some((_, travels)) = &self.replica.schema else { return Ok(()) };
@@ -381,7 +375,7 @@ impl<'r> LocalSink<'r> {
         }
         // With a changed schema only some rows are compared, and after a gap others may be in between.
         let tells_ours = std::mem::take(&mut self.tells_ours);
-        let is_sure = !tells_ours || self.judged.as_ref().is_none_or(|judged| judged.schema.is_none());
+        let is_sure = !tells_ours || self.judged.as_ref().is_none_or(|judged| judged.schema.is_empty());
         self.forget_schema();
         if let Some(judged) = self.judged.take() {
             if is_sure && judged.is_wanted() {
@@ -413,7 +407,9 @@ impl ChangeSink<ApplyError> for LocalSink<'_> {
         let seen = self.replica.state.position(FIRST_SHARD)?;
         self.origin = Some(UnitOrigin { tx: span.tx, salts: span.salts.0, frame, repaired: span.repaired, seen });
         if let Phase::Recovering(intent) = self.replica.phase {
-            self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema: None });
+            let touched = self.replica.state.intent_tables()?;
+            let schema = SchemaEffect::default();
+            self.judged = Some(Judged { wanted: intent, rows: HashMap::new(), schema, touched });
             self.tells_ours = span.repaired;
             self.tells_schema = span.repaired;
             let reverted = match span.repaired {

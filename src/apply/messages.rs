@@ -61,7 +61,7 @@ pub(super) fn fold_all<A: Arrivals + ?Sized>(
     }
     call.redo().map_err(Stop::Failed)?;
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
-    Ok((call.net_effect(), call.folder.counts))
+    Ok((call.net_effect().map_err(Stop::Failed)?, call.folder.counts))
 }
 
 /// Folds messages that bring back all that is pending, exactly as it was sealed: then nothing is pending, and no row needs a base for it.

@@ -76,6 +76,11 @@ pub(super) struct SchemaEffect {
 }
 
 impl SchemaEffect {
+    /// Whether no definition went or came, or each came again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.definitions.is_empty()
+    }
+
     /// A definition that went or came.
     pub(super) fn toggle(&mut self, kind: &str, name: &str, sql: &str) {
         let definition = (kind.to_owned(), name.to_ascii_lowercase(), sql.to_owned());
@@ -101,22 +106,36 @@ impl SchemaEffect {
         }
     }
 
-    /// Together with what was done to the rows of each table, by name in lower case. Those of tables that are defined anew do not count:
-    /// what their rows were depends on who looks.
-    pub(super) fn with_rows(&self, rows: &HashMap<String, NetEffect>) -> NetEffect {
+    /// Together with what was done to the rows of each table, by name in lower case. Those of tables that are defined anew do not count: what
+    /// their rows were depends on who looks. Nor do those of tables that came and went: whoever reads the transaction does not hear of them.
+    pub(super) fn with_rows(&self, rows: &HashMap<String, NetEffect>, touched: &TouchedTables) -> NetEffect {
         let mut all: Vec<_> = self.definitions.iter().collect();
         all.sort();
-        let mut hasher = blake3::Hasher::new();
-        for text in all.iter().flat_map(|(kind, name, sql)| [kind, name, sql]) {
-            hasher.update(text.as_bytes()).update(&[0]);
+        let mut net = NetEffect::new();
+        // Rows that went with a table that came back as it was are in no account: this is not the effect of nothing.
+        if !all.is_empty() || touched.has_left {
+            let mut hasher = blake3::Hasher::new();
+            for text in all.iter().flat_map(|(kind, name, sql)| [kind, name, sql]) {
+                hasher.update(text.as_bytes()).update(&[0]);
+            }
+            net = NetEffect::from_digest(*hasher.finalize().as_bytes());
         }
-        let mut net = NetEffect::from_digest(*hasher.finalize().as_bytes());
-        let is_new = |table: &&String| all.iter().any(|(kind, name, _)| kind == "table" && name == *table);
+        let is_defined = |table: &String| all.iter().any(|(kind, name, _)| kind == "table" && name == table);
+        let is_new = |table: &&String| touched.gone.contains(*table) || is_defined(table);
         for effect in rows.iter().filter(|(table, _)| !is_new(table)).map(|(_, effect)| effect) {
             net.merge(effect);
         }
         net
     }
+}
+
+/// The tables whose definitions steps have touched, whatever came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TouchedTables {
+    /// Those that are not there afterwards, in lower case.
+    pub(super) gone: HashSet<String>,
+    /// Whether others are.
+    pub(super) has_left: bool,
 }
 
 /// What a fold does to rows: the whole, and one by one.
@@ -191,6 +210,26 @@ pub(super) fn written(table: &Table, row: &[Value]) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The one that writes an intent makes every step, and the one that finds it sees the outcome.
+    #[test]
+    fn a_table_that_came_and_went_leaves_no_trace_and_one_that_is_there_again_does() {
+        let mut made = SchemaEffect::default();
+        made.toggle("table", "t9", "CREATE TABLE t9(a)");
+        made.toggle("table", "T9", "CREATE TABLE t9(a)");
+        let (mut row, mut of_t9) = (NetEffect::new(), NetEffect::new());
+        row.add_new("t", b"k", &[Value::Integer(1)]);
+        of_t9.add_new("t9", b"k", &[Value::Integer(1)]);
+        let intended = HashMap::from([("t".to_owned(), row), ("t9".to_owned(), of_t9)]);
+        let found = HashMap::from([("t".to_owned(), row)]);
+        let gone = TouchedTables { gone: HashSet::from(["t9".to_owned()]), has_left: false };
+        assert_eq!(made.with_rows(&intended, &gone), row);
+        assert_eq!(SchemaEffect::default().with_rows(&found, &gone), row);
+        // Its former rows are gone, and no account has them.
+        let again = TouchedTables { gone: HashSet::new(), has_left: true };
+        assert!(!made.with_rows(&HashMap::new(), &again).is_zero());
+        assert_ne!(made.with_rows(&found, &again), made.with_rows(&intended, &again));
+    }
 
     #[test]
     fn steps_between_first_and_last_leave_no_trace() {

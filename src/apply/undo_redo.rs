@@ -231,12 +231,12 @@ impl<'a, 'c> Call<'a, 'c> {
     }
 
     /// What all of it did to the database.
-    pub(super) fn net_effect(&self) -> NetEffect {
-        match (&self.made, self.folder.net.by_table()) {
+    pub(super) fn net_effect(&self) -> Result<NetEffect, ApplyError> {
+        Ok(match (&self.made, self.folder.net.by_table()) {
             // Also where the schema is what it was: rows need not be.
-            (Some((_, schema)), Some(rows)) => schema.with_rows(rows),
+            (Some((_, schema)), Some(rows)) => schema.with_rows(rows, &self.state.intent_tables()?),
             _ => self.folder.net.net,
-        }
+        })
     }
 
     pub(super) fn table_now(&self, name: &str) -> Option<Arc<Table>> {

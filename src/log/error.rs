@@ -125,7 +125,7 @@ impl LogError {
                 format!("use --log-replicas {found}, or change the stream: nats stream edit {stream} --replicas=…")
             }
             LogError::Config { setting: "conflict", found, .. } => {
-                format!("set apply.conflict = {found:?} on every node, or use another --stream-prefix and --subject-prefix")
+                format!("set apply.conflict = {found:?} on every node, or use another --stream-prefix and --subject-prefix; where all nodes have had the other one all along, set the metadata woodchuck-conflict of the streams to it")
             }
             LogError::Config { stream, setting, wanted, .. } => {
                 format!("set {setting} of the stream to {wanted} (nats stream edit {stream}), or use another --stream-prefix")

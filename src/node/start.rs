@@ -44,7 +44,8 @@ pub(super) const KEPT_TO_ITSELF: &str = "kept_to_itself";
 /// The tables that take part, as options.
 fn tables_shown(config: &RunConfig) -> String {
     let globs = |option: &str, list: &[String]| {
-        let all: BTreeSet<String> = list.iter().map(|glob| format!("{option} '{glob}'")).collect();
+        let all: BTreeSet<String> =
+            list.iter().map(|glob| format!("{option} '{}'", glob.to_ascii_lowercase())).collect();
         all.into_iter().collect::<Vec<_>>().join(" ")
     };
     let all = [globs("--tables", &config.tables), globs("--exclude-tables", &config.exclude_tables)];

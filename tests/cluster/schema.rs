@@ -216,3 +216,51 @@ fn changes_made_while_a_node_is_down_are_found() {
     let found = cluster.nodes[0].value("SELECT group_concat(concat_ws(' ', id, title, b, c), '; ') FROM t");
     assert_eq!(found, "'1 one 10; 2 two 2 found; 3 here 3'");
 }
+
+/// What a reader of the log sees of them is nothing, and what the node had made of them stood in its intent: the commit was taken for the
+/// application's, and rows that had been deleted elsewhere meanwhile came back.
+#[test]
+fn an_application_of_messages_in_which_a_table_comes_and_goes_is_known_again_after_a_kill() {
+    for (around, is_again) in [
+        (["CREATE TABLE t9(a); INSERT INTO t9 VALUES(1),(2)", "DROP TABLE t9"], false),
+        (["CREATE VIEW seen AS SELECT 1", "DROP VIEW seen"], false),
+        (["CREATE TABLE t9(a INTEGER PRIMARY KEY); INSERT INTO t9 VALUES(1)", "UPDATE t9 SET a = 2"], true),
+    ] {
+        let mut cluster = Cluster::start(2, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
+        cluster.nodes[1].stop();
+        let first = &cluster.nodes[0];
+        first.sql("INSERT INTO t VALUES(1, 'a')");
+        around.iter().for_each(|sql| first.sql(sql));
+        first.sql("INSERT INTO t VALUES(2, 'b')");
+        assert!(first.ask("wait", &["--all", "--timeout", "20s"]).status.success());
+        // Everything arrives while nothing can be applied.
+        let application = Connection::open(&cluster.nodes[1].db).unwrap();
+        application.execute_batch("BEGIN IMMEDIATE").unwrap();
+        cluster.nodes[1].spawn_with(&[(woodchuck::fault::VARIABLE, "user-committed")]);
+        wait_for("all messages", || {
+            let applied = |node: usize| {
+                cluster.nodes[node]
+                    .status()
+                    .map(|status| status.shards.values().map(|shard| shard.applied).sum::<u64>())
+            };
+            match (applied(0)? - applied(1)?, cluster.nodes[1].status()?.inbox_messages) {
+                (sent, arrived) if sent > 0 && sent == arrived => Ok(()),
+                (sent, arrived) => Err(format!("{arrived} of {sent}")),
+            }
+        });
+        application.execute_batch("ROLLBACK").unwrap();
+        assert!(!cluster.nodes[1].wait_for_end().success());
+        assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), "2", "all of it is one commit");
+        let first = &cluster.nodes[0];
+        first.sql("DELETE FROM t");
+        assert!(first.ask("wait", &["--all", "--timeout", "20s"]).status.success());
+        cluster.nodes[1].start();
+        let tables = cluster.settle();
+        assert_eq!(tables["t"].len(), 0, "{around:?}: {tables:?}");
+        assert_eq!(tables.contains_key("t9"), is_again, "{around:?}");
+        for node in &cluster.nodes {
+            assert!(node.conflicts().is_empty(), "{around:?}: {:?}", node.conflicts());
+        }
+        cluster.stop();
+    }
+}

@@ -330,13 +330,15 @@ async fn a_stream_that_is_configured_differently_is_refused_by_the_settings_name
         }
     }
     // One that was made by hand is taken at its first node's word.
-    let hand = JetStreamLog::connect(&url, with("hand", "")).await.unwrap();
-    hand.ensure().await.unwrap();
-    for conflict in ["row", "row"] {
-        JetStreamLog::connect(&url, with("hand", conflict)).await.unwrap().ensure().await.unwrap();
+    for (prefix, first, second) in [("hand", "row", "column"), ("other-hand", "column", "row")] {
+        JetStreamLog::connect(&url, with(prefix, "")).await.unwrap().ensure().await.unwrap();
+        for _ in 0..2 {
+            JetStreamLog::connect(&url, with(prefix, first)).await.unwrap().ensure().await.unwrap();
+        }
+        let other = JetStreamLog::connect(&url, with(prefix, second)).await.unwrap();
+        let error = other.ensure().await.unwrap_err().to_string();
+        assert!(error.contains(&format!("has conflict = {first}")), "{error}");
     }
-    let other = JetStreamLog::connect(&url, with("hand", "column")).await.unwrap();
-    assert!(other.ensure().await.unwrap_err().to_string().contains("has conflict = row"));
     let other = JetStreamLog::connect(&url, streams(4)).await.unwrap();
     let error = other.ensure().await.unwrap_err();
     assert_eq!(error.to_string(), "stream woodchuck-changes-2-1 has shards = 2, this node wants 4");

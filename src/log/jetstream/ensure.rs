@@ -29,7 +29,11 @@ async fn ensure_shard(log: &JetStreamLog, shard: ShardId) -> Result<(), LogError
     let wanted = config(log, shard);
     match log.info(shard).await {
         // Made by hand, and nobody has written yet: it says what the first node does.
-        Ok(info) if info.state.last_sequence == 0 && conflict_of(&info.config).is_none() && is_said(&wanted) => {
+        Ok(info)
+            if info.state.last_sequence == 0
+                && conflict_of(&info.config).is_none()
+                && conflict_of(&wanted).is_some() =>
+        {
             let metadata = wanted.metadata.clone().into_iter().chain(info.config.metadata.clone()).collect();
             let said = Config { metadata, ..info.config };
             log.context.update_stream(&said).await.map_err(|error| LogError::Unreachable(error.to_string()))?;
@@ -61,11 +65,6 @@ async fn ensure_shard(log: &JetStreamLog, shard: ShardId) -> Result<(), LogError
 
 fn conflict_of(config: &Config) -> Option<&str> {
     config.metadata.get(CONFLICT).map(String::as_str)
-}
-
-/// Whether it is not what streams mean that say nothing.
-fn is_said(config: &Config) -> bool {
-    conflict_of(config).is_some_and(|conflict| conflict != CONFLICT_DEFAULT)
 }
 
 fn config(log: &JetStreamLog, shard: ShardId) -> Config {
