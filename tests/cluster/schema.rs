@@ -1,8 +1,11 @@
 //! Changes of the schema on a running cluster.
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
+
+use woodchuck::node::Status;
 
 use crate::support::cluster::{Cluster, wait_for};
 
@@ -228,29 +231,33 @@ fn an_application_of_messages_in_which_a_table_comes_and_goes_is_known_again_aft
     ] {
         let mut cluster = Cluster::start(2, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
         cluster.nodes[1].stop();
+        // The log goes on where it is, and everything arrives while nothing can be applied.
+        let application = Connection::open(&cluster.nodes[1].db).unwrap();
+        application.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)).unwrap();
+        cluster.nodes[1].spawn_with(&[(woodchuck::fault::VARIABLE, "user-committed")]);
+        cluster.nodes[1].wait_until_ready();
+        application.execute_batch("INSERT INTO t VALUES(100, 'from here')").unwrap();
+        cluster.settle();
+        application.execute_batch("BEGIN IMMEDIATE").unwrap();
         let first = &cluster.nodes[0];
         first.sql("INSERT INTO t VALUES(1, 'a')");
         around.iter().for_each(|sql| first.sql(sql));
         first.sql("INSERT INTO t VALUES(2, 'b')");
-        assert!(first.ask("wait", &["--all", "--timeout", "20s"]).status.success());
-        // Everything arrives while nothing can be applied.
-        let application = Connection::open(&cluster.nodes[1].db).unwrap();
-        application.execute_batch("BEGIN IMMEDIATE").unwrap();
-        cluster.nodes[1].spawn_with(&[(woodchuck::fault::VARIABLE, "user-committed")]);
+        assert!(first.ask("wait", &["--node", "1", "--timeout", "20s"]).status.success());
+        let all_sent = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         wait_for("all messages", || {
-            let applied = |node: usize| {
-                cluster.nodes[node]
-                    .status()
-                    .map(|status| status.shards.values().map(|shard| shard.applied).sum::<u64>())
-            };
-            match (applied(0)? - applied(1)?, cluster.nodes[1].status()?.inbox_messages) {
-                (sent, arrived) if sent > 0 && sent == arrived => Ok(()),
+            let (first, second) = (cluster.nodes[0].status()?, cluster.nodes[1].status()?);
+            let applied = |status: &Status| status.shards.values().map(|shard| shard.applied).sum::<u64>();
+            let is_current = first.written_at_ms.min(second.written_at_ms) > all_sent
+                && first.shards.values().all(|shard| shard.applied == shard.last);
+            match (applied(&first) - applied(&second), second.inbox_messages) {
+                (sent, arrived) if is_current && sent == arrived => Ok(()),
                 (sent, arrived) => Err(format!("{arrived} of {sent}")),
             }
         });
         application.execute_batch("ROLLBACK").unwrap();
         assert!(!cluster.nodes[1].wait_for_end().success());
-        assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), "2", "all of it is one commit");
+        assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), "3", "all of it is one commit");
         let first = &cluster.nodes[0];
         first.sql("DELETE FROM t");
         assert!(first.ask("wait", &["--all", "--timeout", "20s"]).status.success());
