@@ -295,7 +295,7 @@ impl DatabaseFile {
         }
     }
 
-    /// When and to which length the file was last written.
+    /// The length of the file, and when anything of it changed last.
     ///
     /// # Errors
     /// [`CaptureError::Open`].

@@ -41,7 +41,7 @@ impl Rested {
         self.stamp == stamp
     }
 
-    /// The same, written at another time.
+    /// The same content, with another stamp.
     pub(super) fn at(&self, stamp: FileStamp) -> Rested {
         Rested { stamp, ..*self }
     }

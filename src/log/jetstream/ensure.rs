@@ -116,6 +116,9 @@ fn limit(value: i64) -> String {
 }
 
 fn compare(wanted: &Config, found: &Config) -> Result<(), LogError> {
+    let conflict_found = conflict_of(found).unwrap_or(CONFLICT_DEFAULT);
+    // Who merges no rows takes any.
+    let conflict_wanted = conflict_of(wanted).unwrap_or(conflict_found);
     let settings = [
         ("subjects", wanted.subjects.join(","), found.subjects.join(",")),
         ("storage", format!("{:?}", wanted.storage), format!("{:?}", found.storage)),
@@ -129,10 +132,7 @@ fn compare(wanted: &Config, found: &Config) -> Result<(), LogError> {
         ("num_replicas", wanted.num_replicas.to_string(), found.num_replicas.to_string()),
         ("duplicate_window", format!("{:?}", wanted.duplicate_window), format!("{:?}", found.duplicate_window)),
         ("no_ack", wanted.no_ack.to_string(), found.no_ack.to_string()),
-        ("conflict", conflict_of(wanted).unwrap_or_default().to_owned(), {
-            let found = conflict_of(found).unwrap_or(CONFLICT_DEFAULT);
-            if conflict_of(wanted).is_some() { found.to_owned() } else { String::new() }
-        }),
+        ("conflict", conflict_wanted.to_owned(), conflict_found.to_owned()),
         ("sealed", wanted.sealed.to_string(), found.sealed.to_string()),
     ];
     match settings.into_iter().find(|(_, wanted, found)| wanted != found) {
