@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use woodchuck::capture::{CheckpointOptions, FollowError, Follower, HANDOVER_INTERVAL, IDLE_INTERVAL, WakeUps};
@@ -222,5 +226,51 @@ fn notifications_end_while_frames_pour_in_and_come_again_when_they_do_not() {
     look(&mut follower);
     let written: i64 = application.query_row("SELECT max(id) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(sink.last, written, "everything was seen");
+    follower.detach().unwrap();
+}
+
+/// Whoever writes to other files of the directory costs us a notification each time, and never lets the watcher come to an end.
+#[test]
+fn a_busy_directory_is_not_watched_and_nothing_is_missed_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let application = Connection::open(&path).unwrap();
+    application.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)").unwrap();
+    let mut follower = Follower::attach(&path).unwrap();
+    let mut wake_ups = WakeUps::new(&follower).unwrap();
+    let mut sink = Ids::default();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let noise = std::thread::spawn({
+        let (is_over, dir) = (Arc::clone(&is_over), dir.path().to_owned());
+        move || {
+            // Equal events in a row are one; those of two files in turn are not.
+            let open = |name| std::fs::File::create(dir.join(name)).unwrap();
+            let mut files = [open("one.log"), open("other.log")];
+            while !is_over.load(Ordering::SeqCst) {
+                files.iter_mut().for_each(|file| file.write_all(b".").unwrap());
+            }
+        }
+    });
+    let begin = Instant::now();
+    let mut written = 0;
+    while wake_ups.is_watching() || written < 50 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the directory is still watched");
+        application.execute("INSERT INTO t(v) VALUES (1)", []).unwrap();
+        written = application.last_insert_rowid();
+        while sink.last < written {
+            wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+            while follower.poll(&mut sink).unwrap().more {}
+        }
+    }
+    is_over.store(true, Ordering::SeqCst);
+    noise.join().unwrap();
+    while !wake_ups.is_watching() {
+        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+    }
+    application.execute("INSERT INTO t(v) VALUES (1)", []).unwrap();
+    while sink.last <= written {
+        assert!(wake_ups.wait_after(&follower, Duration::from_secs(10)).unwrap(), "it is watched again");
+        while follower.poll(&mut sink).unwrap().more {}
+    }
     follower.detach().unwrap();
 }

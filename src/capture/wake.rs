@@ -4,8 +4,9 @@
 //! timer alone makes it look: see [`Waker::timeout`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -28,39 +29,103 @@ const POURING_PER_SECOND: f64 = 5000.0;
 const CALM_PER_SECOND: f64 = 2500.0;
 /// How long frames are counted before they are judged.
 const COUNT_WITHIN: Duration = Duration::from_millis(10);
+/// Notifications of other files in the directory are judged by the same rates: they cost us as much. While there are none nobody can tell
+/// whether it is calm again, so after this long it is tried.
+const NOISY_FOR: Duration = Duration::from_secs(1);
 
-/// Judges from the frames that were read whether they pour in.
+/// Judges from a count, of the frames that were read or of notifications, whether they pour in.
 #[derive(Debug)]
 struct Rhythm {
     since: Instant,
-    frames: u64,
+    count: u64,
     pours: bool,
 }
 
 impl Rhythm {
     fn new(now: Instant) -> Rhythm {
-        Rhythm { since: now, frames: 0, pours: false }
+        Rhythm { since: now, count: 0, pours: false }
     }
 
-    /// `frames` counts up from the attach on.
-    fn judge(&mut self, now: Instant, frames: u64) -> bool {
+    /// `count` counts up from the attach on.
+    fn judge(&mut self, now: Instant, count: u64) -> bool {
         let within = now.saturating_duration_since(self.since);
         if within >= COUNT_WITHIN {
-            let per_second = frames.saturating_sub(self.frames) as f64 / within.as_secs_f64();
+            let per_second = count.saturating_sub(self.count) as f64 / within.as_secs_f64();
             self.pours = per_second >= if self.pours { CALM_PER_SECOND } else { POURING_PER_SECOND };
-            (self.since, self.frames) = (now, frames);
+            (self.since, self.count) = (now, count);
         }
         self.pours
+    }
+}
+
+/// A watch that a thread of its own sets and takes away: the watcher answers only when it has taken in all that happened in the directory,
+/// and where others write without a pause that may be never.
+#[derive(Debug)]
+struct Watch {
+    /// What is wanted: a number that counts up, and whether to watch. Closed when the waker goes.
+    wanted: Sender<(u64, bool)>,
+    state: Arc<WatchState>,
+}
+
+#[derive(Debug, Default)]
+struct WatchState {
+    /// The number of the wish that was fulfilled last.
+    fulfilled: AtomicU64,
+    failed: Mutex<Option<notify::Error>>,
+    /// Notifications of other files.
+    of_others: AtomicU64,
+}
+
+impl Watch {
+    /// `watcher` watches the directory already. `wake` is called when it does again.
+    fn new(
+        mut watcher: RecommendedWatcher,
+        directory: PathBuf,
+        state: Arc<WatchState>,
+        wake: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Watch> {
+        let (wanted, wishes) = channel::<(u64, bool)>();
+        let fulfilled = Arc::clone(&state);
+        let run = move || {
+            let mut watches = true;
+            while let Ok(mut wish) = wishes.recv() {
+                // Only the last one counts.
+                while let Ok(next) = wishes.try_recv() {
+                    wish = next;
+                }
+                let (number, watch) = wish;
+                if watch && !watches {
+                    if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
+                        *fulfilled.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    }
+                } else if watches && !watch {
+                    // A directory that is not watched any more, for whatever reason, is as good.
+                    let _ = watcher.unwatch(&directory);
+                }
+                watches = watch;
+                fulfilled.fulfilled.store(number, Ordering::Release);
+                if watch {
+                    // What was committed before the watch began woke nobody.
+                    wake();
+                }
+            }
+        };
+        std::thread::Builder::new().name("watch".to_owned()).spawn(run)?;
+        Ok(Watch { wanted, state })
     }
 }
 
 /// Wakes whoever waits when the log of a database changes.
 #[derive(Debug)]
 pub struct Waker {
-    watcher: RecommendedWatcher,
+    watch: Watch,
     directory: PathBuf,
-    is_watching: bool,
-    rhythm: Rhythm,
+    /// The last wish, and whether it is to watch.
+    wish: (u64, bool),
+    frames: Rhythm,
+    of_others: Rhythm,
+    /// Others write so much in the directory that it is not watched before then.
+    noisy_until: Option<Instant>,
 }
 
 impl Waker {
@@ -69,11 +134,15 @@ impl Waker {
     ///
     /// # Errors
     /// [`CaptureError::Watch`].
-    pub fn new(follower: &Follower, wake: impl Fn() + Send + 'static) -> Result<Waker, CaptureError> {
+    pub fn new(follower: &Follower, wake: impl Fn() + Send + Sync + 'static) -> Result<Waker, CaptureError> {
         let (file, parting) = (follower.file(), Arc::downgrade(&follower.parting));
         let directory = file.path().parent().unwrap_or(Path::new("/")).to_owned();
         let (database, wal) = (file.path().to_owned(), file.companion("-wal"));
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let wake = Arc::new(wake);
+        let state = Arc::new(WatchState::default());
+        let (woken, counted) = (Arc::clone(&wake), Arc::clone(&state));
+        let failed = |source| CaptureError::Watch { path: directory.clone(), source };
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // An overflow of the queue is an error without paths: it wakes too.
             let names =
                 |path: &Path| event.as_ref().map_or(true, |event| event.paths.iter().any(|named| named == path));
@@ -83,52 +152,69 @@ impl Waker {
                 parting.look();
             }
             if is_database || names(&wal) {
-                wake();
+                woken();
+            } else {
+                counted.of_others.fetch_add(1, Ordering::Relaxed);
             }
         })
-        .map_err(|source| CaptureError::Watch { path: directory.clone(), source })?;
-        let mut waker = Waker { watcher, directory, is_watching: false, rhythm: Rhythm::new(Instant::now()) };
-        waker.watch()?;
-        Ok(waker)
+        .map_err(failed)?;
+        watcher.watch(&directory, RecursiveMode::NonRecursive).map_err(failed)?;
+        let watch = Watch::new(watcher, directory.clone(), state, move || wake());
+        let watch = watch.map_err(|error| failed(notify::Error::io(error)))?;
+        let now = Instant::now();
+        let (frames, of_others) = (Rhythm::new(now), Rhythm::new(now));
+        Ok(Waker { watch, directory, wish: (0, true), frames, of_others, noisy_until: None })
     }
 
-    fn watch(&mut self) -> Result<(), CaptureError> {
-        let watched = self.watcher.watch(&self.directory, RecursiveMode::NonRecursive);
-        watched.map_err(|source| CaptureError::Watch { path: self.directory.clone(), source })?;
-        self.is_watching = true;
-        Ok(())
-    }
-
-    /// Whether notifications come: not while frames pour in.
-    #[must_use]
-    pub fn is_watching(&self) -> bool {
-        self.is_watching
-    }
-
-    /// No notifications until the next [`Waker::timeout`]: for whoever is about to write much himself.
-    pub fn pause(&mut self) {
-        if self.is_watching {
-            // A directory that is not watched any more, for whatever reason, is as good.
-            let _ = self.watcher.unwatch(&self.directory);
-            self.is_watching = false;
+    fn want(&mut self, watch: bool) {
+        if self.wish.1 != watch {
+            self.wish = (self.wish.0 + 1, watch);
+            // The thread goes when the waker does, not before.
+            let _ = self.watch.wanted.send(self.wish);
         }
     }
 
-    /// How long may be waited after a look: `quiet`, or less while frames pour in, for then nothing wakes.
+    /// Whether nothing is to be told: frames pour in, or whatever others write in the directory.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        !self.wish.1
+    }
+
+    /// Whether notifications come.
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        !self.is_paused() && self.watch.state.fulfilled.load(Ordering::Acquire) == self.wish.0
+    }
+
+    /// No notifications until the next [`Waker::timeout`]: for whoever is about to write much himself. Waits for nobody; those that are on
+    /// their way still come.
+    pub fn pause(&mut self) {
+        self.want(false);
+    }
+
+    /// How long may be waited after a look: `quiet`, or less while nothing wakes.
     ///
     /// # Errors
     /// [`CaptureError::Watch`].
     pub fn timeout(&mut self, follower: &Follower, quiet: Duration) -> Result<Duration, CaptureError> {
-        if self.rhythm.judge(Instant::now(), follower.frames_read()) {
-            self.pause();
-            return Ok(LOOK_INTERVAL.min(quiet));
+        let now = Instant::now();
+        let failed = self.watch.state.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(source) = failed {
+            return Err(CaptureError::Watch { path: self.directory.clone(), source });
         }
-        if !self.is_watching {
-            self.watch()?;
-            // What was committed before the watch began woke nobody.
-            return Ok(Duration::ZERO);
+        let of_others = self.watch.state.of_others.load(Ordering::Relaxed);
+        if self.is_watching() && self.of_others.judge(now, of_others) {
+            self.noisy_until = Some(now + NOISY_FOR);
         }
-        Ok(quiet)
+        let is_noisy = self.noisy_until.is_some_and(|until| now < until);
+        let pours = self.frames.judge(now, follower.frames_read());
+        let was_wanted = self.wish.1;
+        self.want(!pours && !is_noisy);
+        if !was_wanted && self.wish.1 {
+            // What is counted begins anew.
+            self.of_others = Rhythm { since: now, count: of_others, pours: false };
+        }
+        Ok(if self.is_watching() { quiet } else { LOOK_INTERVAL.min(quiet) })
     }
 }
 
@@ -153,7 +239,7 @@ impl WakeUps {
         Ok(WakeUps { waker, signals })
     }
 
-    /// Whether notifications come: not while frames pour in.
+    /// Whether notifications come: [`Waker::is_watching`].
     #[must_use]
     pub fn is_watching(&self) -> bool {
         self.waker.is_watching()
