@@ -148,6 +148,18 @@ impl Writer {
         let n = one("SELECT coalesce(sum(n), 0) FROM total WHERE writer = ?1");
         let sum = one("SELECT coalesce(sum(sum), 0) FROM total WHERE writer = ?1");
         assert_eq!((n, sum), (last, last * (last + 1) / 2), "{place}: updates of total");
+        let own = format!(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN ('own_{0}', 'own_{0}_moved')",
+            self.id
+        );
+        let tables: Vec<String> =
+            database.prepare(&own).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert!(tables.len() <= 1, "{place}: {tables:?}");
+        for table in tables {
+            let sql = format!("SELECT min(counter) + count(*) - 1, max(counter) FROM {table}");
+            let counters: (i64, i64) = database.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+            assert_eq!(counters, (last, last), "{place}: a row for each transaction from some one on in {table}");
+        }
         last
     }
 }

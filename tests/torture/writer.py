@@ -9,9 +9,11 @@ returned. Every transaction has a part in every table, so that it can be told wh
     recent                         a row per transaction; the one of 20 transactions before is deleted
     total                          the writer's row: n counts its transactions, sum adds up their numbers, big is replaced
     shared, names                  rows that all writers of all nodes fight about; names has a UNIQUE beyond its key
+    own_WRITER                     a wild one's alone, if it is there: a row per transaction from some one on; made, altered, rebuilt, renamed and
+                                   dropped in the midst of transactions
 
-A wild one also checkpoints in all modes, closes and opens the database, vacuums it; a paced one writes about 30 times
-a second. SQLITE_BUSY behind the timeout of 5 s is met by trying again; any other error ends it.
+A wild one also checkpoints in all modes, closes and opens the database, vacuums it, and makes and drops an index of shared; a paced one writes
+about 30 times a second. SQLITE_BUSY behind the timeout of 5 s is met by trying again; any other error ends it.
 """
 import os
 import random
@@ -33,6 +35,49 @@ def connect():
     if wild and rnd.random() < 0.3:
         db.execute("PRAGMA wal_autocheckpoint = %d" % rnd.choice([0, 10, 100]))
     return db
+
+
+def own_table(db, number):
+    """Changes the schema now and then, before and behind rows of the same transaction, and adds the transaction's row."""
+    name = "own_%d" % writer
+    found = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN (?, ?)", (name, name + "_moved")).fetchone()
+    table = found[0] if found else None
+    if table:
+        db.execute("INSERT INTO %s(counter, note) VALUES (?, ?)" % table, (number, "row %d" % number))
+    if rnd.random() > 0.06:
+        return
+    if rnd.random() < 0.2:
+        db.execute(rnd.choice(["CREATE INDEX IF NOT EXISTS shared_who ON shared(who)", "DROP INDEX IF EXISTS shared_who"]))
+    if not table:
+        without = rnd.choice(["", "", " WITHOUT ROWID"])
+        db.execute("CREATE TABLE %s(counter INTEGER PRIMARY KEY, note TEXT)%s" % (name, without))
+        db.execute("INSERT INTO %s(counter, note) VALUES (?, 'first')" % name, (number,))
+        return
+    columns = [row[1] for row in db.execute("PRAGMA table_info(%s)" % table)]
+    extra = [column for column in columns if column not in ("counter", "note")]
+    what = rnd.randrange(7)
+    if what == 0:
+        db.execute("DROP TABLE %s" % table)
+        if rnd.random() < 0.5:
+            db.execute("CREATE TABLE %s(counter INTEGER PRIMARY KEY, note TEXT)" % name)
+            db.execute("INSERT INTO %s VALUES (?, 'again')" % name, (number,))
+    elif what == 1 and len(extra) < 3:
+        db.execute("ALTER TABLE %s ADD COLUMN extra_%d DEFAULT %d" % (table, number, number))
+        db.execute("UPDATE %s SET extra_%d = counter WHERE counter %% 2" % (table, number))
+    elif what == 2 and extra:
+        db.execute("ALTER TABLE %s DROP COLUMN %s" % (table, rnd.choice(extra)))
+    elif what == 3:
+        db.execute("ALTER TABLE %s RENAME TO %s" % (table, name if table != name else name + "_moved"))
+    elif what == 4:
+        rest = "".join(", " + column for column in extra)
+        db.execute("CREATE TABLE %s_new(counter INTEGER PRIMARY KEY, note TEXT NOT NULL%s)" % (table, rest))
+        db.execute("INSERT INTO %s_new(counter, note%s) SELECT counter, note%s FROM %s" % (table, rest, rest, table))
+        db.execute("DROP TABLE %s" % table)
+        db.execute("ALTER TABLE %s_new RENAME TO %s" % (table, table))
+    elif what == 5:
+        db.execute("CREATE INDEX IF NOT EXISTS %s_note ON %s(note)" % (name, table))
+    elif what == 6 and extra:
+        db.execute("ALTER TABLE %s RENAME COLUMN %s TO extra_%d_%d" % (table, extra[0], number, rnd.randrange(10)))
 
 
 def transaction(db):
@@ -60,6 +105,8 @@ def transaction(db):
         db.execute("DELETE FROM names WHERE id = ?", (rnd.randint(1, 30),))
     if wild and rnd.random() < 0.03:
         db.execute("UPDATE shared SET n = n + 1")
+    if wild:
+        own_table(db, number)
     db.execute("COMMIT")
     os.write(ledger, b"%d\n" % number)
 
