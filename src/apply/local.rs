@@ -34,6 +34,9 @@ pub enum Recovered {
     NotOurs,
 }
 
+/// The setting of a state that kept to itself what was written here, for the node sent nothing.
+pub const KEPT_TO_ITSELF: &str = "kept_to_itself";
+
 /// Transactions that are stored together at most: commits of `state.db` cost more than what they hold.
 const GROUP_MAX: u32 = 256;
 
@@ -99,6 +102,8 @@ pub struct LocalSink<'r> {
     waiting: u32,
     /// One of those that wait changes the schema.
     waits_with_schema: bool,
+    /// The transaction changes what other nodes would be told of, and this one sends nothing.
+    keeps_to_itself: bool,
     /// How to seal what is stored next, in the same commit; and what was sealed.
     seals: Option<(SealLimits, bool)>,
     sealed: Vec<ToSend>,
@@ -122,6 +127,7 @@ impl<'r> LocalSink<'r> {
             grouped,
             waiting: 0,
             waits_with_schema: false,
+            keeps_to_itself: false,
             seals: None,
             sealed: Vec::new(),
         }
@@ -238,11 +244,15 @@ impl<'r> LocalSink<'r> {
         let canonical = canonical_key(&change.table, &change.key);
         let local = match self.replica.state.known_table(&change.table) {
             Some(local) => local,
-            None if (self.replica.route)(&change.table, None).is_none() => return Ok(()),
+            None if (self.replica.route)(&change.table, None).is_none() => {
+                return self.keep_to_itself(&change.table.name);
+            }
             None => self.replica.state.local_table(&change.table)?,
         };
         let key = Some(canonical.as_slice()).filter(|_| !local.travels.is_by_name());
-        let Some(shard) = (self.replica.route)(&local.routed, key) else { return Ok(()) };
+        let Some(shard) = (self.replica.route)(&local.routed, key) else {
+            return self.keep_to_itself(&change.table.name);
+        };
         if change.before_unknown {
             return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
         }
@@ -308,8 +318,16 @@ impl<'r> LocalSink<'r> {
         state.note_local(table, key, base, id)
     }
 
+    /// Notes a change that does not leave the node, if that is because none of this node's does.
+    fn keep_to_itself(&mut self, table: &str) -> Result<(), ApplyError> {
+        let is_silent = self.replica.schema.is_none();
+        self.keeps_to_itself |= is_silent && self.replica.taken.as_ref().is_some_and(|(_, takes)| takes(table));
+        Ok(())
+    }
+
     fn forget_schema(&mut self) {
         self.barrier = false;
+        self.keeps_to_itself = false;
         self.steps.clear();
         self.altered.clear();
         self.dropped.clear();
@@ -321,8 +339,11 @@ impl<'r> LocalSink<'r> {
             judged.schema.add_change(&change);
         }
         let is_internal = |name: &str| name.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("sqlite_"));
-        let Some((_, travels)) = &self.replica.schema else { return Ok(()) };
-        if change.of_shadow || is_internal(&change.name) || !travels(&change.table) || !is_known(&change) {
+        if change.of_shadow || is_internal(&change.name) || !is_known(&change) {
+            return Ok(());
+        }
+        let Some((_, travels)) = &self.replica.schema else { return self.keep_to_itself(&change.table) };
+        if !travels(&change.table) {
             return Ok(());
         }
         let SchemaChange { kind, name, name_before, table, before, after, root_before, renamed_columns, .. } = change;
@@ -376,6 +397,7 @@ impl<'r> LocalSink<'r> {
         // With a changed schema only some rows are compared, and after a gap others may be in between.
         let tells_ours = std::mem::take(&mut self.tells_ours);
         let is_sure = !tells_ours || self.judged.as_ref().is_none_or(|judged| judged.schema.is_empty());
+        let keeps_to_itself = self.keeps_to_itself;
         self.forget_schema();
         if let Some(judged) = self.judged.take() {
             if is_sure && judged.is_wanted() {
@@ -389,6 +411,9 @@ impl<'r> LocalSink<'r> {
             }
             self.replica.phase = Phase::Idle;
             self.recovered = Some(Recovered::NotOurs);
+        }
+        if keeps_to_itself {
+            self.replica.state.setting_or(KEPT_TO_ITSELF, b"")?;
         }
         if let Some(position) = self.position.take() {
             self.replica.state.set_meta("capture_position", &position)?;

@@ -77,7 +77,7 @@ pub use fold_reader::{
 };
 pub use indexes::{Upkeep, index_upkeep};
 pub use known::{AheadTo, FoldedOf};
-pub use local::{LocalSink, Recovered};
+pub use local::{KEPT_TO_ITSELF, LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;
 pub use pending::Backlog;

@@ -12,7 +12,7 @@ use super::place::Seen;
 use super::sent::Sent;
 use super::snapshot::{clear_work_directory, refuse_interrupted};
 use super::state_dir::StateDirectory;
-use crate::apply::{Merge, Replica, Route, State, TableFilter, route_by_hash};
+use crate::apply::{KEPT_TO_ITSELF, Merge, Replica, Route, State, TableFilter, route_by_hash};
 use crate::capture::{DatabaseFile, POSITION_BYTES, Position};
 use crate::log::{Origin, ShardId, StreamSeq};
 
@@ -37,9 +37,8 @@ pub(super) const WHERE_OPEN: &str = "where_open";
 
 /// The setting that keeps the tables that the node became part of the log with.
 const TABLES: &str = "tables";
-/// The settings of a state that passed over what others wrote, and of one that kept what was written here to itself.
+/// The setting of a state that passed over what others wrote.
 pub(super) const PASSED_OVER: &str = "passed_over";
-pub(super) const KEPT_TO_ITSELF: &str = "kept_to_itself";
 
 /// The tables that take part, as options.
 fn tables_shown(config: &RunConfig) -> String {

@@ -252,6 +252,22 @@ fn what_a_node_left_out_once_it_does_not_take_up_in_silence() {
         refused(&mut cluster, others, why);
         cluster.stop();
     }
+    // What would not have left it anyway is nothing that it kept to itself.
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
+    let excluded = ["--exclude-tables".to_owned(), "u".to_owned()];
+    cluster.nodes[1].args.extend(excluded.iter().cloned().chain(["--no-publish".to_owned()]));
+    cluster.start_nodes();
+    cluster.nodes[1].sql("INSERT INTO u VALUES('r',1,'er','of the second'); CREATE INDEX u_v ON u(v); ANALYZE");
+    wait_for("what is captured", || match cluster.nodes[1].status()? {
+        status if status.transactions_captured >= 3 => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+    cluster.nodes[1].stop();
+    cluster.nodes[1].args.retain(|arg| arg != "--no-publish");
+    cluster.nodes[1].start();
+    cluster.nodes[1].sql("INSERT INTO t VALUES(62,1,'of the second')");
+    shows(&cluster.nodes[0], "SELECT count(*) FROM t WHERE id = 62", "1");
+    cluster.stop();
     // Nodes that merge rows in different ways would differ.
     let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
     cluster.nodes[0].start();

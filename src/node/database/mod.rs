@@ -32,7 +32,7 @@ use super::place::Seen;
 use super::report::{Reporter, Told};
 use super::sent::Sent;
 use super::snapshot::{Ask, Need};
-use super::start::{KEPT_TO_ITSELF, position_bytes};
+use super::start::position_bytes;
 use super::state_dir::StateDirectory;
 use crate::apply::{Blocked, Replica, SealLimits, ToSend};
 use crate::capture::{Position, Started};
@@ -438,9 +438,6 @@ impl Database {
         let captured = self.attached.follower.next_tx().saturating_sub(before);
         if captured > 0 {
             self.fairness.others_wrote();
-        }
-        if captured > 0 && !self.config.publish && self.reporter.transactions_captured == 0 {
-            self.replica.state().setting_or(KEPT_TO_ITSELF, b"")?;
         }
         self.reporter.transactions_captured += captured;
         self.pin_renewed_at = Instant::now();
