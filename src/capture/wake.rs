@@ -143,15 +143,12 @@ impl Waker {
         let (woken, counted) = (Arc::clone(&wake), Arc::clone(&state));
         let failed = |source| CaptureError::Watch { path: directory.clone(), source };
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // An overflow of the queue is an error without paths: it wakes too.
-            let names =
-                |path: &Path| event.as_ref().map_or(true, |event| event.paths.iter().any(|named| named == path));
-            let is_database = names(&database);
+            let is_database = may_concern(&event, &database);
             if is_database && let Some(parting) = parting.upgrade() {
                 // Here, not on the thread that is woken: that one may be at work, and the successor is opened any moment.
                 parting.look();
             }
-            if is_database || names(&wal) {
+            if is_database || may_concern(&event, &wal) {
                 woken();
             } else {
                 counted.of_others.fetch_add(1, Ordering::Relaxed);
@@ -218,6 +215,12 @@ impl Waker {
     }
 }
 
+/// Whether something may have happened to a file. Nobody knows to which it was where notifications were lost: errors, and a queue that ran
+/// over, come without paths.
+fn may_concern(event: &notify::Result<notify::Event>, path: &Path) -> bool {
+    event.as_ref().map_or(true, |event| event.need_rescan() || event.paths.iter().any(|named| named == path))
+}
+
 /// A waker with a place to wait at, for callers that do nothing else.
 #[derive(Debug)]
 pub struct WakeUps {
@@ -271,6 +274,16 @@ impl WakeUps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_notifications_may_concern_any_file() {
+        let event = || notify::Event::new(notify::EventKind::Any);
+        let (path, other) = (Path::new("/d/app.db"), Path::new("/d/app.db-wal"));
+        assert!(may_concern(&Ok(event().add_path(path.to_owned())), path));
+        assert!(!may_concern(&Ok(event().add_path(other.to_owned())), path));
+        assert!(may_concern(&Ok(event().set_flag(notify::event::Flag::Rescan)), path), "the queue ran over");
+        assert!(may_concern(&Err(notify::Error::generic("lost")), path));
+    }
 
     #[test]
     fn frames_that_pour_in_are_told_from_single_commits() {
