@@ -9,7 +9,6 @@
 //! generation with frames follows behind it, and it is whole when we look.
 
 use std::cell::Cell;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,19 +18,17 @@ use super::connections::{Bound, Link};
 use super::database_file::Companions;
 use super::durable::Durability;
 use super::foreign::Watched;
-use super::frames::{AfterTx, AtPosition, Frames, TxFrames};
+use super::frames::{AfterTx, AtPosition, Frames};
 use super::noted::Noted;
 use super::parting::Parting;
 use super::resume::Start;
-use super::shadow::{Appended, Journaled, Shadow};
+use super::shadow::Shadow;
 use super::stand::{look_at_bound, refuse_foreign_locks, stand_at};
 use super::{CaptureError, DatabaseFile, FollowError, Position, ShadowError};
-use crate::change::{ChangeSink, Differ, PageSource, TransactionError, TxSpan};
-use crate::format::{Checksum, DatabaseHeader, FrameHeader, FrameNo, PageNo, PageSize, Salts};
+use crate::change::{ChangeSink, Differ};
+use crate::format::{Checksum, DatabaseHeader, FrameNo, PageSize, Salts};
 use crate::schema::Catalogue;
 
-/// How long the newer pin is let go. SQLite's busy handler tries again within 15 ms as long as it has not waited for 50 ms.
-const RETREAT: Duration = Duration::from_millis(20);
 /// While commits come the pin is renewed after this many frames; a checkpoint of the application is worthwhile from there on.
 const RENEWAL_FRAMES: u32 = 1000;
 /// Without new frames the pin is renewed after this time, and so within 10 ms: an application may be waiting for it.
@@ -48,6 +45,7 @@ pub const DRAIN_PATIENCE_MAX: u32 = 10;
 const COMMIT_WITHIN: Duration = Duration::from_millis(5);
 const COMMIT_STEP_FIRST: Duration = Duration::from_micros(30);
 const COMMIT_STEP_MAX: Duration = Duration::from_micros(250);
+
 /// What one look at the log gave.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Polled {
@@ -104,15 +102,15 @@ pub struct Follower {
     pub(super) file: DatabaseFile,
     /// The files beside it that our connections use.
     pub(super) companions: Companions,
-    pins: [Link; 2],
+    pub(super) pins: [Link; 2],
     /// Index of the newest pin.
-    held: usize,
+    pub(super) held: usize,
     /// The other pin is held as well: it is older.
-    older_held: bool,
+    pub(super) older_held: bool,
     /// Frames that were read since the pin was renewed.
-    read_since_renewal: u32,
+    pub(super) read_since_renewal: u32,
     /// The newest pin was let go until then; the other one is held alone.
-    retreat_until: Option<Instant>,
+    pub(super) retreat_until: Option<Instant>,
     pub(super) bounds: Link,
     pub(super) checkpoints: Link,
     pub(super) frames: Frames,
@@ -121,7 +119,7 @@ pub struct Follower {
     pub(super) page_size: PageSize,
     pub(super) next_tx: u64,
     /// Frames of others that were read since the attach.
-    frames_read: u64,
+    pub(super) frames_read: u64,
     pub(super) shadow: Option<Shadow>,
     pub(super) start: Start,
     pub(super) durability: Durability,
@@ -249,7 +247,7 @@ impl Follower {
         Ok(Stood { page_size, bound, frames, position, differ, start: Start::Unsettled })
     }
 
-    fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {
+    pub(super) fn enter_generation(&mut self, salts: Salts) -> Result<(), CaptureError> {
         if let Some(header) = self.frames.read_header()?.filter(|header| header.salts == salts) {
             self.frames.begin_generation(header);
             self.position = Position { salts, frame: FrameNo(0), checksum: Checksum::default(), ..self.position };
@@ -288,69 +286,6 @@ impl Follower {
         }
         self.renew_pin(sink, &mut polled)?;
         Ok(polled)
-    }
-
-    /// Begins the next read transaction, reads up to the bound, and ends the previous one if there was nothing to read.
-    pub(super) fn renew_pin<E>(
-        &mut self,
-        sink: &mut dyn ChangeSink<E>,
-        polled: &mut Polled,
-    ) -> Result<(), FollowError<E>> {
-        if !self.settle_pins()? {
-            return Ok(());
-        }
-        let before = self.bound;
-        let next = 1 - self.held;
-        self.pin(next)?.begin_read()?;
-        let found = match self.read_to_bound(sink, polled) {
-            Ok(found) => found,
-            Err(error) => {
-                // The older pin stays alone: it protects what was not read.
-                self.pin(next)?.end_read()?;
-                return Err(error);
-            }
-        };
-        self.held = next;
-        // A pin with another mark than the one before may have taken the very slot that a checkpoint of the application waits for.
-        let is_suspect = std::mem::take(&mut self.read_since_renewal) > 0 && self.file.has_waiting_checkpoint();
-        if found || is_suspect {
-            self.older_held = true;
-            polled.more = true;
-        } else {
-            self.pin(1 - next)?.end_read()?;
-            // Complete before the pin began, so the pin could take read-lock 0.
-            self.resting = self.bound == before && self.bound.committed == self.bound.checkpointed;
-            if self.resting && self.parting.rested().is_none() {
-                self.come_to_rest()?;
-            }
-            self.frames.rest();
-        }
-        Ok(())
-    }
-
-    /// Ends the older of two pins. `false` while it must stay and the newer must go instead.
-    ///
-    /// A checkpoint of another process that waits for readers (FULL, RESTART, TRUNCATE) looks at the mark of one slot and then waits for
-    /// that slot, whatever its mark becomes. When a new pin takes the slot in between, it holds it with the newest mark, every later pin
-    /// prefers it, and because pins overlap the slot would never be free: the application would wait until its busy timeout, holding the
-    /// write lock. So, while such a checkpoint waits, the newer pin is let go for a moment and the older one, on another slot, protects.
-    fn settle_pins(&mut self) -> Result<bool, CaptureError> {
-        if let Some(until) = self.retreat_until {
-            if Instant::now() < until && self.file.has_waiting_checkpoint() {
-                return Ok(false);
-            }
-            self.retreat_until = None;
-            self.held = 1 - self.held;
-        } else if self.older_held {
-            self.older_held = false;
-            if self.file.has_waiting_checkpoint() {
-                self.pin(self.held)?.end_read()?;
-                self.retreat_until = Some(Instant::now() + RETREAT);
-                return Ok(false);
-            }
-            self.pin(1 - self.held)?.end_read()?;
-        }
-        Ok(true)
     }
 
     /// Reads up to the bound without changing pins, for a caller that holds the write lock on a connection of this process: nothing can
@@ -432,25 +367,6 @@ impl Follower {
         Ok(())
     }
 
-    /// Begins the next read transaction and ends the older. For callers that hold the write lock and have read everything: without the
-    /// lock a commit could slip in, and the new pin alone would let a checkpoint copy it before it is read.
-    pub(super) fn hand_over(&mut self) -> Result<(), CaptureError> {
-        if !self.settle_pins()? {
-            // Nobody else can hold the write lock, so nobody waits.
-            self.retreat_until = Some(Instant::now());
-            self.settle_pins()?;
-        }
-        let next = 1 - self.held;
-        self.pin(next)?.begin_read()?;
-        self.pin(self.held)?.end_read()?;
-        self.held = next;
-        Ok(())
-    }
-
-    pub(super) fn pin(&self, index: usize) -> Result<&Link, CaptureError> {
-        self.pins.get(index).ok_or_else(|| CaptureError::Locked { path: self.file.path().to_owned() })
-    }
-
     /// Whether nothing keeps the application's checkpoints from going on: the pin holds back no frame, so it need not be renewed until
     /// the log grows. Otherwise [`Follower::poll`] must be called every 10 ms.
     #[must_use]
@@ -480,116 +396,6 @@ impl Follower {
             step = (step * 2).min(COMMIT_STEP_MAX);
         }
         Ok(())
-    }
-
-    /// Whether there was anything to read.
-    fn read_to_bound<E>(&mut self, sink: &mut dyn ChangeSink<E>, polled: &mut Polled) -> Result<bool, FollowError<E>> {
-        self.read_until(sink, polled, None)
-    }
-
-    /// Reads up to the bound, or until the transaction that a time falls into has ended.
-    fn read_until<E>(
-        &mut self,
-        sink: &mut dyn ChangeSink<E>,
-        polled: &mut Polled,
-        deadline: Option<Instant>,
-    ) -> Result<bool, FollowError<E>> {
-        if self.start == Start::Unsettled {
-            self.settle(sink, polled, &mut |_| ControlFlow::Continue(()))?;
-        }
-        let (salts, bound) = look_at_bound(&self.frames, &self.bounds, &self.file)?;
-        self.bound = bound;
-        let Some(salts) = salts.filter(|_| bound.committed > 0) else { return Ok(false) };
-        if salts != self.position.salts || self.frames.header().is_none() {
-            self.enter_generation(salts)?;
-        }
-        if bound.committed <= self.position.frame.0 {
-            self.start = Start::Settled;
-            return Ok(false);
-        }
-        let last = FrameNo(bound.committed);
-        self.frames.cover(last)?;
-        while self.position.frame < last {
-            let tx = self.frames.collect(FrameNo(self.position.frame.0 + 1), last)?;
-            let Some((commit, header)) = tx.commit else {
-                // The bound stands behind a commit frame, always.
-                return Err(self.damaged(last, "no commit frame up to the bound").into());
-            };
-            let changed = self.take_transaction(&tx, commit, &header, sink)?;
-            let position = self.position_after(&tx, commit, &header);
-            self.advance(&tx, position);
-            self.policy.written_by_others = true;
-            self.frames_read += u64::from(commit.0.saturating_sub(tx.first.0) + 1);
-            polled.commits += 1;
-            polled.transactions += u64::from(changed);
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(true);
-            }
-        }
-        // From here on no frame behind our position is in the database file.
-        self.start = Start::Settled;
-        Ok(true)
-    }
-
-    fn take_transaction<E>(
-        &mut self,
-        tx: &TxFrames,
-        commit: FrameNo,
-        header: &FrameHeader,
-        sink: &mut dyn ChangeSink<E>,
-    ) -> Result<bool, FollowError<E>> {
-        let at_position = AtPosition::new(&self.frames, &self.file, self.page_size, self.position.page_count);
-        let before: &dyn PageSource = match &self.shadow {
-            Some(shadow) if self.start == Start::CatchingUp => shadow,
-            _ => &at_position,
-        };
-        let after = AfterTx { frames: &self.frames, before, tx };
-        let span = TxSpan {
-            tx: self.next_tx,
-            salts: self.position.salts,
-            frame_first: tx.first,
-            frame_last: commit,
-            repaired: false,
-            checksum: header.checksum,
-            page_count: tx.page_count,
-        };
-        let changed = tx.changed();
-        let position = self.position_after(tx, commit, header);
-        let (count, entry) = match &self.shadow {
-            None => (self.differ.transaction(before, &after, &changed, &span, sink)?, None),
-            Some(shadow) => {
-                let versions = (before, &after as &dyn PageSource);
-                let (count, entry) =
-                    take_journaled(&mut self.differ, shadow, versions, &changed, (&span, position), sink)?;
-                (count, Some(entry))
-            }
-        };
-        if let (Some(shadow), Some(entry)) = (&mut self.shadow, entry) {
-            shadow.accept(entry);
-        }
-        if count > 0 {
-            self.next_tx += 1;
-        }
-        Ok(count > 0)
-    }
-
-    fn position_after(&self, tx: &TxFrames, commit: FrameNo, header: &FrameHeader) -> Position {
-        let salts = self.position.salts;
-        Position { salts, frame: commit, checksum: header.checksum, page_count: tx.page_count }
-    }
-
-    fn advance(&mut self, tx: &TxFrames, position: Position) {
-        self.read_since_renewal =
-            self.read_since_renewal.saturating_add(position.frame.0.saturating_sub(tx.first.0) + 1);
-        self.resting = false;
-        self.leave_rest();
-        self.moved_at = Instant::now();
-        self.frames.take(tx);
-        self.position = position;
-    }
-
-    fn damaged(&self, frame: FrameNo, what: &'static str) -> CaptureError {
-        CaptureError::Frame { path: self.file.companion("-wal"), frame: frame.0, what }
     }
 
     /// Makes what is done independent of the time that goes by between the steps, for owners whose steps are the same in every run.
@@ -694,37 +500,4 @@ impl Follower {
     pub fn wal_bytes(&self) -> u64 {
         self.frames.header().map_or(0, |header| header.frame_offset(FrameNo(self.bound.committed.saturating_add(1))))
     }
-}
-
-/// Takes a transaction with a shadow: its pages are in the journal before the sink stores its position. Returns the entry too, which
-/// counts once the transaction was taken.
-pub(super) fn take_journaled<E>(
-    differ: &mut Differ,
-    shadow: &Shadow,
-    (before, after): (&dyn PageSource, &dyn PageSource),
-    changed: &[PageNo],
-    (span, position): (&TxSpan, Position),
-    sink: &mut dyn ChangeSink<E>,
-) -> Result<(u64, Appended), FollowError<E>> {
-    let mut journaled = Journaled { shadow, position, pages: changed, after, sink, appended: None };
-    let taken = differ.transaction(before, after, changed, span, &mut journaled);
-    let appended = journaled.appended;
-    let count = match taken {
-        Ok(count) => count,
-        Err(error) => {
-            if appended.is_some() {
-                shadow.cut().map_err(CaptureError::from)?;
-            }
-            return Err(match error {
-                TransactionError::Diff(error) => CaptureError::Diff(error).into(),
-                TransactionError::Sink(error) => error,
-            });
-        }
-    };
-    // Without a row change the sink was not asked, and the shadow moves on alone.
-    let entry = match appended {
-        Some(entry) => entry,
-        None => shadow.append(position, false, changed, after).map_err(CaptureError::from)?,
-    };
-    Ok((count, entry))
 }

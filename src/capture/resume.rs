@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::follower::take_journaled;
 use super::frames::AtPosition;
+use super::reading::take_journaled;
 use super::shadow::{Progress, Shadow, ShadowStep};
 use super::stand::{look_at_bound, stand_at};
 use super::{CaptureError, DurableHook, FollowError, Follower, Polled, Position, ShadowError, ShadowProgress};
