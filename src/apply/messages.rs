@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::{Connection, params};
 
 use super::apart::RoundUnits;
+use super::arrivals::Arrivals;
 use super::error::{ApplyError, Cannot};
 use super::fold::{FoldCounts, Folder};
 use super::names::{Birth, FIRST_SHARD};
 use super::net_effect::NetEffect;
-use super::replica::{Arrivals, Taking};
+use super::replica::Taking;
 use super::shape::{Merge, Tables};
 use super::state::{Dirty, State, origin_bytes};
 use super::undo_redo::Call;

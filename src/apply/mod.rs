@@ -9,6 +9,7 @@
 
 mod alteration;
 mod apart;
+mod arrivals;
 mod base;
 mod beforehand;
 mod beginnings;
@@ -65,6 +66,7 @@ mod versions;
 mod went_back;
 
 pub use crate::schema::{RowFilter, RowFilterError, RowFilters, TableFilter};
+pub use arrivals::{Arrivals, Arrived, Blocked, FoldReport, Outcome};
 pub use beforehand::Beforehand;
 pub use catch_up::{CaughtUp, SNAPSHOT_SCHEMA};
 pub use conflicts::{Conflict, ConflictKind};
@@ -81,7 +83,7 @@ pub use local::{KEPT_TO_ITSELF, LocalSink, Recovered};
 pub use lost::PutBack;
 pub use net_effect::NetEffect;
 pub use pending::Backlog;
-pub use replica::{Arrivals, Arrived, Blocked, FoldReport, Outcome, PositionOf, Replica, Route, Travels};
+pub use replica::{PositionOf, Replica, Route, Travels};
 pub use route::route_by_hash;
 pub use seal::{InFlight, SealLimits, ToSend};
 pub use shape::{Merge, Tables, shape_of};

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::differ::{Differ, Plan, Touched};
+use super::differ::Differ;
 use super::overflow::OverflowMap;
 use super::owners::TreeNo;
 use super::pages::{DiffError, Version};
+use super::plan::{Plan, Touched};
 use super::trees::Tree;
 use crate::format::PageNo;
 

@@ -11,6 +11,7 @@ mod order;
 mod overflow;
 mod owners;
 mod pages;
+mod plan;
 mod renamed;
 mod row;
 mod rows;
