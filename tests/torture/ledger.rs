@@ -34,6 +34,8 @@ pub enum Manner {
     Wild,
     /// About 30 transactions a second.
     Paced,
+    /// Also changes the schema, in every third transaction.
+    Altering,
 }
 
 /// One writer: it can be started again and again and goes on where its database says.
@@ -63,6 +65,7 @@ impl Writer {
                 Manner::Plain => None,
                 Manner::Wild => Some("wild"),
                 Manner::Paced => Some("paced"),
+                Manner::Altering => Some("altering"),
             })
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

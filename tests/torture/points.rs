@@ -74,10 +74,10 @@ fn entries_on_log(cluster: &Cluster, wanted: i64) -> BTreeMap<(i64, i64), u32> {
 }
 
 /// Lets here the one, there the other node's application write, and now and then both, until the first node has died.
-fn write_until_death(cluster: &mut Cluster, writers: &mut [Writer], when_quiet: bool) -> ExitStatus {
+fn write_until_death(cluster: &mut Cluster, writers: &mut [Writer], manner: Manner, when_quiet: bool) -> ExitStatus {
     const WHO: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
     for (burst, who) in (0..BURSTS_MAX as u64).zip(WHO.iter().cycle()) {
-        who.iter().for_each(|index| writers[*index].start(burst, BURST, Manner::Plain));
+        who.iter().for_each(|index| writers[*index].start(burst, BURST, manner));
         who.iter().for_each(|index| writers[*index].end());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let written_at_ms = now.as_millis() as u64;
@@ -105,7 +105,7 @@ fn write_until_death(cluster: &mut Cluster, writers: &mut [Writer], when_quiet: 
 }
 
 /// Lets the first of two nodes die at the `nth` passing of a point.
-fn die_at(point: Point, nth: u32) {
+fn die_at(point: Point, nth: u32, manner: Manner) {
     let args = ["--shards", "2", "--max-log-entries", "100000"];
     let mut cluster = Cluster::prepare_at(NatsServer::start(), 2, &args, |db| {
         Connection::open(db).unwrap().execute_batch(SCHEMA).unwrap();
@@ -126,13 +126,13 @@ fn die_at(point: Point, nth: u32) {
         cluster.nodes[0].wait_for_end()
     } else {
         cluster.nodes[0].wait_until_ready();
-        write_until_death(&mut cluster, &mut writers, WHEN_QUIET.contains(&point))
+        write_until_death(&mut cluster, &mut writers, manner, WHEN_QUIET.contains(&point))
     };
     let log = cluster.nodes[0].log();
     assert_eq!(died.signal(), Some(9), "{wish}: ended with {died}\n{log}");
     assert!(log.contains(&format!("dying at fault point {}", point.name())), "{wish}: died elsewhere\n{log}");
     cluster.nodes[0].start();
-    writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), BURST, Manner::Plain));
+    writers.iter_mut().for_each(|writer| writer.start(u64::from(nth), BURST, manner));
     writers.iter_mut().for_each(Writer::end);
     drop(reader);
     let tables = cluster.settle();
@@ -158,6 +158,17 @@ fn a_daemon_that_dies_at_any_point_loses_and_doubles_nothing() {
         .filter(|point| named.as_deref().is_none_or(|named| named == point.name()))
         .flat_map(|point| if MERGES.contains(point) { vec![(*point, 1), (*point, 2)] } else { vec![(*point, 1)] })
         .collect();
+    die_at_all(table, Manner::Plain);
+}
+
+/// The same where applications change the schema: what an application of messages made of it is known again, or made again.
+#[test]
+fn a_daemon_that_dies_while_definitions_change_loses_and_doubles_nothing() {
+    let points = [Point::Captured, Point::Sealed, Point::IntentWritten, Point::UserCommitted, Point::OwnTaken];
+    die_at_all(points.iter().flat_map(|point| [(*point, 2), (*point, 7)]).collect(), Manner::Altering);
+}
+
+fn die_at_all(table: Vec<(Point, u32)>, manner: Manner) {
     let waiting = Mutex::new(table.into_iter());
     std::thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE {
@@ -165,7 +176,7 @@ fn a_daemon_that_dies_at_any_point_loses_and_doubles_nothing() {
                 loop {
                     let next = waiting.lock().unwrap_or_else(|broken| broken.into_inner()).next();
                     let Some((point, nth)) = next else { return };
-                    die_at(point, nth);
+                    die_at(point, nth, manner);
                 }
             });
         }

@@ -1,6 +1,6 @@
 """An application that keeps its own ledger and knows nothing of anybody.
 
-usage: writer.py DATABASE LEDGER WRITER SEED COUNT [wild|paced]
+usage: writer.py DATABASE LEDGER WRITER SEED COUNT [wild|paced|altering]
 
 Commits transactions of one writer, COUNT of them or (0) until its standard input is closed, and appends the number of each to LEDGER once its commit has
 returned. Every transaction has a part in every table, so that it can be told whether it is there whole and once:
@@ -9,11 +9,11 @@ returned. Every transaction has a part in every table, so that it can be told wh
     recent                         a row per transaction; the one of 20 transactions before is deleted
     total                          the writer's row: n counts its transactions, sum adds up their numbers, big is replaced
     shared, names                  rows that all writers of all nodes fight about; names has a UNIQUE beyond its key
-    own_WRITER                     a wild one's alone, if it is there: a row per transaction from some one on; made, altered, rebuilt, renamed and
-                                   dropped in the midst of transactions
+    own_WRITER                     a wild or altering one's alone, if it is there: a row per transaction from some one on; made, altered, rebuilt,
+                                   renamed and dropped in the midst of transactions
 
 A wild one also checkpoints in all modes, closes and opens the database, vacuums it, and makes and drops an index of shared; a paced one writes
-about 30 times a second. SQLITE_BUSY behind the timeout of 5 s is met by trying again; any other error ends it.
+about 30 times a second; an altering one changes the schema in every third transaction. SQLITE_BUSY behind the timeout of 5 s is met by trying again; any other error ends it.
 """
 import os
 import random
@@ -23,7 +23,7 @@ import sys
 import time
 
 path, ledger_path, writer, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-wild, paced = (sys.argv[6:] == [manner] for manner in ("wild", "paced"))
+wild, paced, altering = (sys.argv[6:] == [manner] for manner in ("wild", "paced", "altering"))
 rnd = random.Random(seed)
 ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -44,7 +44,7 @@ def own_table(db, number):
     table = found[0] if found else None
     if table:
         db.execute("INSERT INTO %s(counter, note) VALUES (?, ?)" % table, (number, "row %d" % number))
-    if rnd.random() > 0.06:
+    if rnd.random() > (0.3 if altering else 0.06):
         return
     if rnd.random() < 0.2:
         db.execute(rnd.choice(["CREATE INDEX IF NOT EXISTS shared_who ON shared(who)", "DROP INDEX IF EXISTS shared_who"]))
@@ -105,7 +105,7 @@ def transaction(db):
         db.execute("DELETE FROM names WHERE id = ?", (rnd.randint(1, 30),))
     if wild and rnd.random() < 0.03:
         db.execute("UPDATE shared SET n = n + 1")
-    if wild:
+    if wild or altering:
         own_table(db, number)
     db.execute("COMMIT")
     os.write(ledger, b"%d\n" % number)
