@@ -65,7 +65,7 @@ fn follow(path: &Path) {
                 break;
             }
             let quiet = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
-            wake_ups.wait_after(&follower, quiet).unwrap();
+            wake_ups.wait_after(&follower, quiet);
         }
     }
     follower.detach().unwrap();

@@ -39,7 +39,7 @@ fn follow(follower: &mut Follower, sink: &mut dyn ChangeSink<Infallible>, mut do
         }
         if !polled.more {
             let quiet = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
-            wake_ups.wait_after(follower, quiet).unwrap();
+            wake_ups.wait_after(follower, quiet);
         }
     }
 }
@@ -208,7 +208,7 @@ fn notifications_end_while_frames_pour_in_and_come_again_when_they_do_not() {
     for _ in 0..50 {
         application.execute("INSERT INTO t(v) VALUES (randomblob(4000000))", []).unwrap();
         look(&mut follower);
-        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+        wake_ups.wait_after(&follower, IDLE_INTERVAL);
         if !wake_ups.is_watching() {
             break;
         }
@@ -217,7 +217,7 @@ fn notifications_end_while_frames_pour_in_and_come_again_when_they_do_not() {
 
     while !wake_ups.is_watching() {
         look(&mut follower);
-        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+        wake_ups.wait_after(&follower, IDLE_INTERVAL);
     }
     look(&mut follower);
     while wake_ups.wait(HANDOVER_INTERVAL) {}
@@ -258,18 +258,18 @@ fn a_busy_directory_is_not_watched_and_nothing_is_missed_in_it() {
         application.execute("INSERT INTO t(v) VALUES (1)", []).unwrap();
         written = application.last_insert_rowid();
         while sink.last < written {
-            wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+            wake_ups.wait_after(&follower, IDLE_INTERVAL);
             while follower.poll(&mut sink).unwrap().more {}
         }
     }
     is_over.store(true, Ordering::SeqCst);
     noise.join().unwrap();
     while !wake_ups.is_watching() {
-        wake_ups.wait_after(&follower, IDLE_INTERVAL).unwrap();
+        wake_ups.wait_after(&follower, IDLE_INTERVAL);
     }
     application.execute("INSERT INTO t(v) VALUES (1)", []).unwrap();
     while sink.last <= written {
-        assert!(wake_ups.wait_after(&follower, Duration::from_secs(10)).unwrap(), "it is watched again");
+        assert!(wake_ups.wait_after(&follower, Duration::from_secs(10)), "it is watched again");
         while follower.poll(&mut sink).unwrap().more {}
     }
     follower.detach().unwrap();

@@ -2,6 +2,7 @@
 //! included, and silently. So after everything that a follower does, `/proc/locks` must still show its locks.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -232,4 +233,51 @@ fn attaching_and_detaching_change_no_byte_of_the_database() {
     assert!(std::fs::read(&path).unwrap() == before, "the file is the same, byte for byte");
     let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["app.db"], "and nothing is left beside it");
+}
+
+/// While somebody has read-lock 0 for a moment, a pin gets another one, though it holds back no frame. A checkpoint that waits for that one would
+/// wait for good, with the write lock in its hand.
+#[test]
+fn a_checkpoint_that_waits_for_a_resting_pin_is_let_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let mut application = Application::start(&path);
+    application.run("CREATE TABLE t(v)");
+    application.run("PRAGMA wal_checkpoint(PASSIVE)");
+    let python = |code: &str| {
+        let mut child = Command::new("python3")
+            .args(["-c", code])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        (child, answers)
+    };
+    // The byte behind those for writing, checkpoints and recovery.
+    let (mut holder, mut answers) = python(
+        "import fcntl, sys; f = open(sys.argv[1] + '-shm', 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 123)\nprint('held', flush=True); sys.stdin.read()",
+    );
+    let mut line = String::new();
+    answers.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "held");
+    let mut follower = Follower::attach(&path).unwrap();
+    while !follower.is_resting() {
+        poll(&mut follower);
+    }
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    let (mut checkpointer, mut answers) = python(
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=30); print(db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())",
+    );
+    while checkpointer.try_wait().unwrap().is_none() {
+        poll(&mut follower);
+        std::thread::sleep(HANDOVER_INTERVAL);
+    }
+    line.clear();
+    answers.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "(0, 0, 0)", "it was not kept from it");
+    application.close();
+    follower.detach().unwrap();
 }

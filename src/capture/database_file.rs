@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use rustix::fs::{Access, AtFlags};
 use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 
 use super::CaptureError;
@@ -156,7 +157,9 @@ fn keep(path: &Path) -> std::io::Result<(FileIdentity, Arc<File>)> {
     if let Some(file) = kept.get(&identity) {
         return Ok((identity, Arc::clone(file)));
     }
-    let file = Arc::new(File::open(path)?);
+    // To be read alone. But an overlay file system copies a file when it is first opened to be written, as SQLite does, and whoever has
+    // it open to be read by then goes on reading the one that was left.
+    let file = Arc::new(File::options().read(true).write(true).open(path).or_else(|_| File::open(path))?);
     // The name may have changed hands since the look; what was opened counts.
     let identity = FileIdentity::of(&file.metadata()?);
     Ok((identity, Arc::clone(kept.entry(identity).or_insert(file))))
@@ -185,6 +188,15 @@ impl DatabaseFile {
         let database = DatabaseFile { path, file, identity };
         database.judge_header()?;
         Ok(database)
+    }
+
+    /// Refuses a database whose file this process may not write.
+    ///
+    /// # Errors
+    /// [`CaptureError::ReadOnly`].
+    pub fn must_be_writable(&self) -> Result<(), CaptureError> {
+        let may_write = rustix::fs::accessat(rustix::fs::CWD, &self.path, Access::WRITE_OK, AtFlags::EACCESS);
+        may_write.map_err(|_| CaptureError::ReadOnly { path: self.path.clone() })
     }
 
     fn judge_header(&self) -> Result<(), CaptureError> {

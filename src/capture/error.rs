@@ -86,7 +86,7 @@ pub enum CaptureError {
         pid: i32,
     },
     /// Files that must be written cannot be.
-    #[error("{}: the database or its directory is read-only", path.display())]
+    #[error("{}: the database or its directory cannot be written", path.display())]
     ReadOnly {
         /// The file.
         path: PathBuf,
@@ -131,13 +131,13 @@ pub enum CaptureError {
         /// Why.
         source: rusqlite::Error,
     },
-    /// Watching the directory failed.
-    #[error("{}: cannot watch the directory for changes", path.display())]
+    /// There can be no thread that watches the directory.
+    #[error("{}: cannot begin to watch the directory for changes", path.display())]
     Watch {
         /// The directory.
         path: PathBuf,
         /// Why.
-        source: notify::Error,
+        source: std::io::Error,
     },
     /// The shadow cannot be used, or must not be.
     #[error(transparent)]
@@ -200,7 +200,7 @@ impl CaptureError {
                 "let all processes use the same path on the same file system, without copies of the -shm file"
             }
             CaptureError::ReadOnly { .. } => {
-                "readers of a WAL database must be able to write its -wal and -shm files; `woodchuck inspect` needs no permission to write"
+                "readers of a WAL database must be able to write its -wal and -shm files, and who applies what others wrote the database too: see to the permissions, or run as the application's user; `woodchuck inspect` needs no permission to write"
             }
             CaptureError::Overwritten { .. } => {
                 "start again: what is in the file now is compared with what was known of it"
@@ -217,7 +217,7 @@ impl CaptureError {
             CaptureError::Sqlite { .. } => {
                 "see the cause; `PRAGMA integrity_check` tells whether the database is sound"
             }
-            CaptureError::Watch { .. } => "raise fs.inotify.max_user_watches",
+            CaptureError::Watch { .. } => "raise the limits of processes and memory (`ulimit -u`, `ulimit -v`)",
             CaptureError::Shadow(error) => error.hint(),
             CaptureError::Durable { .. } => "check the space and the permissions of the state directory",
             CaptureError::Diff(_) => "run `PRAGMA integrity_check` on the database",

@@ -274,7 +274,10 @@ impl Follower {
                 // A new pin would have to wait until all of it is read.
                 return Ok(polled);
             }
-            let is_busy = self.resting || self.moved_at.elapsed() < self.pace.idle_before_renewal;
+            // A pin at rest holds back no frame, but where somebody had read-lock 0 when it began it is on another one, which a checkpoint
+            // of the application may be waiting for. Nobody can ask SQLite which one that is.
+            let may_rest = self.resting && !self.file.has_waiting_checkpoint();
+            let is_busy = may_rest || self.moved_at.elapsed() < self.pace.idle_before_renewal;
             if is_busy && self.read_since_renewal < RENEWAL_FRAMES {
                 // All of it is read. Looking again at once would spin beside a busy writer and take turns with it at the locks.
                 polled.more = false;

@@ -32,6 +32,9 @@ const COUNT_WITHIN: Duration = Duration::from_millis(10);
 /// Notifications of other files in the directory are judged by the same rates: they cost us as much. While there are none nobody can tell
 /// whether it is calm again, so after this long it is tried.
 const NOISY_FOR: Duration = Duration::from_secs(1);
+/// When a directory is tried again that the system has not let us watch.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+const REFUSED_HINT: &str = "raise fs.inotify.max_user_watches, fs.inotify.max_user_instances or `ulimit -n`";
 
 /// Judges from a count, of the frames that were read or of notifications, whether they pour in.
 #[derive(Debug)]
@@ -76,42 +79,55 @@ struct WatchState {
     of_others: AtomicU64,
 }
 
-impl Watch {
-    /// `watcher` watches the directory already. `wake` is called when it does again.
-    fn new(
-        mut watcher: RecommendedWatcher,
-        directory: PathBuf,
-        state: Arc<WatchState>,
-        wake: impl Fn() + Send + 'static,
-    ) -> std::io::Result<Watch> {
-        let (wanted, wishes) = channel::<(u64, bool)>();
-        let fulfilled = Arc::clone(&state);
-        let run = move || {
-            let mut watches = true;
-            while let Ok(mut wish) = wishes.recv() {
-                // Only the last one counts.
-                while let Ok(next) = wishes.try_recv() {
-                    wish = next;
-                }
-                let (number, watch) = wish;
-                if watch && !watches {
-                    if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
-                        *fulfilled.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    }
-                } else if watches && !watch {
-                    // A directory that is not watched any more, for whatever reason, is as good.
-                    let _ = watcher.unwatch(&directory);
-                }
-                watches = watch;
-                fulfilled.fulfilled.store(number, Ordering::Release);
-                if watch {
-                    // What was committed before the watch began woke nobody.
-                    wake();
-                }
+impl WatchState {
+    fn take_failed(&self) -> Option<notify::Error> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// What the thread of a watch has.
+struct Watching<F> {
+    directory: PathBuf,
+    handle: F,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    state: Arc<WatchState>,
+    watcher: Option<RecommendedWatcher>,
+    watches: bool,
+}
+
+impl<F: Fn(notify::Result<notify::Event>) + Clone + Send + 'static> Watching<F> {
+    fn run(mut self, wishes: &Receiver<(u64, bool)>, first: &SyncSender<()>) {
+        while let Ok(mut wish) = wishes.recv() {
+            // Only the last one counts.
+            while let Ok(next) = wishes.try_recv() {
+                wish = next;
             }
-        };
-        std::thread::Builder::new().name("watch".to_owned()).spawn(run)?;
-        Ok(Watch { wanted, state })
+            match self.fulfil(wish.1) {
+                Ok(()) => self.state.fulfilled.store(wish.0, Ordering::Release),
+                Err(error) => *self.state.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
+            }
+            let _ = first.try_send(());
+            // What was committed before the watch began woke nobody.
+            (self.wake)();
+        }
+    }
+
+    fn fulfil(&mut self, watch: bool) -> notify::Result<()> {
+        if watch && !self.watches {
+            let watcher = match &mut self.watcher {
+                Some(watcher) => watcher,
+                none => none.insert(notify::recommended_watcher(self.handle.clone())?),
+            };
+            watcher.watch(&self.directory, RecursiveMode::NonRecursive)?;
+        } else if self.watches
+            && !watch
+            && let Some(watcher) = &mut self.watcher
+        {
+            // A directory that is not watched any more, for whatever reason, is as good.
+            let _ = watcher.unwatch(&self.directory);
+        }
+        self.watches = watch;
+        Ok(())
     }
 }
 
@@ -126,23 +142,26 @@ pub struct Waker {
     of_others: Rhythm,
     /// Others write so much in the directory that it is not watched before then.
     noisy_until: Option<Instant>,
+    /// It cannot be watched, and is not tried again before then.
+    refused_until: Option<Instant>,
 }
 
 impl Waker {
     /// Calls `wake` from another thread whenever the database's `-wal` or the database file is written. The directory is watched, not the
     /// files, and nothing is opened. If another file has taken the database's name, its log loses its own before `wake` is called.
     ///
+    /// Where the directory cannot be watched that is said, and [`Waker::timeout`] has the caller look again and again instead.
+    ///
     /// # Errors
-    /// [`CaptureError::Watch`].
+    /// [`CaptureError::Watch`] where there can be no other thread.
     pub fn new(follower: &Follower, wake: impl Fn() + Send + Sync + 'static) -> Result<Waker, CaptureError> {
         let (file, parting) = (follower.file(), Arc::downgrade(&follower.parting));
         let directory = file.path().parent().unwrap_or(Path::new("/")).to_owned();
         let (database, wal) = (file.path().to_owned(), file.companion("-wal"));
-        let wake = Arc::new(wake);
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
         let state = Arc::new(WatchState::default());
         let (woken, counted) = (Arc::clone(&wake), Arc::clone(&state));
-        let failed = |source| CaptureError::Watch { path: directory.clone(), source };
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let handle = move |event: notify::Result<notify::Event>| {
             let is_database = may_concern(&event, &database);
             if is_database && let Some(parting) = parting.upgrade() {
                 // Here, not on the thread that is woken: that one may be at work, and the successor is opened any moment.
@@ -153,14 +172,23 @@ impl Waker {
             } else {
                 counted.of_others.fetch_add(1, Ordering::Relaxed);
             }
-        })
-        .map_err(failed)?;
-        watcher.watch(&directory, RecursiveMode::NonRecursive).map_err(failed)?;
-        let watch = Watch::new(watcher, directory.clone(), state, move || wake());
-        let watch = watch.map_err(|error| failed(notify::Error::io(error)))?;
+        };
+        let (wanted, wishes) = channel();
+        let (first, first_done) = sync_channel(1);
+        let (path, kept) = (directory.clone(), Arc::clone(&state));
+        let watching = Watching { directory: path, handle, wake, state: kept, watcher: None, watches: false };
+        let started = std::thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run(&wishes, &first));
+        started.map_err(|error| CaptureError::Watch { path: directory.clone(), source: error })?;
         let now = Instant::now();
         let (frames, of_others) = (Rhythm::new(now), Rhythm::new(now));
-        Ok(Waker { watch, directory, wish: (0, true), frames, of_others, noisy_until: None })
+        let watch = Watch { wanted, state };
+        let mut waker =
+            Waker { watch, directory, wish: (0, false), frames, of_others, noisy_until: None, refused_until: None };
+        waker.want(true);
+        // Nothing is watched yet that could keep it from coming to an end.
+        let _ = first_done.recv();
+        waker.hear_of_refusal(now);
+        Ok(waker)
     }
 
     fn want(&mut self, watch: bool) {
@@ -171,7 +199,21 @@ impl Waker {
         }
     }
 
-    /// Whether nothing is to be told: frames pour in, or whatever others write in the directory.
+    /// Says that the directory cannot be watched, when that is news.
+    fn hear_of_refusal(&mut self, now: Instant) {
+        let Some(error) = self.watch.state.take_failed() else { return };
+        if self.refused_until.is_none() {
+            let directory = self.directory.display();
+            tracing::warn!(
+                "{directory}: cannot watch the directory for changes ({error}): the log is looked at every {} ms instead; {REFUSED_HINT}",
+                HANDOVER_INTERVAL.as_millis()
+            );
+        }
+        self.refused_until = Some(now + REFUSED_FOR);
+        self.want(false);
+    }
+
+    /// Whether nothing is to be told: frames pour in, or whatever others write in the directory, or it cannot be watched.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         !self.wish.1
@@ -190,28 +232,31 @@ impl Waker {
     }
 
     /// How long may be waited after a look: `quiet`, or less while nothing wakes.
-    ///
-    /// # Errors
-    /// [`CaptureError::Watch`].
-    pub fn timeout(&mut self, follower: &Follower, quiet: Duration) -> Result<Duration, CaptureError> {
+    pub fn timeout(&mut self, follower: &Follower, quiet: Duration) -> Duration {
         let now = Instant::now();
-        let failed = self.watch.state.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(source) = failed {
-            return Err(CaptureError::Watch { path: self.directory.clone(), source });
+        self.hear_of_refusal(now);
+        let is_watching = self.is_watching();
+        if is_watching && self.refused_until.take().is_some() {
+            tracing::info!("{}: the directory is watched again", self.directory.display());
         }
         let of_others = self.watch.state.of_others.load(Ordering::Relaxed);
-        if self.is_watching() && self.of_others.judge(now, of_others) {
+        if is_watching && self.of_others.judge(now, of_others) {
             self.noisy_until = Some(now + NOISY_FOR);
         }
-        let is_noisy = self.noisy_until.is_some_and(|until| now < until);
+        let is_over = |until: Option<Instant>| until.is_none_or(|until| now >= until);
         let pours = self.frames.judge(now, follower.frames_read());
         let was_wanted = self.wish.1;
-        self.want(!pours && !is_noisy);
+        self.want(!pours && is_over(self.noisy_until) && is_over(self.refused_until));
         if !was_wanted && self.wish.1 {
             // What is counted begins anew.
             self.of_others = Rhythm { since: now, count: of_others, pours: false };
         }
-        Ok(if self.is_watching() { quiet } else { LOOK_INTERVAL.min(quiet) })
+        if self.is_watching() {
+            return quiet;
+        }
+        // Without a watch for long every look is one too many for somebody.
+        let is_refused = self.refused_until.is_some() && !pours;
+        quiet.min(if is_refused { HANDOVER_INTERVAL } else { LOOK_INTERVAL })
     }
 }
 
@@ -249,12 +294,9 @@ impl WakeUps {
     }
 
     /// Waits after a look for the next, at most for `quiet`. Whether there was a notification.
-    ///
-    /// # Errors
-    /// [`CaptureError::Watch`].
-    pub fn wait_after(&mut self, follower: &Follower, quiet: Duration) -> Result<bool, CaptureError> {
-        let timeout = self.waker.timeout(follower, quiet)?;
-        Ok(self.wait(timeout))
+    pub fn wait_after(&mut self, follower: &Follower, quiet: Duration) -> bool {
+        let timeout = self.waker.timeout(follower, quiet);
+        self.wait(timeout)
     }
 
     /// Waits for a notification, at most for `timeout`. Whether there was one.

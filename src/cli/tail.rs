@@ -78,7 +78,7 @@ pub(super) fn tail(args: &TailArgs) -> Result<(), Failure> {
             }
             if !polled.more {
                 let idle = if follower.is_resting() { IDLE_INTERVAL } else { HANDOVER_INTERVAL };
-                if wake_ups.wait_after(&follower, idle)? {
+                if wake_ups.wait_after(&follower, idle) {
                     follower.await_commit()?;
                 }
             }

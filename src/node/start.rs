@@ -166,6 +166,9 @@ fn refuse_lost_state(directory: &StateDirectory) -> Result<(), NodeError> {
 pub(super) fn open(config: RunConfig, links: Links) -> Result<(Database, Known), NodeError> {
     refuse_interrupted(&config.state_dir)?;
     let file = DatabaseFile::open(&config.db_path)?;
+    if config.apply_changes {
+        file.must_be_writable()?;
+    }
     if !file.claim() {
         return Err(NodeError::AlreadyAttached { path: file.path().to_owned() });
     }

@@ -147,7 +147,7 @@ impl Database {
         };
         let own_due = self.own_since.map(|since| self.own_wait.saturating_sub(since.elapsed()));
         let timeout = own_due.map_or(timeout, |due| due.min(timeout));
-        let timeout = self.attached.waker.timeout(&self.attached.follower, timeout)?;
+        let timeout = self.attached.waker.timeout(&self.attached.follower, timeout);
         if self.attached.waker.is_paused() {
             // A look for every acknowledgement would take the application's core, and a round for every look fill the log with small messages.
             std::thread::sleep(timeout);
