@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, params};
 
 use super::beforehand::Beforehand;
+use super::catch_up_plan::Plan;
 use super::catch_up_schema::{Made, Said};
 use super::codec::{Reader, push_key};
 use super::error::{ApplyError, Cannot};
@@ -116,9 +117,6 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
             ahead.insert(*shard);
         }
     }
-    if !ahead.is_empty() {
-        state.take_routing(with.routing)?;
-    }
     state.take_stand(with.stand, &ahead)?;
     if ahead.len() == with.stand.len() {
         state.reach_kept_schema()?;
@@ -141,6 +139,13 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         Some(plan) if is_newer => call.make_tables(with.conn, plan)?,
         Some(_) | None => Made::default(),
     };
+    if !ahead.is_empty() {
+        // By the names that tables have by now: a number, and how rows travel under it, stays with a table that gets another name.
+        match &plan {
+            Some(plan) => call.state.take_routing(&routing_here(with.routing, plan))?,
+            None => call.state.take_routing(with.routing)?,
+        }
+    }
     let met = call.state.tables_met();
     note_base(&mut call, with)?;
     call.undo_all()?;
@@ -205,6 +210,17 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
     done.counts = call.folder.counts;
     Ok((call.net_effect()?, done))
+}
+
+/// How rows travel, by what the snapshot's tables are called here.
+fn routing_here(routing: &Routing, plan: &Plan) -> Routing {
+    let given: BTreeSet<String> = plan.names.values().flatten().map(|name| name.to_ascii_lowercase()).collect();
+    let here = |name: &String| match plan.names.get(&name.to_ascii_lowercase()) {
+        Some(Some(here)) => Some(here.clone()),
+        // One that is gone there or here. Its name is another's by now, or may be given again.
+        Some(None) | None => Some(name.clone()).filter(|name| !given.contains(&name.to_ascii_lowercase())),
+    };
+    routing.iter().filter_map(|(name, travels)| Some((here(name)?, travels.clone()))).collect()
 }
 
 /// A table of the snapshot, and how its rows become those of the one here.
