@@ -1,8 +1,5 @@
 //! Nodes that are away for longer than the log reaches while the schema changes, and catch up from snapshots with changes of their own.
 //!
-//! With several shards no table is renamed: the rows of one that others write to under its old name meanwhile travel in other shards than
-//! those under the new one, so nothing says which change of a row is the later.
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

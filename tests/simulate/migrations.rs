@@ -466,7 +466,6 @@ impl Storm {
             2 => format!("ALTER TABLE {name} DROP COLUMN {column}"),
             3 => format!("DROP TABLE {name}"),
             4 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO {other}"),
-            5 if self.behind.is_some() && self.setup.shards > 1 => return,
             5 => match (self.random.below(4), is_there && !self.unique) {
                 (0, true) => {
                     format!("ALTER TABLE {name} RENAME TO {to}; ALTER TABLE {to} RENAME COLUMN {column} TO {other}")
