@@ -463,7 +463,8 @@ impl<'a, 'c> Call<'a, 'c> {
         if self.state.pending_touching(id)?.is_empty() { self.state.clear_base(name) } else { Ok(()) }
     }
 
-    /// Puts all of base in place: everything shows the fold from here on, until it is redone.
+    /// Puts all of base in place: everything shows the fold as it was, until it is redone. No messages are folded there: with a snapshot the
+    /// fold becomes another, and what is UNIQUE for that one alone rows of this one need not be.
     pub(super) fn undo_all(&mut self) -> Result<(), ApplyError> {
         let known: Vec<(String, i64, u64)> =
             self.state.tables.iter().map(|(name, table)| (name.clone(), table.id, self.state.rows_of(table))).collect();
@@ -474,7 +475,7 @@ impl<'a, 'c> Call<'a, 'c> {
             match self.table_now(&name) {
                 Some(table) => {
                     let table = self.state.local_table(&table)?;
-                    self.undo(&table)?;
+                    self.undo_rows(&table)?;
                 }
                 None => self.forget_gone(&name)?,
             }
@@ -484,6 +485,11 @@ impl<'a, 'c> Call<'a, 'c> {
 
     /// Puts a table's base in place: it shows the fold from here on.
     pub(super) fn undo(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
+        self.undo_rows(table)?;
+        self.make_fold_only(table)
+    }
+
+    fn undo_rows(&mut self, table: &Arc<LocalTable>) -> Result<(), ApplyError> {
         self.state.mark_dirty(table)?;
         self.folder.counts.tables_redone += 1;
         let Call { state, folder, .. } = self;
@@ -516,7 +522,6 @@ impl<'a, 'c> Call<'a, 'c> {
             folder.put(state, table, &key, &canonical, &row, false)?;
         }
         state.clear_base(&table.name_lower)?;
-        self.make_fold_only(table)?;
         self.undone.insert(table.id, Arc::clone(table));
         Ok(())
     }

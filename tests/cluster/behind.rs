@@ -111,3 +111,35 @@ fn own_changes_that_do_not_fit_what_others_did_meanwhile_are_named_and_nothing_i
     assert_eq!(cluster.nodes[1].value("SELECT count(*) FROM t"), "1", "nothing was done");
     cluster.nodes[0].stop();
 }
+
+/// Rows of a table with UNIQUE travel in one shard, whatever it is called by now.
+#[test]
+fn a_table_that_got_another_name_and_unique_values_meanwhile_loses_no_row_of_who_was_away() {
+    let unique = "CREATE UNIQUE INDEX plain_u ON plain(b) WHERE b > 5";
+    let rename = "ALTER TABLE plain RENAME TO renamed";
+    let unique_then = "CREATE UNIQUE INDEX plain_u ON renamed(b) WHERE b > 5";
+    let another = "BEGIN; ALTER TABLE plain RENAME TO renamed; CREATE TABLE plain(k TEXT PRIMARY KEY, z); INSERT INTO plain VALUES('k', 1); COMMIT";
+    for (before, meanwhile) in
+        [("", [unique, rename]), ("", [rename, unique_then]), (unique, [another, "INSERT INTO plain VALUES('l', 2)"])]
+    {
+        let args = ["--max-log-entries", "20", "--shards", "2"];
+        let mut cluster = Cluster::prepare(2, SCHEMA, "", &args);
+        cluster.start_nodes();
+        cluster.nodes[0].sql(&format!("INSERT INTO plain VALUES(4, 'four', 4); {before}"));
+        settle(&cluster);
+        cluster.nodes[1].stop();
+        meanwhile.iter().for_each(|sql| cluster.nodes[0].sql(sql));
+        push_off(&cluster.nodes[0]);
+        crate::support::cluster::settle(&cluster.nodes[..1]);
+        let rows = |from: u32| (from..from + 30).map(|id| format!("({id}, 'of the second', {id})")).collect::<Vec<_>>();
+        cluster.nodes[1].sql(&format!("INSERT INTO plain VALUES{}", rows(100).join(",")));
+        cluster.nodes[1].start();
+        assert!(cluster.nodes[1].log().contains("caught up from snapshot"), "{}", cluster.nodes[1].log());
+        cluster.nodes[1].sql(&format!("INSERT INTO renamed VALUES{}", rows(200).join(",")));
+        settle(&cluster);
+        for node in &cluster.nodes {
+            assert_eq!(node.value("SELECT count(*) FROM renamed WHERE a = 'of the second'"), "60", "{meanwhile:?}");
+        }
+        cluster.stop();
+    }
+}
