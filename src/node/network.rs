@@ -1,6 +1,6 @@
 //! The network side of a node: reaches the server, checks the streams, then publishes and consumes until told to stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,13 +21,16 @@ use super::start::Known;
 use super::verify::Verifier;
 use super::waiting::Waits;
 use crate::log::{
-    Announced, ConnectError, Delivery, JetStreamLog, Log, LogError, NatsOptions, Outgoing, PublishState, Published,
-    ServerFacts, ShardId, StreamOptions, StreamSeq, consume_headers, publish,
+    Announced, ConnectError, Delivery, JetStreamLog, Link, Log, LogError, NatsOptions, Outgoing, PublishState,
+    Published, ServerFacts, ShardId, StreamOptions, StreamSeq, consume_headers, publish,
 };
 
 /// The first wait after a failure to reach the server, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// What is tried again and again is refused more often than this, if it still is.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
 
 /// How long a log may seem shorter than what was read of it before that is believed: a cluster that elects its leaders can say so for a moment.
 const DOUBT: Duration = Duration::from_secs(5);
@@ -39,6 +42,8 @@ pub(super) struct Ends {
     pub(super) outgoing: mpsc::Receiver<Outgoing>,
     pub(super) ready: mpsc::Sender<LogReady>,
     pub(super) connected: watch::Sender<bool>,
+    /// What the server keeps this node from; empty: nothing.
+    pub(super) trouble: watch::Sender<String>,
     pub(super) asks: mpsc::Sender<Ask>,
     pub(super) needs: mpsc::Receiver<Need>,
     pub(super) applied: watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
@@ -212,15 +217,73 @@ pub(super) async fn serve(
     }
 }
 
+/// Whether a refusal is about the store or the lease of snapshots, which a node can be without.
+fn is_of_snapshots(refusal: &str) -> bool {
+    ["KV_", "OBJ_", "$KV.", "$O."].iter().any(|bucket| refusal.contains(bucket))
+}
+
+/// Says what becomes of the connection, of publishing, and what the server refuses: it tells that apart from its answers, which then do not
+/// come.
+async fn tell_of_link(
+    mut publishing: watch::Receiver<PublishState>,
+    mut link: watch::Receiver<Link>,
+    connected: watch::Sender<bool>,
+    trouble: watch::Sender<String>,
+) {
+    let (mut was_retrying, mut told) = (false, BTreeSet::new());
+    loop {
+        let now = link.borrow_and_update().clone();
+        let retrying = publishing.borrow_and_update().values().next().cloned();
+        if connected.send_replace(now.connected) != now.connected {
+            if now.connected {
+                tracing::info!("connected to the log again");
+            } else {
+                tracing::warn!("the connection to the log is lost; changes wait in the outbox");
+            }
+        }
+        for refusal in now.refusals.keys().filter(|refusal| told.insert((*refusal).clone())) {
+            tracing::warn!(
+                "the NATS server refuses this node something: {refusal}; see to the permissions of its account"
+            );
+        }
+        match (&retrying, was_retrying) {
+            (Some(retrying), false) => tracing::warn!("cannot publish: {}; trying again", retrying.error_last),
+            (None, true) => tracing::info!("publishing again"),
+            _ => {}
+        }
+        was_retrying = retrying.is_some();
+        let cannot = retrying.map(|retrying| format!("cannot publish: {}", retrying.error_last));
+        let is_standing = |(refusal, at): &(&String, &Instant)| at.elapsed() < REFUSED_FOR && !is_of_snapshots(refusal);
+        let standing: Vec<_> = now.refusals.iter().filter(is_standing).collect();
+        let refused = standing.iter().map(|(refusal, _)| format!("the NATS server refuses: {refusal}"));
+        let text = cannot.into_iter().chain(refused).collect::<Vec<_>>().join("; ");
+        trouble.send_if_modified(|trouble| {
+            *trouble != text && {
+                *trouble = text;
+                true
+            }
+        });
+        let is_open = tokio::select! {
+            changed = publishing.changed() => changed.is_ok(),
+            changed = link.changed() => changed.is_ok(),
+            () = tokio::time::sleep(REFUSED_FOR), if !standing.is_empty() => true,
+        };
+        if !is_open {
+            return;
+        }
+    }
+}
+
 async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(), NodeError> {
     let places = sent(&config, Sent::last_places)?;
     let (log, ready) = reach(&config, &known, &places).await?;
-    let mut link = log.link();
+    let link = log.link();
     // Dropping the set ends the tasks: what they had not reported is sent or read again by whoever goes on.
     let mut tasks = JoinSet::new();
     let asked = log.clone();
     tasks.spawn(async move { asked.answer_tails().await });
-    let Ends { deliveries, published, outgoing, ready: ready_sender, connected, asks, mut needs, applied } = ends;
+    let Ends { deliveries, published, outgoing, ready: ready_sender, connected, trouble, asks, mut needs, applied } =
+        ends;
     let _ = connected.send(true);
     if !known.joined {
         refuse_other_content(&log, &config, &asks).await?;
@@ -255,35 +318,9 @@ async fn serve_for_ever(config: RunConfig, known: Known, ends: Ends) -> Result<(
         let from = StreamSeq(applied.0 + 1);
         tasks.spawn(consume_headers(Arc::clone(&log), shard, from, deliveries.clone()));
     }
-    let (state, mut publishing) = watch::channel(PublishState::new());
+    let (state, publishing) = watch::channel(PublishState::new());
     tasks.spawn(publish(Arc::clone(&log), outgoing, published, state, std::future::pending()));
-    tasks.spawn(async move {
-        let mut troubled = false;
-        while publishing.changed().await.is_ok() {
-            let now = publishing.borrow_and_update().values().next().cloned();
-            match (&now, troubled) {
-                (Some(retrying), false) => tracing::warn!("cannot publish: {}; trying again", retrying.error_last),
-                (None, true) => tracing::info!("publishing again"),
-                _ => {}
-            }
-            troubled = now.is_some();
-        }
-    });
-    tasks.spawn(async move {
-        loop {
-            let now = link.borrow_and_update().clone();
-            if connected.send_replace(now.connected) != now.connected {
-                if now.connected {
-                    tracing::info!("connected to the log again");
-                } else {
-                    tracing::warn!("the connection to the log is lost; changes wait in the outbox");
-                }
-            }
-            if link.changed().await.is_err() {
-                return;
-            }
-        }
-    });
+    tasks.spawn(tell_of_link(publishing, link, connected, trouble));
     loop {
         tokio::select! {
             need = needs.recv() => match need {

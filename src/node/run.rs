@@ -34,6 +34,7 @@ pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(
     let (outgoing_start, outgoing) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     let (ready, ready_end) = mpsc::channel(1);
     let (connected, connected_end) = watch::channel(false);
+    let (trouble, trouble_end) = watch::channel(String::new());
     let (asks, asks_end) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     // Each shard can need one thing at a time, and all together whether an origin lives.
     let (needs, needs_end) = mpsc::channel(usize::from(config.log.shards).max(1) * 2 + 1);
@@ -46,6 +47,7 @@ pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(
         outgoing: outgoing_start,
         ready: ready_end,
         connected: connected_end,
+        trouble: trouble_end,
         asks: asks_end,
         needs,
         applied,
@@ -53,7 +55,17 @@ pub async fn run(config: RunConfig, mut stop: watch::Receiver<Stop>) -> Result<(
         stop: halting,
         handle: Handle::current(),
     };
-    let ends = Ends { deliveries, published, outgoing, ready, connected, asks, needs: needs_end, applied: applied_end };
+    let ends = Ends {
+        deliveries,
+        published,
+        outgoing,
+        ready,
+        connected,
+        trouble,
+        asks,
+        needs: needs_end,
+        applied: applied_end,
+    };
 
     // The database is opened on the thread that owns it from then on.
     let (opened, known) = oneshot::channel();

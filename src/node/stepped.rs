@@ -30,7 +30,12 @@ pub struct SteppedNode {
     ready: mpsc::Sender<LogReady>,
     asks: mpsc::Sender<Ask>,
     needs: mpsc::Receiver<Need>,
-    _others: (watch::Sender<bool>, watch::Receiver<BTreeMap<ShardId, StreamSeq>>, watch::Sender<Stop>),
+    _others: (
+        watch::Sender<bool>,
+        watch::Sender<String>,
+        watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
+        watch::Sender<Stop>,
+    ),
 }
 
 impl std::fmt::Debug for SteppedNode {
@@ -50,6 +55,7 @@ impl SteppedNode {
         let (outgoing_start, outgoing) = mpsc::channel(MESSAGES_MAX);
         let (ready, ready_end) = mpsc::channel(1);
         let (connected, connected_end) = watch::channel(true);
+        let (trouble, trouble_end) = watch::channel(String::new());
         let (asks, asks_end) = mpsc::channel(MESSAGES_MAX);
         let (needs_start, needs) = mpsc::channel(usize::from(config.log.shards).max(1) * 2);
         let (applied, applied_end) = watch::channel(BTreeMap::new());
@@ -60,6 +66,7 @@ impl SteppedNode {
             outgoing: outgoing_start,
             ready: ready_end,
             connected: connected_end,
+            trouble: trouble_end,
             asks: asks_end,
             needs: needs_start,
             applied,
@@ -72,7 +79,7 @@ impl SteppedNode {
         database.look_inline();
         database.own_wait = Duration::ZERO;
         database.settle_intent()?;
-        let others = (connected, applied_end, stop);
+        let others = (connected, trouble, applied_end, stop);
         Ok(SteppedNode { database, deliveries, published, outgoing, ready, asks, needs, _others: others })
     }
 

@@ -5,7 +5,8 @@ use std::process::Output;
 
 use rusqlite::Connection;
 
-use crate::support::cluster::{Cluster, Node, woodchuck};
+use crate::support::cluster::{Cluster, Node, wait_for, woodchuck};
+use crate::support::nats::NatsServer;
 
 const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)";
 
@@ -177,5 +178,38 @@ fn wait_returns_when_what_was_committed_is_applied_elsewhere() {
     let output = cluster.nodes[2].ask("wait", &[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     cluster.nodes.truncate(2);
+    cluster.stop();
+}
+
+/// The server refuses without an answer, and tells it apart.
+#[test]
+fn what_the_server_does_not_permit_is_said_and_stands_in_the_status() {
+    let server = NatsServer::start_with(
+        "authorization { users = [
+            {user: all, password: p},
+            {user: some, password: p, permissions: {publish: {deny: [\"woodchuck-change-log-1\"]}}}
+        ] }",
+    );
+    let mut cluster = Cluster::prepare_at(server, 2, &["--shards", "1", "--nats-password", "p"], |db| {
+        Connection::open(db).unwrap().execute_batch(SCHEMA).unwrap();
+    });
+    for (node, user) in cluster.nodes.iter_mut().zip(["all", "some"]) {
+        node.args.extend(["--nats-user", user].map(str::to_owned));
+    }
+    cluster.start_nodes();
+    cluster.nodes[1].sql("INSERT INTO t VALUES(1, 'kept')");
+    wait_for("what the server refuses", || match cluster.nodes[1].status()?.last_error {
+        said if said.contains("cannot publish") && said.contains("woodchuck-change-log-1") => Ok(()),
+        said => Err(format!("{said:?}; {}", cluster.nodes[1].log())),
+    });
+    assert!(cluster.nodes[1].log().contains("see to the permissions of its account"), "{}", cluster.nodes[1].log());
+    assert_eq!(cluster.nodes[0].status().unwrap().last_error, "");
+    cluster.nodes[1].kill();
+    cluster.nodes[1].args.retain(|arg| arg != "some");
+    let place = cluster.nodes[1].args.iter().position(|arg| arg == "--nats-user").unwrap();
+    cluster.nodes[1].args.insert(place + 1, "all".to_owned());
+    cluster.nodes[1].start();
+    cluster.settle();
+    assert_eq!(cluster.nodes[0].value("SELECT v FROM t WHERE id = 1"), "'kept'");
     cluster.stop();
 }

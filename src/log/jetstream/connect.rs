@@ -1,7 +1,7 @@
 //! Makes connections.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, ServerAddr};
 use tokio::sync::watch;
@@ -20,12 +20,15 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one address may take.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Refusals that are kept to be told of.
+const REFUSALS_MAX: usize = 16;
+
 /// Makes the connection that everything but appending goes over. It is made again by itself, for ever.
 pub(super) async fn connect(
     options: &NatsOptions,
     service: &Arc<Service>,
-) -> Result<(Client, watch::Receiver<Link>), ConnectError> {
-    let (changed, link) = watch::channel(Link::default());
+) -> Result<(Client, watch::Sender<Link>), ConnectError> {
+    let changed = watch::Sender::new(Link::default());
     let service = Arc::clone(service);
     let connect = prepared(options)
         .await?
@@ -48,12 +51,13 @@ pub(super) async fn connect(
         connect.connect(options.urls.as_slice()).await.map_err(|error| refused(&error, options.urls.join(",")))?;
     // The event that says so may come later than we need to know it.
     note(&changed, &Event::Connected);
-    Ok((client, link))
+    Ok((client, changed))
 }
 
-/// Makes a connection to one server that is never made again, and tells when it is lost.
+/// Makes a connection to one server that is never made again, and tells when it is lost. `link` hears of what the server refuses over it.
 pub(super) async fn connect_once(
     options: &NatsOptions,
+    link: &watch::Sender<Link>,
     server: ServerAddr,
 ) -> Result<(Client, watch::Receiver<bool>), ConnectError> {
     /// An address that nobody can listen at. The client knows no way to leave a lost connection alone, but it gives up when all that it may go to
@@ -68,11 +72,16 @@ pub(super) async fn connect_once(
             let only = servers.into_iter().next()?;
             Some(ReconnectToServer { addr: only.addr, delay: Some(Duration::ZERO) })
         })
-        .event_callback(move |event| {
-            if matches!(event, Event::Disconnected | Event::Closed) {
-                changed.send_replace(true);
+        .event_callback({
+            let link = link.clone();
+            move |event| {
+                match &event {
+                    Event::Disconnected | Event::Closed => drop(changed.send_replace(true)),
+                    Event::ServerError(error) => link.send_modify(|link| note_refusal(link, &error.to_string())),
+                    _ => {}
+                }
+                async {}
             }
-            async {}
         });
     let url = server.as_url_str().to_owned();
     let client = connect.connect(server).await.map_err(|error| refused(&error, url.clone()))?;
@@ -155,13 +164,25 @@ fn note(link: &watch::Sender<Link>, event: &Event) {
             link.change_count += u64::from(!link.connected);
             link.connected = true;
             link.error_last = None;
+            link.refusals.clear();
         }
         Event::Disconnected | Event::Closed => {
             link.change_count += u64::from(link.connected);
             link.connected = false;
         }
-        Event::ServerError(error) => link.error_last = Some(error.to_string()),
+        Event::ServerError(error) => {
+            note_refusal(link, &error.to_string());
+            link.error_last = Some(error.to_string());
+        }
         Event::ClientError(error) => link.error_last = Some(error.to_string()),
         Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
     });
+}
+
+/// Keeps what the server complains about if it is a missing permission. It names the subject, and there are not many that we use.
+fn note_refusal(link: &mut Link, text: &str) {
+    let is_known = link.refusals.contains_key(text);
+    if text.to_ascii_lowercase().contains("permission") && (is_known || link.refusals.len() < REFUSALS_MAX) {
+        link.refusals.insert(text.to_owned(), Instant::now());
+    }
 }

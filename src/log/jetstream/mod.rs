@@ -11,6 +11,7 @@ mod read;
 mod service;
 mod tails;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub struct Link {
     pub change_count: u64,
     /// What the client or the server complained about last.
     pub error_last: Option<String>,
+    /// What the server has refused over this connection, in its words, and when it last did: no answer comes to what it refuses.
+    pub refusals: BTreeMap<String, Instant>,
 }
 
 /// The streams of one log on a NATS server or cluster. Clones share the connections.
@@ -83,9 +86,10 @@ impl JetStreamLog {
     pub async fn connect(nats: &NatsOptions, streams: StreamOptions) -> Result<JetStreamLog, ConnectError> {
         streams.check()?;
         let service = Arc::new(Service::default());
-        let (client, link) = connect::connect(nats, &service).await?;
+        let (client, changed) = connect::connect(nats, &service).await?;
+        let link = changed.subscribe();
         // What a new node does not know of it has no part in.
-        let publishings = Arc::new(Publishings::new(nats.clone(), client.server_info().server_id));
+        let publishings = Arc::new(Publishings::new(nats.clone(), client.server_info().server_id, changed));
         let mut context = async_nats::jetstream::new(client.clone());
         context.set_timeout(ACK_TIMEOUT);
         let mut requests = async_nats::jetstream::new(client);

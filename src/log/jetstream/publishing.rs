@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, watch};
 use super::super::error::PublishError;
 use super::options::NatsOptions;
 use super::tails::Tails;
-use super::{ACK_TIMEOUT, REQUEST_TIMEOUT, connect};
+use super::{ACK_TIMEOUT, Link, REQUEST_TIMEOUT, connect};
 
 /// One such connection.
 #[derive(Debug)]
@@ -44,6 +44,8 @@ impl Publishing {
 #[derive(Debug)]
 pub(super) struct Publishings {
     nats: NatsOptions,
+    /// The other connection, which hears of what is refused over this one.
+    link: watch::Sender<Link>,
     made: Mutex<Made>,
     /// The server's process that cannot have lost anything that no node has told of.
     known_server: std::sync::Mutex<String>,
@@ -57,8 +59,8 @@ struct Made {
 
 impl Publishings {
     /// `server_id` is the process that the other connection goes to.
-    pub(super) fn new(nats: NatsOptions, server_id: String) -> Publishings {
-        Publishings { nats, made: Mutex::default(), known_server: std::sync::Mutex::new(server_id) }
+    pub(super) fn new(nats: NatsOptions, server_id: String, link: watch::Sender<Link>) -> Publishings {
+        Publishings { nats, link, made: Mutex::default(), known_server: std::sync::Mutex::new(server_id) }
     }
 
     fn known_server(&self) -> std::sync::MutexGuard<'_, String> {
@@ -115,7 +117,7 @@ impl Publishings {
         let mut any = None;
         let mut trouble = None;
         for server in servers {
-            match connect::connect_once(&self.nats, ServerAddr::clone(&server.addr)).await {
+            match connect::connect_once(&self.nats, &self.link, ServerAddr::clone(&server.addr)).await {
                 Ok(made) if made.0.server_info().server_id == wanted => return Ok(made),
                 Ok(made) => any = any.or(Some(made)),
                 Err(error) => trouble = Some(error),

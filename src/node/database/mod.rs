@@ -77,6 +77,7 @@ pub(super) struct Links {
     pub(super) outgoing: mpsc::Sender<Outgoing>,
     pub(super) ready: mpsc::Receiver<LogReady>,
     pub(super) connected: watch::Receiver<bool>,
+    pub(super) trouble: watch::Receiver<String>,
     pub(super) asks: mpsc::Receiver<Ask>,
     pub(super) needs: mpsc::Sender<Need>,
     pub(super) applied: watch::Sender<BTreeMap<ShardId, StreamSeq>>,

@@ -32,6 +32,9 @@ impl Database {
         let backlog = self.replica.state().backlog().unwrap_or_default();
         let mut status = self.reporter.status();
         status.connected = *self.links.connected.borrow();
+        if status.last_error.is_empty() {
+            status.last_error.clone_from(&self.links.trouble.borrow());
+        }
         status.position = {
             let position = self.attached.follower.position();
             format!("{}:{}", position.salts, position.frame)
