@@ -80,11 +80,11 @@ pub struct FoldReport {
     pub blocked: Vec<Blocked>,
 }
 
-/// How [`Replica::commit`] ended.
+/// How [`Replica::commit`](super::Replica::commit) ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The user's database did not change; its transaction was rolled back and everything is done.
     Unchanged,
-    /// The user's database committed. [`Replica::finish`] must follow with the capture position behind that commit.
+    /// The user's database committed. [`Replica::finish`](super::Replica::finish) must follow with the capture position behind that commit.
     Written,
 }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -32,6 +33,8 @@ pub(super) fn run(config: RunConfig, verbose: bool) -> Result<(), Failure> {
         let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
         let (mut interrupt, mut terminate) =
             signals.map_err(|error| Failure::failed(format_args!("cannot wait for signals: {error}")))?;
+        // A file that would get larger than this process may make it is an error as on a full disk, and no end without a word.
+        let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
         tokio::spawn(async move {
             loop {
                 tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }

@@ -21,6 +21,10 @@ use crate::log::{Announced, Delivery, Outgoing, Published, ShardId, SnapshotInfo
 /// Messages that wait in a channel of a node: its owner empties them between the steps.
 const MESSAGES_MAX: usize = 64;
 
+/// Ends that nobody else keeps open: the connection, its trouble, where others stand, and whether to stop.
+type Others =
+    (watch::Sender<bool>, watch::Sender<String>, watch::Receiver<BTreeMap<ShardId, StreamSeq>>, watch::Sender<Stop>);
+
 /// A node without network, and its ends of everything.
 pub struct SteppedNode {
     database: Database,
@@ -30,12 +34,7 @@ pub struct SteppedNode {
     ready: mpsc::Sender<LogReady>,
     asks: mpsc::Sender<Ask>,
     needs: mpsc::Receiver<Need>,
-    _others: (
-        watch::Sender<bool>,
-        watch::Sender<String>,
-        watch::Receiver<BTreeMap<ShardId, StreamSeq>>,
-        watch::Sender<Stop>,
-    ),
+    _others: Others,
 }
 
 impl std::fmt::Debug for SteppedNode {

@@ -213,3 +213,19 @@ fn what_the_server_does_not_permit_is_said_and_stands_in_the_status() {
     assert_eq!(cluster.nodes[0].value("SELECT v FROM t WHERE id = 1"), "'kept'");
     cluster.stop();
 }
+
+#[test]
+fn a_file_of_the_connection_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("app.db");
+    Connection::open(&db).unwrap().execute_batch(&format!("PRAGMA journal_mode = WAL; {SCHEMA}")).unwrap();
+    let missing = dir.path().join("missing.pem");
+    let named = missing.to_str().unwrap();
+    for (args, what) in [
+        (vec!["--nats-ca-file", named], "CA file"),
+        (vec!["--nats-cert-file", named, "--nats-key-file", named], "certificate file"),
+    ] {
+        let (error, _) = refused(&run(&db, &args), 2);
+        assert!(error.contains(what) && error.contains("missing.pem"), "{error}");
+    }
+}

@@ -96,6 +96,18 @@ pub(super) async fn connect_once(
 async fn prepared(options: &NatsOptions) -> Result<ConnectOptions, ConnectError> {
     let mut connect =
         ConnectOptions::new().name(&options.name).connection_timeout(CONNECTION_TIMEOUT).ping_interval(PING_INTERVAL);
+    // The client says that there is none, and not which.
+    let files = [("CA file", options.tls_ca.as_ref())].into_iter();
+    let identity = options.tls_identity.as_ref();
+    let files = files.chain(
+        identity
+            .into_iter()
+            .flat_map(|(certificate, key)| [("certificate file", Some(certificate)), ("key file", Some(key))]),
+    );
+    for (option, file) in files.filter_map(|(option, file)| Some((option, file?))) {
+        let readable = std::fs::File::open(file);
+        readable.map_err(|error| ConnectError::Option { option, what: format!("{}: {error}", file.display()) })?;
+    }
     if let Some(ca) = &options.tls_ca {
         connect = connect.add_root_certificates(ca.clone()).require_tls(true);
     }
