@@ -190,27 +190,35 @@ fn what_the_server_does_not_permit_is_said_and_stands_in_the_status() {
             {user: some, password: p, permissions: {publish: {deny: [\"woodchuck-change-log-1\"]}}}
         ] }",
     );
-    let mut cluster = Cluster::prepare_at(server, 2, &["--shards", "1", "--nats-password", "p"], |db| {
+    let mut cluster = Cluster::prepare_at(server, 2, &["--shards", "2", "--nats-password", "p"], |db| {
         Connection::open(db).unwrap().execute_batch(SCHEMA).unwrap();
     });
     for (node, user) in cluster.nodes.iter_mut().zip(["all", "some"]) {
         node.args.extend(["--nats-user", user].map(str::to_owned));
     }
-    cluster.start_nodes();
-    cluster.nodes[1].sql("INSERT INTO t VALUES(1, 'kept')");
+    cluster.nodes[0].spawn_with(&[("WOODCHUCK_APPLY_CUT_WAIT_MS", "2000")]);
+    cluster.nodes.iter_mut().skip(1).for_each(Node::spawn);
+    cluster.nodes.iter_mut().for_each(Node::wait_until_ready);
+    // In both shards.
+    cluster.nodes[1].sql("WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 20) INSERT INTO t SELECT i, 'kept' FROM c");
     wait_for("what the server refuses", || match cluster.nodes[1].status()?.last_error {
         said if said.contains("cannot publish") && said.contains("woodchuck-change-log-1") => Ok(()),
         said => Err(format!("{said:?}; {}", cluster.nodes[1].log())),
     });
     assert!(cluster.nodes[1].log().contains("see to the permissions of its account"), "{}", cluster.nodes[1].log());
-    assert_eq!(cluster.nodes[0].status().unwrap().last_error, "");
+    wait_for("what the other one waits for", || match cluster.nodes[0].status()?.last_error {
+        said if said.contains("the rest of a transaction of node 2") => Ok(()),
+        said => Err(format!("{said:?}; {}", cluster.nodes[0].log())),
+    });
+    assert_eq!(cluster.nodes[0].value("SELECT count(*) FROM t"), "0", "no half of it");
     cluster.nodes[1].kill();
     cluster.nodes[1].args.retain(|arg| arg != "some");
     let place = cluster.nodes[1].args.iter().position(|arg| arg == "--nats-user").unwrap();
     cluster.nodes[1].args.insert(place + 1, "all".to_owned());
     cluster.nodes[1].start();
     cluster.settle();
-    assert_eq!(cluster.nodes[0].value("SELECT v FROM t WHERE id = 1"), "'kept'");
+    assert_eq!(cluster.nodes[0].value("SELECT count(*) FROM t WHERE v = 'kept'"), "20");
+    assert_eq!(cluster.nodes[0].status().unwrap().last_error, "");
     cluster.stop();
 }
 

@@ -279,6 +279,7 @@ impl Database {
     /// The messages are folded.
     fn taken(&mut self, counts: &BTreeMap<ShardId, usize>) {
         self.inbox.stuck_since = None;
+        self.is_complete_again();
         for (shard, count) in counts {
             if let Some(last) = self.inbox.pop(*shard, *count) {
                 self.log.applied.insert(*shard, last);

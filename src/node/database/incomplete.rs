@@ -25,6 +25,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Incomplete {
     since: Option<Instant>,
     asked: Option<oneshot::Receiver<BTreeSet<Origin>>>,
+    /// It was said that it is waited for.
+    is_told: bool,
 }
 
 impl Database {
@@ -51,6 +53,7 @@ impl Database {
             Ok(silent) if silent.is_empty() && first.elapsed() < ALIVE_MAX => {
                 self.inbox.stuck_since = Some(Instant::now());
                 self.incomplete.asked = None;
+                self.tell_incomplete(first.elapsed());
                 return Ok(false);
             }
             Ok(silent) if silent.is_empty() => "the rest of it does not come".to_owned(),
@@ -64,6 +67,27 @@ impl Database {
         let waited = first.elapsed();
         tracing::warn!("a transaction is still incomplete after {waited:.1?}, and {why}: applying what is there of it");
         Ok(true)
+    }
+
+    /// Says once that the rest of a round is waited for whose node lives: what keeps it is known there.
+    fn tell_incomplete(&mut self, waited: Duration) {
+        if std::mem::replace(&mut self.incomplete.is_told, true) {
+            return;
+        }
+        let origins: Vec<String> = self.origins_waited_for().iter().map(|origin| origin.node_id.to_string()).collect();
+        let text = format!(
+            "what has arrived waits for the rest of a transaction of node {}, which runs and has not sent it for {waited:.0?}: `woodchuck status` there says why",
+            origins.join(" or ")
+        );
+        tracing::warn!("{text}");
+        self.reporter.trouble(text);
+    }
+
+    /// Something was applied: what was waited for has come, or is waited for no more.
+    pub(super) fn is_complete_again(&mut self) {
+        if std::mem::take(&mut self.incomplete.is_told) {
+            self.reporter.trouble(String::new());
+        }
     }
 
     /// The origins whose messages come first. Our own are ours to complete; those of a state directory that this node has lost are nobody's.
