@@ -245,13 +245,13 @@ impl<'r> LocalSink<'r> {
         let local = match self.replica.state.known_table(&change.table) {
             Some(local) => local,
             None if (self.replica.route)(&change.table, None).is_none() => {
-                return self.keep_to_itself(&change.table.name);
+                return self.keep_row(&change);
             }
             None => self.replica.state.local_table(&change.table)?,
         };
         let key = Some(canonical.as_slice()).filter(|_| !local.travels.is_by_name());
         let Some(shard) = (self.replica.route)(&local.routed, key) else {
-            return self.keep_to_itself(&change.table.name);
+            return self.keep_row(&change);
         };
         if change.before_unknown {
             return Err(ApplyError::BeforeUnknown { table: change.table.name.clone() });
@@ -318,11 +318,22 @@ impl<'r> LocalSink<'r> {
         state.note_local(table, key, base, id)
     }
 
-    /// Notes a change that does not leave the node, if that is because none of this node's does.
-    fn keep_to_itself(&mut self, table: &str) -> Result<(), ApplyError> {
-        let is_silent = self.replica.schema.is_none();
-        self.keeps_to_itself |= is_silent && self.replica.taken.as_ref().is_some_and(|(_, takes)| takes(table));
+    /// Notes a change of a row that does not leave the node. An intent can be about it all the same.
+    fn keep_row(&mut self, change: &RowChange) -> Result<(), ApplyError> {
+        if self.keep_to_itself(&change.table.name)
+            && let Some(judged) = &mut self.judged
+        {
+            judged.rows.entry(change.table.name.to_ascii_lowercase()).or_default().add_change(change);
+        }
         Ok(())
+    }
+
+    /// Whether a change of this table does not leave the node because none of this node's does.
+    fn keep_to_itself(&mut self, table: &str) -> bool {
+        let is_silent = self.replica.schema.is_none();
+        let is_kept = is_silent && self.replica.taken.as_ref().is_some_and(|(_, takes)| takes(table));
+        self.keeps_to_itself |= is_kept;
+        is_kept
     }
 
     fn forget_schema(&mut self) {
@@ -342,7 +353,10 @@ impl<'r> LocalSink<'r> {
         if change.of_shadow || is_internal(&change.name) || !is_known(&change) {
             return Ok(());
         }
-        let Some((_, travels)) = &self.replica.schema else { return self.keep_to_itself(&change.table) };
+        let Some((_, travels)) = &self.replica.schema else {
+            self.keep_to_itself(&change.table);
+            return Ok(());
+        };
         if !travels(&change.table) {
             return Ok(());
         }

@@ -1,6 +1,9 @@
 //! A node with `--where` holds what the others have inside of its filter, and what only its application has outside of it.
 
+use std::os::unix::process::ExitStatusExt;
+
 use rusqlite::Connection;
+use woodchuck::fault::VARIABLE;
 
 use crate::support::cluster::{Cluster, Node, wait_for, woodchuck};
 
@@ -267,6 +270,21 @@ fn what_a_node_left_out_once_it_does_not_take_up_in_silence() {
     cluster.nodes[1].start();
     cluster.nodes[1].sql("INSERT INTO t VALUES(62,1,'of the second')");
     shows(&cluster.nodes[0], "SELECT count(*) FROM t WHERE id = 62", "1");
+    cluster.stop();
+    // Nor is what it applied, also where it died before it knew that it had.
+    let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
+    cluster.nodes[1].args.push("--no-publish".to_owned());
+    cluster.nodes[0].start();
+    cluster.nodes[1].spawn_with(&[(VARIABLE, "user-committed:1")]);
+    cluster.nodes[1].wait_until_ready();
+    cluster.nodes[0].sql("INSERT INTO t VALUES(50, 1, 'of the first')");
+    assert_eq!(cluster.nodes[1].wait_for_end().signal(), Some(9), "{}", cluster.nodes[1].log());
+    cluster.nodes[1].start();
+    shows(&cluster.nodes[1], "SELECT count(*) FROM t WHERE id = 50", "1");
+    cluster.nodes[1].stop();
+    cluster.nodes[1].args.retain(|arg| arg != "--no-publish");
+    cluster.nodes[1].start();
+    cluster.settle();
     cluster.stop();
     // Nodes that merge rows in different ways would differ.
     let mut cluster = Cluster::prepare(2, SCHEMA, "", &[]);
