@@ -95,6 +95,17 @@ impl State {
         Ok(self.db.prepare_cached(sql)?.query_row(params![of, to_bytes(beginning)], |row| row.get(0)).optional()?)
     }
 
+    /// How a table began that has this name here.
+    pub(super) fn table_began(&self, name: &str) -> Result<Beginning, ApplyError> {
+        let lower = name.to_ascii_lowercase();
+        Ok(self.began(TABLES, &lower)?.unwrap_or_else(|| always(&lower)))
+    }
+
+    /// What a table is called now that began so, where that was noted and it is not gone.
+    pub(super) fn table_begun(&self, beginning: &Beginning) -> Result<Option<String>, ApplyError> {
+        Ok(self.became(TABLES, beginning)?.flatten())
+    }
+
     /// What became of the table that a shape means; `None` when only its name can tell.
     pub(super) fn table_became(&self, shape: &TableShape) -> Result<Option<Option<String>>, ApplyError> {
         match shape.beginning(THE_TABLE) {

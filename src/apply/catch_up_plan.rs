@@ -152,13 +152,13 @@ pub(super) struct Plan {
     pub(super) is_told: bool,
 }
 
-/// Works out what is wanted. `known` and `told` are what became of names as this node knew it and as the snapshot has it.
+/// Works out what is wanted. `known` and `told` are what became of names as this node knew it and as the snapshot has it; `begun` is what tables
+/// of here are called in the snapshot, in lower case, where their beginnings tell it: a name that was given up and given again does not.
 pub(super) fn plan(
     here: Vec<Object>,
     there: &[Object],
     pending: &[PendingStep],
-    known: &TableNames,
-    told: &TableNames,
+    (known, told, begun): (&TableNames, &TableNames, &HashMap<String, String>),
 ) -> Result<Plan, ApplyError> {
     let theirs: HashMap<String, &Object> =
         there.iter().filter(|object| object.is_table()).map(|object| (object.lower(), object)).collect();
@@ -175,7 +175,11 @@ pub(super) fn plan(
             Some(first) => told.is_another_than(first, &lower),
             None => told.is_another(known, &lower),
         };
-        match mate_of(&lower, is_another, &theirs, told) {
+        let mate = match begun.get(&object.lower()).filter(|name| theirs.contains_key(*name)) {
+            Some(name) => Mate::Is(name.clone()),
+            None => mate_of(&lower, is_another, &theirs, told),
+        };
+        match mate {
             Mate::Is(name) => {
                 if let Some((other, _)) = mates.insert(name, (object, origin)) {
                     return Err(differs(object, &other.sql));

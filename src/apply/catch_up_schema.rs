@@ -2,7 +2,7 @@
 //!
 //! Rows need no care: a change of the schema has a part in every shard, so where there was one the snapshot has all rows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rusqlite::Connection;
 
@@ -87,18 +87,25 @@ impl Call<'_, '_> {
         let there = travelling(&catalogue_in(conn, SNAPSHOT_SCHEMA)?, travels);
         let known = self.state.table_names(&pending.iter().map(|pending| pending.tx).collect())?;
         if !is_newer {
-            return plan(here, &there, &pending, &known, &known);
+            return plan(here, &there, &pending, (&known, &known, &HashMap::new()));
         }
+        let tables = here.iter().filter(|object| object.is_table());
+        let began = tables.map(|object| Ok((object.lower(), self.state.table_began(&object.name)?)));
+        let began: Vec<_> = began.collect::<Result<_, ApplyError>>()?;
         self.state.refuse_without_schema(said)?;
         self.state.keep_names()?;
         if !self.state.take_names(said.names)? {
-            return plan(here, &there, &pending, &known, &known);
+            return plan(here, &there, &pending, (&known, &known, &HashMap::new()));
+        }
+        let mut begun = HashMap::new();
+        for (lower, beginning) in began {
+            begun.extend(self.state.table_begun(&beginning)?.map(|now| (lower, now.to_ascii_lowercase())));
         }
         let told = self.state.table_names(&BTreeSet::new())?;
         // Some of them may be in the snapshot.
         let pending = self.state.steps_pending(FIRST_SHARD)?;
         self.state.note_own_steps(&pending)?;
-        Ok(Plan { is_told: true, ..plan(here, &there, &pending, &known, &told)? })
+        Ok(Plan { is_told: true, ..plan(here, &there, &pending, (&known, &told, &begun))? })
     }
 
     /// Makes what is wanted, but for indexes: rows that are still here may have no place in them.

@@ -119,9 +119,13 @@ fn a_table_that_got_another_name_and_unique_values_meanwhile_loses_no_row_of_who
     let rename = "ALTER TABLE plain RENAME TO renamed";
     let unique_then = "CREATE UNIQUE INDEX plain_u ON renamed(b) WHERE b > 5";
     let another = "BEGIN; ALTER TABLE plain RENAME TO renamed; CREATE TABLE plain(k TEXT PRIMARY KEY, z); INSERT INTO plain VALUES('k', 1); COMMIT";
-    for (before, meanwhile) in
-        [("", [unique, rename]), ("", [rename, unique_then]), (unique, [another, "INSERT INTO plain VALUES('l', 2)"])]
-    {
+    for (before, meanwhile) in [
+        ("", [unique, rename]),
+        ("", [rename, unique_then]),
+        (unique, [another, "INSERT INTO plain VALUES('l', 2)"]),
+        // The name that it had is that of one that came and went.
+        ("", [rename, "CREATE TABLE plain(k TEXT PRIMARY KEY, z); DROP TABLE plain"]),
+    ] {
         let args = ["--max-log-entries", "20", "--shards", "2"];
         let mut cluster = Cluster::prepare(2, SCHEMA, "", &args);
         cluster.start_nodes();

@@ -71,10 +71,11 @@ impl Database {
 
     /// Says once that the rest of a round is waited for whose node lives: what keeps it is known there.
     fn tell_incomplete(&mut self, waited: Duration) {
-        if std::mem::replace(&mut self.incomplete.is_told, true) {
+        let origins: Vec<String> = self.origins_waited_for().iter().map(|origin| origin.node_id.to_string()).collect();
+        // Why our own does not leave is said where it is sent.
+        if origins.is_empty() || std::mem::replace(&mut self.incomplete.is_told, true) {
             return;
         }
-        let origins: Vec<String> = self.origins_waited_for().iter().map(|origin| origin.node_id.to_string()).collect();
         let text = format!(
             "what has arrived waits for the rest of a transaction of node {}, which runs and has not sent it for {waited:.0?}: `woodchuck status` there says why",
             origins.join(" or ")
