@@ -1,5 +1,5 @@
 //! Nodes that are away for longer than the log reaches while the schema changes, and catch up from snapshots with changes of their own.
-//!
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
