@@ -517,6 +517,7 @@ fn a_definition_that_is_none_or_has_more_behind_it_stops_its_shard() {
             before: before.map(str::to_owned),
             after: Some(after.to_owned()),
             renamed_columns: None,
+            tables: None,
         };
         let mut log = Log::new();
         for (messages, shard) in log.0.iter_mut().zip(1..) {

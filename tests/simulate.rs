@@ -12,6 +12,7 @@ mod found;
 mod migrations;
 mod named;
 mod node;
+mod objects;
 mod overridden;
 mod schedule;
 mod schema;

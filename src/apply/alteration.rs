@@ -60,18 +60,43 @@ pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec
     found.query_map([table], |row| row.get(0))?.collect()
 }
 
-/// Runs a change of the schema; an ALTER the old way where a view or a trigger that speaks of something which is gone is in the way of the new one.
+/// Runs a change of the schema. Views and triggers that speak of something which is gone, for which SQLite refuses every ALTER, stand back
+/// meanwhile; an index of a column that is dropped goes with it.
 pub(super) fn alter(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
-    let done = conn.execute(sql, []).map(drop);
-    if done.is_ok() || !sql.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("alter")) {
-        return done;
+    let is_alter = sql.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("alter"));
+    let mut back: Vec<String> = Vec::new();
+    let done = loop {
+        let done = conn.execute(sql, []).map(drop);
+        let broken = match &done {
+            Err(refused) if is_alter => in_the_way(conn, &refused.to_string())?,
+            Ok(()) | Err(_) => None,
+        };
+        let Some(Broken { kind, name, sql }) = broken else { break done };
+        conn.execute(&format!("DROP {kind} {}", quoted(&name)), [])?;
+        if kind != "index" {
+            back.push(sql);
+        }
+    };
+    // They were there, and SQLite does not ask what they speak of.
+    back.iter().rev().try_for_each(|sql| conn.execute(sql, []).map(drop))?;
+    done
+}
+
+struct Broken {
+    kind: String,
+    name: String,
+    sql: String,
+}
+
+/// The object that SQLite names as what it refuses an ALTER for.
+fn in_the_way(conn: &Connection, refused: &str) -> rusqlite::Result<Option<Broken>> {
+    if !refused.starts_with("error in ") {
+        return Ok(None);
     }
-    let was: bool = conn.pragma_query_value(None, "legacy_alter_table", |row| row.get(0))?;
-    conn.pragma_update(None, "legacy_alter_table", true)?;
-    let again = conn.execute(sql, []).map(drop);
-    conn.pragma_update(None, "legacy_alter_table", was)?;
-    // What is wrong with it is what the new way says.
-    again.or(done)
+    let find = "SELECT type, name, sql FROM main.sqlite_schema WHERE type <> 'table' AND sql IS NOT NULL
+        AND (instr(?1, 'error in ' || type || ' ' || name || ': ') = 1 OR instr(?1, 'error in ' || type || ' ' || name || ' after ') = 1)";
+    let found = |row: &rusqlite::Row<'_>| Ok(Broken { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)? });
+    conn.query_row(find, [refused], found).optional()
 }
 
 /// Works out how a table's statement became another one. Without a way by ALTER TABLE the columns are still told.
@@ -144,7 +169,7 @@ pub(super) fn column_before<'t>(old: &'t Table, sources: Option<&[Option<usize>]
 }
 
 /// A name as a statement has it.
-fn written(name: &str, sql: &str) -> String {
+pub(super) fn written(name: &str, sql: &str) -> String {
     let bare = Tokens::new(sql).any(|(_, token)| token == name);
     if bare { name.to_owned() } else { quoted(name) }
 }

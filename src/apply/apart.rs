@@ -13,6 +13,7 @@ use super::base::BaseRow;
 use super::codec::{Reader, push_key, push_row};
 use super::error::ApplyError;
 use super::fitting::Found;
+use super::names::Named;
 use super::shape::LocalTable;
 use super::state::State;
 use super::undo_redo::Call;
@@ -45,8 +46,8 @@ impl RoundUnits for OwnUnits {
 #[derive(Default)]
 pub(super) struct Apart {
     db: Option<Connection>,
-    /// The tables as the rows have them, by the name that they get, in lower case.
-    tables: BTreeMap<String, ApartTable>,
+    /// The tables as the rows have them, by number.
+    tables: BTreeMap<i64, ApartTable>,
 }
 
 struct ApartTable {
@@ -56,13 +57,13 @@ struct ApartTable {
 }
 
 impl Apart {
-    fn add(&mut self, table: &str, canonical: &[u8], key: &RowKey, row: &[Value]) -> Result<(), ApplyError> {
+    fn add(&mut self, table: i64, canonical: &[u8], key: &RowKey, row: &[Value]) -> Result<(), ApplyError> {
         let db = match &mut self.db {
             Some(db) => db,
             none => {
                 let db = Connection::open("")?;
                 db.execute_batch(
-                    "CREATE TABLE apart(name TEXT, canonical BLOB, key BLOB, row BLOB, PRIMARY KEY(name, canonical)) WITHOUT ROWID;
+                    "CREATE TABLE apart(table_id INTEGER, canonical BLOB, key BLOB, row BLOB, PRIMARY KEY(table_id, canonical)) WITHOUT ROWID;
                      BEGIN",
                 )?;
                 none.insert(db)
@@ -71,14 +72,14 @@ impl Apart {
         let (mut key_bytes, mut row_bytes) = (Vec::new(), Vec::new());
         push_key(&mut key_bytes, key);
         push_row(&mut row_bytes, row);
-        let sql = "INSERT OR IGNORE INTO apart(name, canonical, key, row) VALUES(?1, ?2, ?3, ?4)";
+        let sql = "INSERT OR IGNORE INTO apart(table_id, canonical, key, row) VALUES(?1, ?2, ?3, ?4)";
         db.prepare_cached(sql)?.execute(params![table, canonical, key_bytes, row_bytes])?;
         Ok(())
     }
 
-    fn take(&self, table: &str, canonical: &[u8]) -> Result<Option<Row>, ApplyError> {
+    fn take(&self, table: i64, canonical: &[u8]) -> Result<Option<Row>, ApplyError> {
         let Some(db) = &self.db else { return Ok(None) };
-        let sql = "DELETE FROM apart WHERE name = ?1 AND canonical = ?2 RETURNING row";
+        let sql = "DELETE FROM apart WHERE table_id = ?1 AND canonical = ?2 RETURNING row";
         let row: Option<Vec<u8>> =
             db.prepare_cached(sql)?.query_row(params![table, canonical], |row| row.get(0)).optional()?;
         row.map(|bytes| Reader::new(&bytes).row()).transpose()
@@ -87,11 +88,11 @@ impl Apart {
     /// Hands out those that nobody took.
     fn each_left(
         &self,
-        table: &str,
+        table: i64,
         mut give: impl FnMut(RowKey, Row) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
         let Some(db) = &self.db else { return Ok(()) };
-        let mut found = db.prepare("SELECT key, row FROM apart WHERE name = ?1 ORDER BY canonical")?;
+        let mut found = db.prepare("SELECT key, row FROM apart WHERE table_id = ?1 ORDER BY canonical")?;
         let mut rows = found.query([table])?;
         while let Some(found) = rows.next()? {
             let (key, row): (Vec<u8>, Vec<u8>) = (found.get(0)?, found.get(1)?);
@@ -125,8 +126,8 @@ pub(super) fn row_as(new: &LocalTable, old: &LocalTable, renamed: Option<&Rename
 }
 
 impl Call<'_, '_> {
-    /// Lets rows of a table stand apart that a transaction changes together with the schema. `name` is the name that the table gets. The fold is
-    /// without them then, and the table where it shows the fold.
+    /// Lets rows of a table stand apart that a transaction changes together with the schema. `name` is the name that the table gets, where nothing
+    /// else tells which one is meant. The fold is without them then, and the table where it shows the fold.
     pub(super) fn set_apart(
         &mut self,
         apart: &mut Apart,
@@ -136,30 +137,39 @@ impl Call<'_, '_> {
         if table.is_filtered() {
             return Ok(());
         }
-        let name = name.to_ascii_lowercase();
         let mut renamed = None;
         for index in 0..units.count() {
             for unit in units.load(self.state, index)? {
-                let mut steps = unit.schema.iter().filter(|step| step.kind == "table");
-                let step = steps.find(|step| step.name.eq_ignore_ascii_case(&name));
-                renamed = renamed.or_else(|| step.and_then(|step| step.renamed_columns.clone()));
-                // A table with another key is another table.
-                let is_of = |change: &u16| {
-                    unit.tables.get(usize::from(*change)).is_some_and(|shape| {
-                        shape.name.eq_ignore_ascii_case(&name) && key_names(shape).eq(key_names(&table.shape))
-                    })
-                };
-                for change in unit.changes.iter().filter(|change| is_of(&change.table)) {
-                    let key = match &change.key {
-                        UnitKey::Rowid(rowid) => RowKey::Rowid(*rowid),
-                        UnitKey::Columns(values) => RowKey::Columns(values.clone()),
+                for step in unit.schema.iter().filter(|step| step.kind == "table") {
+                    let is_of_table = match self.state.table_of_step(step)? {
+                        Some(now) => now.is_some_and(|now| now == table.name_lower),
+                        None => step.name.eq_ignore_ascii_case(name),
                     };
-                    self.set_row_apart(apart, table, &name, key)?;
+                    if is_of_table && renamed.is_none() {
+                        renamed.clone_from(&step.renamed_columns);
+                    }
+                }
+                for (place, shape) in unit.tables.iter().enumerate() {
+                    let is_of_table = match self.state.table_became(shape)? {
+                        Some(now) => now.is_some_and(|now| now == table.name_lower),
+                        None => shape.name.eq_ignore_ascii_case(name),
+                    };
+                    // A table with another key is another table.
+                    if !is_of_table || !key_names(shape).eq(key_names(&table.shape)) {
+                        continue;
+                    }
+                    for change in unit.changes.iter().filter(|change| usize::from(change.table) == place) {
+                        let key = match &change.key {
+                            UnitKey::Rowid(rowid) => RowKey::Rowid(*rowid),
+                            UnitKey::Columns(values) => RowKey::Columns(values.clone()),
+                        };
+                        self.set_row_apart(apart, table, key)?;
+                    }
                 }
             }
             self.store_many_versions()?;
         }
-        apart.tables.entry(name).or_insert_with(|| ApartTable { table: Arc::clone(table), renamed });
+        apart.tables.entry(table.id).or_insert_with(|| ApartTable { table: Arc::clone(table), renamed });
         Ok(())
     }
 
@@ -167,24 +177,23 @@ impl Call<'_, '_> {
         &mut self,
         apart: &mut Apart,
         table: &Arc<LocalTable>,
-        name: &str,
         key: RowKey,
     ) -> Result<(), ApplyError> {
         let canonical = canonical_key(&table.table, &key);
         if let Some(base) = self.state.base(table, &canonical)? {
             if let Some(row) = &base.row {
-                apart.add(name, &canonical, &key, row)?;
+                apart.add(table.id, &canonical, &key, row)?;
                 self.state.set_base(table, &canonical, &BaseRow { row: None, ..base })?;
             }
             return Ok(());
         }
         match self.folder.rows.get(table, &key)? {
             Some(row) => {
-                apart.add(name, &canonical, &key, &row)?;
+                apart.add(table.id, &canonical, &key, &row)?;
                 self.folder.remove(table, &key, &canonical, &row)
             }
             None => match self.folder.take_unseen(table, &key)? {
-                Some(row) => apart.add(name, &canonical, &key, &row),
+                Some(row) => apart.add(table.id, &canonical, &key, &row),
                 None => Ok(()),
             },
         }
@@ -205,8 +214,9 @@ impl Call<'_, '_> {
         for index in 0..units.count() {
             for unit in units.load(self.state, index)? {
                 for (place, shape) in unit.tables.iter().enumerate() {
-                    let name = shape.name.to_ascii_lowercase();
-                    let Some(old) = apart.tables.get(&name) else { continue };
+                    let Named::Table(meant) = self.meant(shape)? else { continue };
+                    let id = self.state.local_table(&meant)?.id;
+                    let Some(old) = apart.tables.get(&id) else { continue };
                     let (table, fit) = match self.fit_of(&unit, origin, shape, strict) {
                         Ok(Found::Here(table, fit)) => (table, fit),
                         Ok(Found::Gone | Found::NotTaken) => continue,
@@ -216,7 +226,7 @@ impl Call<'_, '_> {
                     };
                     for change in unit.changes.iter().filter(|change| usize::from(change.table) == place) {
                         let change = table.change(&fit, change, self.merge);
-                        let Some(row) = apart.take(&name, &change.canonical)? else { continue };
+                        let Some(row) = apart.take(id, &change.canonical)? else { continue };
                         let before = reshaped(old, &table, row);
                         let after = change.step(Some(&before));
                         if let Some(row) = &after {
@@ -230,11 +240,10 @@ impl Call<'_, '_> {
             }
             self.store_many_versions()?;
         }
-        for (name, old) in &apart.tables {
-            let Some(table) = self.table_now(name) else { continue };
-            let table = self.state.local_table(&table)?;
+        for (id, old) in &apart.tables {
+            let Some(table) = self.table_of_number(*id)? else { continue };
             let Call { state, folder, .. } = self;
-            apart.each_left(name, |key, row| {
+            apart.each_left(*id, |key, row| {
                 let canonical = canonical_key(&table.table, &key);
                 folder.put(state, &table, &key, &canonical, &reshaped(old, &table, row), false)
             })?;

@@ -156,6 +156,12 @@ impl State {
     /// The shape under which rows of a table travel, with how the table and its columns began. It is known under this name.
     pub(super) fn shape_of(&self, table: &Arc<Table>, name: &str) -> Result<TableShape, ApplyError> {
         let mut shape = shape_of(table);
+        self.tell_beginnings(&mut shape, name)?;
+        Ok(shape)
+    }
+
+    /// Puts into a shape how the table, which is known under this name, and its columns began.
+    pub(super) fn tell_beginnings(&self, shape: &mut TableShape, name: &str) -> Result<(), ApplyError> {
         let lower = name.to_ascii_lowercase();
         let names = [(TABLES, &lower)].into_iter().chain(shape.columns.iter().map(|column| (lower.as_str(), column)));
         let mut beginnings = Vec::new();
@@ -163,7 +169,7 @@ impl State {
             beginnings.extend(self.began(of, &name.to_ascii_lowercase())?.map(|beginning| (place, beginning)));
         }
         shape.beginnings = beginnings;
-        Ok(shape)
+        Ok(())
     }
 
     fn set_beginning(&self, of: &str, beginning: &Beginning, now: Option<&str>) -> Result<(), ApplyError> {

@@ -233,6 +233,7 @@ impl Call<'_, '_> {
             before: Some(now.to_owned()),
             after: Some(wanted.sql.clone()),
             renamed_columns: None,
+            tables: None,
         };
         let way = alteration(&step, now, &wanted.sql).map_err(refused)?;
         let birth = Birth { origin: self.state.origin(), tx: 0, seq: None };

@@ -79,7 +79,7 @@ impl Call<'_, '_> {
     }
 
     /// What table a shape means.
-    fn meant(&self, shape: &TableShape) -> Result<Named, ApplyError> {
+    pub(super) fn meant(&self, shape: &TableShape) -> Result<Named, ApplyError> {
         match &self.made {
             Some((catalogue, _)) => self.state.table_meant(&|name: &str| catalogue.written_table(name).cloned(), shape),
             None => self.state.table_meant(self.tables, shape),

@@ -15,6 +15,7 @@ use super::replica::{Phase, Replica};
 use super::routing::made_unique;
 use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
+use super::spoken::shapes_told;
 use super::state::State;
 use crate::change::{ChangeSink, Op, RowChange, RowKey, SchemaChange, TxSpan, canonical_key};
 use crate::fault::{self, Point};
@@ -219,6 +220,10 @@ impl<'r> LocalSink<'r> {
         }
         let tx = self.origin.map_or(0, |origin| origin.tx);
         state.note_steps(&steps, &Birth { origin: state.origin(), tx, seq: None })?;
+        for shape in steps.iter_mut().flat_map(|(step, _)| step.tables.iter_mut().flatten()) {
+            let name = shape.name.clone();
+            state.tell_beginnings(shape, &name)?;
+        }
         for (step, _) in &steps {
             let is_new = step.kind == "table" && step.before.is_none();
             if let Some(table) = made_unique(step)?.filter(|_| !is_new) {
@@ -360,8 +365,9 @@ impl<'r> LocalSink<'r> {
         if !travels(&change.table) {
             return Ok(());
         }
+        let tables = shapes_told(&change);
         let SchemaChange { kind, name, name_before, table, before, after, root_before, renamed_columns, .. } = change;
-        let step = SchemaStep { kind, name, name_before, table, before, after, renamed_columns };
+        let step = SchemaStep { kind, name, name_before, table, before, after, renamed_columns, tables };
         let columns = columns_of_step(&step);
         if step.kind == "table" && step.before.is_some() && step.after.is_some() {
             self.altered.insert(step.name.to_ascii_lowercase());

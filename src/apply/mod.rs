@@ -52,6 +52,7 @@ mod schema_steps;
 mod seal;
 mod shape;
 mod snapshot;
+mod spoken;
 mod sql;
 mod state;
 mod state_file;

@@ -214,7 +214,7 @@ mod tests {
         let (name, table) = (name.to_owned(), name.to_owned());
         let (before, after) = (owned(before), owned(after));
         let (kind, name_before, renamed_columns) = ("table".to_owned(), owned(name_before), None);
-        SchemaStep { kind, name, name_before, table, before, after, renamed_columns }
+        SchemaStep { kind, name, name_before, table, before, after, renamed_columns, tables: None }
     }
 
     fn note(state: &mut State, step: &SchemaStep, columns: &[ColumnStep]) {

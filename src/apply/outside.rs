@@ -192,7 +192,7 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// The table of a number as it is now; none where it is gone.
+    /// As [`Call::table_of_number`], asked once.
     fn carried(
         &mut self,
         tables: &mut HashMap<i64, Option<Arc<LocalTable>>>,
@@ -201,13 +201,16 @@ impl Call<'_, '_> {
         if let Some(known) = tables.get(&id) {
             return Ok(known.clone());
         }
-        let name = self.state.tables.iter().find(|(_, table)| table.id == id).map(|(name, _)| name.clone());
-        let now = match name.and_then(|name| self.table_now(&name)) {
-            Some(table) => Some(self.state.local_table(&table)?),
-            None => None,
-        };
+        let now = self.table_of_number(id)?;
         tables.insert(id, now.clone());
         Ok(now)
+    }
+
+    /// The table of a number as it is now; none where it is gone.
+    pub(super) fn table_of_number(&mut self, id: i64) -> Result<Option<Arc<LocalTable>>, ApplyError> {
+        let name = self.state.tables.iter().find(|(_, table)| table.id == id).map(|(name, _)| name.clone());
+        let table = name.and_then(|name| self.table_now(&name));
+        table.map(|table| self.state.local_table(&table)).transpose()
     }
 
     /// Ends what [`Call::make_room`] and undoing began, when everything is folded and pending is on top of it.

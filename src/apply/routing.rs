@@ -240,7 +240,7 @@ impl Call<'_, '_> {
 
     /// The part of a change of the schema in one shard is folded: rows that it gives UNIQUE values have moved there.
     pub(super) fn note_moves(&mut self, shard: ShardId, steps: &[SchemaStep]) -> Result<(), ApplyError> {
-        for step in steps {
+        for step in &self.about_tables_here(steps)?.0 {
             let Some(name) = made_unique(step)? else { continue };
             if let Named::Table(table) = self.named(name)? {
                 let local = self.state.local_table(&table)?;
@@ -276,7 +276,8 @@ impl Call<'_, '_> {
             Some(after) if step.kind == "index" && self.folder.unseen.contains_key(&local.id) => {
                 let refused = |source| ApplyError::schema(&step.kind, &step.name, source);
                 let mut definition = definition_of_fold(self.folder.rows.conn(), &local).map_err(refused)?;
-                definition.push(after.clone());
+                let after = self.state.under_names_here(self.folder.rows.conn(), step, after)?;
+                definition.extend(after);
                 self.remove_meeting(&local, &definition, step)
             }
             Some(_) | None => Ok(()),

@@ -24,6 +24,7 @@ use super::remake::{is_virtual, name_aside};
 use super::repeated::PendingStep;
 use super::routing::made_unique;
 use super::shape::LocalTable;
+use super::spoken::is_same_statement;
 use super::sql::quoted;
 use super::state::State;
 use crate::change::reshape;
@@ -190,6 +191,9 @@ impl Maker<'_, '_> {
             return self.note_overridden(step);
         }
         let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
+        if step.kind != "table" {
+            return self.make_object(step, here);
+        }
         match (&step.before, &step.after) {
             (_, None) => {
                 self.state.note_step(step, &[], &self.birth)?;
@@ -200,31 +204,43 @@ impl Maker<'_, '_> {
             }
             (None, Some(after)) => match here {
                 Some(here) if here == *after => {
-                    if step.kind == "table" {
-                        self.state.note_table_made_twice(&step.name)?;
-                    }
+                    self.state.note_table_made_twice(&step.name)?;
                     self.state.note_step(step, &[], &self.birth)
                 }
-                Some(here) if step.kind == "table" => self.create_over(step, all, here, after),
-                Some(here) => self.differs(step, here, after),
-                None if self.belongs_to_nothing(step)? => Ok(()),
+                Some(here) => self.create_over(step, all, here, after),
                 None => {
                     self.state.note_step(step, &[], &self.birth)?;
-                    self.run_index(step, after)
+                    self.run(step, after)
                 }
             },
-            (Some(before), Some(after)) if step.kind == "table" => self.alter(step, all, before, after),
-            (Some(before), Some(after)) => match here {
-                Some(here) if here == *after => Ok(()),
-                Some(here) if here != *before && !self.is_mirrored(step, &here) => self.differs(step, here, after),
-                None if self.belongs_to_nothing(step)? => Ok(()),
-                here => {
-                    if here.is_some() {
-                        self.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)))?;
-                    }
-                    self.run_index(step, after)
+            (Some(before), Some(after)) => self.alter(step, all, before, after),
+        }
+    }
+
+    /// Makes of an index, a view or a trigger, of which `here` is the statement here, what the step makes of it.
+    fn make_object(&mut self, step: &SchemaStep, here: Option<String>) -> Result<(), ApplyError> {
+        let drop_it = |maker: &Self| maker.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)));
+        let Some(after) = &step.after else { return if here.is_some() { drop_it(self) } else { Ok(()) } };
+        let Some(after) = self.state.under_names_here(self.conn, step, after)? else { return Ok(()) };
+        let is_as_before = match (&here, &step.before) {
+            (Some(here), Some(before)) => {
+                is_same_statement(here, before) || self.is_mirrored(step, here) || {
+                    let before = self.state.under_names_here(self.conn, step, before);
+                    before.is_ok_and(|before| before.is_some_and(|before| is_same_statement(here, &before)))
                 }
-            },
+            }
+            (_, _) => false,
+        };
+        match (here, &step.before) {
+            (Some(here), _) if is_same_statement(&here, &after) => Ok(()),
+            (Some(here), _) if !is_as_before => self.differs(step, here, &after),
+            (None, _) if self.belongs_to_nothing(step)? => Ok(()),
+            (here, _) => {
+                if here.is_some() {
+                    drop_it(self)?;
+                }
+                self.run_index(step, &after)
+            }
         }
     }
 
@@ -235,8 +251,8 @@ impl Maker<'_, '_> {
             ended => return ended,
         }
         let catalogue = catalogue_of(self.conn)?;
-        let table =
-            catalogue.written_table(&step.table).ok_or_else(|| Cannot::NoTable { table: step.table.clone() })?;
+        let name = self.state.table_of_step(step)?.flatten().unwrap_or_else(|| step.table.clone());
+        let table = catalogue.written_table(&name).ok_or(Cannot::NoTable { table: name })?;
         let table = self.state.local_table(table)?;
         let trial = Trial::of_table(self.conn, &[&table.table.sql, after], &table).map_err(Maker::refused(step))?;
         self.remove_duplicates(step, &table, &trial)?;
@@ -355,7 +371,10 @@ impl Maker<'_, '_> {
         if step.kind == "table" || step.kind == "view" {
             return Ok(false);
         }
-        Ok(matches!(self.named_now(&step.table)?, Named::Gone))
+        match self.state.table_of_step(step)? {
+            Some(now) => Ok(now.is_none()),
+            None => Ok(matches!(self.named_now(&step.table)?, Named::Gone)),
+        }
     }
 
     fn named_now(&self, name: &str) -> Result<Named, ApplyError> {
@@ -378,7 +397,7 @@ impl Maker<'_, '_> {
 
     /// Whether an object is here what the steps so far have made of it.
     fn is_mirrored(&self, step: &SchemaStep, here: &str) -> bool {
-        matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if sql == here)
+        matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if is_same_statement(&sql, here))
     }
 
     pub(super) fn run(&self, step: &SchemaStep, sql: &str) -> Result<(), ApplyError> {

@@ -99,10 +99,12 @@ impl<'a, 'c> Call<'a, 'c> {
         if !self.locked {
             return Err(ApplyError::NotLocked);
         }
-        let steps: Vec<SchemaStep> = steps.iter().filter(|step| self.taking.takes(&step.table)).cloned().collect();
+        let (mut steps, in_vain) = self.about_tables_here(steps)?;
+        steps.retain(|step| self.taking.takes(&step.table));
         self.let_go()?;
         self.redo()?;
         self.state.keep_names()?;
+        in_vain.iter().try_for_each(|step| self.state.note_made(step, &birth))?;
         let tables = self.tables_of_steps(&steps)?;
         let (steps, passed) = self.pass_over_repeated(steps, seen, &birth, shard)?;
         let steps = steps.as_slice();

@@ -15,6 +15,7 @@ use super::names::{FIRST_SHARD, tables_of};
 use super::repeated::PendingStep;
 use super::schema_steps::{begins, step_digest};
 use super::shape::LocalTable;
+use super::spoken::{Direction, Spoken, rename};
 use super::sql::quoted;
 use super::state::{State, origin_bytes, to_db};
 use super::undo_redo::Call;
@@ -162,23 +163,14 @@ fn retold(sql: &str, then: &str, here: &str, columns: &[(String, Option<String>)
     let list: Vec<String> = columns.iter().map(|(column, _)| quoted(column)).collect();
     db.execute(&format!("CREATE TABLE {}({})", quoted(then), list.join(", ")), [])?;
     db.execute(sql, [])?;
-    // Two can have swapped their names.
-    let aside = |no: usize| format!("woodchuck_aside_{no}");
-    for (no, (column, _)) in columns.iter().enumerate() {
-        db.execute(&format!("ALTER TABLE {} RENAME COLUMN {} TO {}", quoted(then), quoted(column), aside(no)), [])?;
-    }
-    for (no, (_, now)) in columns.iter().enumerate() {
-        let alter = match now {
-            Some(now) => format!("RENAME COLUMN {} TO {}", aside(no), quoted(now)),
-            None => format!("DROP COLUMN {}", aside(no)),
-        };
-        if db.execute(&format!("ALTER TABLE {} {alter}", quoted(then)), []).is_err() {
+    for (gone, _) in columns.iter().filter(|(_, here)| here.is_none()) {
+        if db.execute(&format!("ALTER TABLE {} DROP COLUMN {}", quoted(then), quoted(gone)), []).is_err() {
             return Ok(None);
         }
     }
-    if !then.eq_ignore_ascii_case(here) {
-        db.execute(&format!("ALTER TABLE {} RENAME TO {}", quoted(then), quoted(here)), [])?;
-    }
+    let left = columns.iter().filter(|(_, here)| here.is_some()).cloned().collect();
+    let spoken = Spoken { then: then.to_owned(), here: Some(here.to_owned()), columns: left };
+    rename(&db, &[spoken], Direction::Here, &|_, column| quoted(column))?;
     db.query_row("SELECT sql FROM sqlite_schema WHERE type = 'index'", [], |row| row.get(0)).map(Some)
 }
 
@@ -257,16 +249,29 @@ impl State {
         let steps = self.steps_ahead()?;
         let mut parting = Parting::default();
         let mut name = table.name.as_str();
+        let mut then = table.name.clone();
         // The columns before the changes so far, with their names here; empty where those are the same.
         let mut names: HashMap<String, Option<String>> = HashMap::new();
         for PendingStep { step, .. } in steps.iter().rev() {
+            // Others may have given it, and its columns, other names since.
+            let is_of_table = match self.table_of_step(step)? {
+                Some(now) => now.is_some_and(|now| now.eq_ignore_ascii_case(&table.name)),
+                None => step.table.eq_ignore_ascii_case(name),
+            };
+            if is_of_table && let Some(spoken) = self.spoken_of_table(step, table)? {
+                let named = |(then, here): (String, Option<String>)| {
+                    (then.to_ascii_lowercase(), here.map(|here| here.to_ascii_lowercase()))
+                };
+                (then, names) = (spoken.then, spoken.columns.into_iter().map(named).collect());
+            }
             match (step.kind.as_str(), &step.before, &step.after) {
-                ("index", before, after) if step.table.eq_ignore_ascii_case(name) => {
+                _ if !is_of_table => {}
+                ("index", before, after) => {
                     let of = |sql: &Option<String>| Unique::of_index(&step.name, sql.as_ref());
                     match (of(before), of(after)) {
                         (None, Some(unique)) => parting.unmake(unique),
                         (Some(unique), None) => {
-                            if let Some(unique) = unique_here(unique, name, table, &names) {
+                            if let Some(unique) = unique_here(unique, &then, table, &names) {
                                 parting.make(unique);
                             }
                         }
@@ -274,14 +279,15 @@ impl State {
                         (Some(_), Some(_)) | (None, None) => {}
                     }
                 }
-                ("table", None, _) if step.name.eq_ignore_ascii_case(name) => break,
-                ("table", Some(_), Some(_)) if step.name.eq_ignore_ascii_case(name) => {
+                ("table", None, _) => break,
+                ("table", Some(_), Some(_)) => {
                     let here = |column: &str| match names.get(column) {
                         Some(here) => here.clone(),
                         None => names.is_empty().then(|| column.to_owned()),
                     };
                     names = go_back(&mut parting, step, here)?;
                     name = step.name_before.as_ref().unwrap_or(&step.name);
+                    name.clone_into(&mut then);
                 }
                 _ => {}
             }

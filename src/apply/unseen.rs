@@ -195,8 +195,12 @@ impl Call<'_, '_> {
             return Ok(found);
         }
         for step in steps {
-            let name = if step.kind == "table" { &step.name } else { &step.table };
-            let Named::Table(table) = self.named(name)? else { continue };
+            let name = match self.state.table_of_step(step)? {
+                Some(None) => continue,
+                Some(Some(now)) => now,
+                None => step.table.clone(),
+            };
+            let Named::Table(table) = self.named(&name)? else { continue };
             if (self.taking.route)(&table, None).is_none() {
                 continue;
             }

@@ -289,7 +289,7 @@ impl Differ {
             let is_shadow =
                 |name: &str| catalogue.shadow_of(name).is_some() || self.catalogue.shadow_of(name).is_some();
             let renamed = plan.touched.iter().filter_map(Touched::renamed).collect();
-            for change in schema_changes(&self.schema, schema, continued, &renamed, &is_shadow) {
+            for change in schema_changes(&self.schema, schema, continued, &renamed, &is_shadow, catalogue) {
                 given.begin()?;
                 given.sink.schema(change).map_err(TransactionError::Sink)?;
             }

@@ -101,7 +101,7 @@ impl ChangedRow<'_> {
 }
 
 /// A row of `sqlite_schema` that changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SchemaChange {
     /// `table`, `index`, `view` or `trigger`.
     pub kind: String,
@@ -122,6 +122,9 @@ pub struct SchemaChange {
     /// The columns that have other names, where the statements alone tell it wrong; `None` where each new name in the place of one that is gone
     /// is such a column.
     pub renamed_columns: Option<RenamedColumns>,
+    /// Of an index, a view and a trigger: the tables that its statements speak of, as they are after. There can be others whose names it has in
+    /// another sense. Of a table that was there before and is there after: itself.
+    pub tables: Vec<Arc<Table>>,
 }
 
 /// Where in the WAL a transaction stands: from its first frame to its commit frame, both included.

@@ -14,7 +14,9 @@ use super::row::SchemaChange;
 use super::rows::reshape;
 use super::structure::Root;
 use crate::format::{PageNo, Record, Value};
-use crate::schema::{Affinity, Catalogue, Column, Identity, KeyColumn, SchemaRow, Table, VirtualTable};
+use crate::schema::{
+    Affinity, Catalogue, Column, Identity, KeyColumn, SchemaRow, Table, Tokens, VirtualTable, unquote,
+};
 
 /// The rows of `sqlite_schema` by rowid.
 pub(crate) type Schema = BTreeMap<i64, SchemaRow>;
@@ -235,14 +237,23 @@ fn is_renamed(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>, ro
         })
 }
 
+/// The tables whose names are in the statements of an index, a view or a trigger.
+fn tables_spoken_of<'r>(rows: impl Iterator<Item = &'r SchemaRow>, catalogue: &Catalogue) -> Vec<Arc<Table>> {
+    let all = rows.filter_map(|row| row.sql.as_deref()).flat_map(Tokens::new);
+    let names: BTreeSet<String> = all.map(|(_, token)| unquote(token).to_ascii_lowercase()).collect();
+    names.iter().filter_map(|name| catalogue.written_table(name)).cloned().collect()
+}
+
 /// What changed in the schema, in the order drops, changed tables, new tables, then everything else, each by schema row: a new table can
-/// have the name that another has just given up. Automatic indexes are left out, and so are rows of which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before.
+/// have the name that another has just given up. Automatic indexes are left out, and so are rows of which only the root page moved. `continued` holds, for schema rows after that have a tree, the row before;
+/// `catalogue` the tables after.
 pub(crate) fn schema_changes(
     before: &Schema,
     after: &Schema,
     continued: &HashMap<i64, i64>,
     renamed: &HashMap<i64, RenamedColumns>,
     is_shadow: &dyn Fn(&str) -> bool,
+    catalogue: &Catalogue,
 ) -> Vec<SchemaChange> {
     let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
     let mut old: BTreeMap<i64, &SchemaRow> =
@@ -258,6 +269,13 @@ pub(crate) fn schema_changes(
         after: after.and_then(|row| row.sql.clone()),
         root_before: before.and_then(|row| row.root),
         renamed_columns: None,
+        tables: match (before, after) {
+            (Some(_), Some(row)) if row.kind == "table" => {
+                catalogue.written_table(&row.name).cloned().into_iter().collect()
+            }
+            (_, _) if row.kind == "table" => Vec::new(),
+            (before, after) => tables_spoken_of(before.into_iter().chain(after), catalogue),
+        },
     };
     // Tables that have their name from before and nothing else: what stood on them went with them.
     let remade: BTreeSet<String> = after

@@ -100,6 +100,9 @@ pub struct SchemaStep {
     /// Of a table: the columns that have other names, each as it was called and as it is. `None` where each new name in the place of one that is
     /// gone is such a column; where there is a list, one in such a place that is not in it has none of its values.
     pub renamed_columns: Option<Vec<(String, String)>>,
+    /// Of an index, a view and a trigger: the tables that its statement speaks of, as its origin had them after, with the columns that it speaks
+    /// of and no key. Of a table that was there before and is there after: itself. `None` where nothing is told of that.
+    pub tables: Option<Vec<TableShape>>,
 }
 
 /// The part of one transaction that travels in one shard, or, of a transaction larger than a message, a piece of that part.

@@ -100,6 +100,7 @@ fn lines_are_those_of_the_manual() {
             after: Some(sql),
             root_before: None,
             renamed_columns: None,
+            tables: Vec::new(),
         })
         .unwrap();
         out.change(change(Op::Insert, None, row("x"))).unwrap();

@@ -46,6 +46,10 @@ pub(super) enum About {
     /// Every node gives a table the same definitions one after the other, whatever it has by then, as tools do that look only once which
     /// migrations were made.
     Stale,
+    /// One node gives other names, and the others make indexes, triggers and views.
+    Objects,
+    /// The same, and some of the indexes are UNIQUE.
+    ObjectsUnique,
 }
 
 pub(super) struct Storm {
@@ -55,7 +59,7 @@ pub(super) struct Storm {
     pub(super) log: MemoryLog,
     /// All nodes change the schema, in ways that can meet.
     pub(super) all_migrate: bool,
-    unique: bool,
+    pub(super) unique: bool,
     is_again: bool,
     narrows: bool,
     /// The changes that every node makes, in order, unless it has heard that they were made.
@@ -63,6 +67,9 @@ pub(super) struct Storm {
     /// By node: the next of those that it makes whatever it has heard.
     stale: Option<Vec<usize>>,
     pub(super) migrations: u64,
+    /// The nodes but the first make objects; how many they have made.
+    pub(super) objects: u64,
+    makes_objects: bool,
     given_again: u64,
     pub(super) deaths: u64,
     /// Nodes fall behind the log.
@@ -73,14 +80,14 @@ pub(super) struct Storm {
     pub(super) directory: TempDir,
 }
 
-fn tables(app: &Connection) -> Vec<String> {
+pub(super) fn tables(app: &Connection) -> Vec<String> {
     let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
     let mut found = app.prepare(sql).unwrap();
     found.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 
 /// Columns beside the key.
-fn columns(app: &Connection, table: &str) -> Vec<String> {
+pub(super) fn columns(app: &Connection, table: &str) -> Vec<String> {
     let mut found = app.prepare("SELECT name FROM pragma_table_info(?1) WHERE pk = 0 ORDER BY name").unwrap();
     found.query_map([table], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
@@ -104,7 +111,7 @@ impl Storm {
     pub(super) fn new(seed: u64, about: About) -> Storm {
         let (is_again, narrows) = (about == About::Again, about == About::Types);
         let is_same = matches!(about, About::Same | About::SameUnique | About::BehindSame);
-        let unique = matches!(about, About::Unique | About::SameUnique | About::BehindUnique);
+        let unique = matches!(about, About::Unique | About::SameUnique | About::BehindUnique | About::ObjectsUnique);
         let is_behind = matches!(about, About::Behind | About::BehindUnique | About::BehindSame);
         let mut random = Random::new(seed);
         let setup = Setup {
@@ -143,7 +150,8 @@ impl Storm {
         let nodes: Vec<SimNode> = (0..setup.nodes)
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
-        let all_migrate = random.chance(40) && !narrows && about != About::Stale;
+        let makes_objects = matches!(about, About::Objects | About::ObjectsUnique);
+        let all_migrate = random.chance(40) && !narrows && about != About::Stale && !makes_objects;
         let script = match about {
             About::Stale => definitions(&mut random),
             _ if is_same => script(&mut random, &nodes[0].app, unique),
@@ -162,6 +170,8 @@ impl Storm {
             script,
             stale: (about == About::Stale).then(|| vec![0; setup.nodes]),
             migrations: 0,
+            objects: 0,
+            makes_objects,
             given_again: 0,
             deaths: 0,
             behind: None,
@@ -205,6 +215,8 @@ impl Storm {
             match self.random.below(100) {
                 0..28 => self.write(no),
                 28..38 if !self.script.is_empty() => self.update(no),
+                28..38 if self.makes_objects && no > 0 => self.make_object(no),
+                28..38 if self.makes_objects => self.give_names(no),
                 28..38 => self.migrate(if self.all_migrate { no } else { 0 }),
                 38..60 => self.turn(no),
                 60..75 => self.send(no, count),
@@ -238,7 +250,9 @@ impl Storm {
         // What the application may not do it does not do.
         if self.nodes[no].app.execute_batch(&format!("BEGIN IMMEDIATE; {sql}; COMMIT")).is_err() {
             let _ = self.nodes[no].app.execute_batch("ROLLBACK");
+            return;
         }
+        println!("node {no}: {sql}");
     }
 
     fn write(&mut self, no: usize) {
@@ -247,7 +261,7 @@ impl Storm {
     }
 
     /// Statements that change some rows.
-    fn rows(&mut self, no: usize) -> String {
+    pub(super) fn rows(&mut self, no: usize) -> String {
         let mut all = tables(&self.nodes[no].app);
         all.retain(|table| table != MADE);
         let mut sql = Vec::new();
@@ -422,6 +436,32 @@ impl Storm {
         if by_itself {
             self.capture(no);
         }
+    }
+
+    /// Gives a table or a column another name, or makes one more.
+    fn give_names(&mut self, no: usize) {
+        // What is found after a time without the daemon can be taken for other changes than it was: see docs/operations.md.
+        if !self.capture(no) {
+            return;
+        }
+        let all = tables(&self.nodes[no].app);
+        let name = self.random.pick(&all).clone();
+        let columns = columns(&self.nodes[no].app, &name);
+        self.migrations += 1;
+        let next = self.migrations;
+        let column = pick(&mut self.random, &columns).cloned().unwrap_or_default();
+        let sql = match self.random.below(7) {
+            0 | 1 => format!("ALTER TABLE {name} RENAME TO n{next}"),
+            2 | 3 => format!("ALTER TABLE {name} RENAME COLUMN {column} TO c{next}"),
+            4 => format!("ALTER TABLE {name} RENAME TO n{next}; CREATE TABLE {name}(id INTEGER PRIMARY KEY, a TEXT, {column} TEXT)"),
+            5 => {
+                let other = self.random.pick(&all).clone();
+                format!("ALTER TABLE {name} RENAME TO aside; ALTER TABLE {other} RENAME TO {name}; ALTER TABLE aside RENAME TO {other}")
+            }
+            _ => format!("ALTER TABLE {name} ADD COLUMN c{next} TEXT DEFAULT 'new'"),
+        };
+        self.execute(no, &sql);
+        self.capture(no);
     }
 
     fn migrate_once(&mut self, no: usize) {
@@ -603,14 +643,22 @@ impl Storm {
         for node in &self.nodes {
             let found = (contents(&node.app), schema(&node.app));
             assert_eq!(found.0, first.0, "node {} has the rows of the first", node.no);
-            assert!(sorted || found.1 == first.1, "node {}: {:#?} {:#?}", node.no, found.1, first.1);
+            // What a name is quoted in tells which renames SQLite has seen.
+            let bare = |schema: Vec<(String, String, String)>| -> Vec<_> {
+                let bare = |sql: String| if self.makes_objects { sql.replace('"', "") } else { sql };
+                schema.into_iter().map(|(kind, name, sql)| (kind, name, bare(sql))).collect()
+            };
+            let (found, first) = ((found.0, bare(found.1)), (&first.0, bare(first.1.clone())));
+            let own: Vec<_> = found.1.iter().filter(|object| !first.1.contains(object)).collect();
+            let others = first.1.iter().filter(|object| !found.1.contains(object)).collect::<Vec<_>>();
+            assert!(sorted || found.1 == first.1, "node {}: {own:#?}, and node 0: {others:#?}", node.no);
             let check: String = node.app.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
             assert_eq!(check, "ok");
         }
     }
 }
 
-fn pick<'a>(random: &mut Random, all: &'a [String]) -> Option<&'a String> {
+pub(super) fn pick<'a>(random: &mut Random, all: &'a [String]) -> Option<&'a String> {
     if all.is_empty() { None } else { Some(random.pick(all)) }
 }
 
@@ -781,7 +829,7 @@ fn contents(app: &Connection) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Runs the storms of one kind, of `SEED` alone or of as many seeds as `WOODCHUCK_MIGRATIONS` says.
-fn run_storms(about: About) {
+pub(super) fn run_storms(about: About) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let from = number("WOODCHUCK_MIGRATIONS_FROM").unwrap_or(0);
     let seeds = match number("SEED") {

@@ -1,5 +1,7 @@
 //! Whether what was decoded makes sense: later layers rely on it and do not check again.
 
+use std::sync::Arc;
+
 use super::super::message::{Header, ShardId, Unit, UnitChange, UnitKey};
 use crate::change::Op;
 
@@ -27,7 +29,8 @@ pub(in super::super) fn judge_place(header: &Header, shard: ShardId) -> Result<(
 
 /// Checks that every change fits the table that it names.
 pub(super) fn judge_unit(unit: &Unit) -> Result<(), String> {
-    for shape in &unit.tables {
+    let of_steps = unit.schema.iter().flat_map(|step| step.tables.iter().flatten());
+    for shape in unit.tables.iter().map(Arc::as_ref).chain(of_steps) {
         if shape.key.iter().any(|column| usize::from(*column) >= shape.columns.len()) {
             return Err(format!("table {} has a key column that is not there", shape.name));
         }

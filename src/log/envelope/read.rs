@@ -258,7 +258,7 @@ fn read_unit<'b>(d: &mut Decoder<'b>, known: &mut Tables<'b>) -> Result<Unit> {
 
 fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
     let (mut kind, mut name, mut table, mut name_before, mut before, mut after) = (None, None, None, None, None, None);
-    let mut renamed_columns = None;
+    let (mut renamed_columns, mut tables) = (None, None);
     for _ in 0..map(d)? {
         let value = match next(d, Decoder::str)? {
             "kind" => &mut kind,
@@ -269,6 +269,10 @@ fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
             "after" => &mut after,
             "renamed_columns" => {
                 renamed_columns = Some(read_list(d, read_pair)?);
+                continue;
+            }
+            "tables" => {
+                tables = Some(read_list(d, read_shape)?);
                 continue;
             }
             _ => {
@@ -287,6 +291,7 @@ fn read_step(d: &mut Decoder<'_>) -> Result<SchemaStep> {
         before,
         after,
         renamed_columns,
+        tables,
     })
 }
 

@@ -151,7 +151,8 @@ fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
     let optional = [("name_before", &step.name_before), ("before", &step.before), ("after", &step.after)]
         .map(|(key, value)| (key, value.as_deref()));
     let optional_count = optional.iter().filter(|(_, value)| value.is_some()).count();
-    head(out, MAP, 3 + optional_count as u64 + u64::from(step.renamed_columns.is_some()));
+    let lists = u64::from(step.renamed_columns.is_some()) + u64::from(step.tables.is_some());
+    head(out, MAP, 3 + optional_count as u64 + lists);
     for (key, value) in [("kind", &step.kind), ("name", &step.name), ("table", &step.table)] {
         text(out, key);
         text(out, value);
@@ -170,6 +171,11 @@ fn push_step(out: &mut Vec<u8>, step: &SchemaStep) {
             text(out, from);
             text(out, to);
         }
+    }
+    if let Some(tables) = &step.tables {
+        text(out, "tables");
+        head(out, ARRAY, tables.len() as u64);
+        tables.iter().for_each(|shape| push_shape(out, shape));
     }
 }
 
@@ -343,7 +349,8 @@ pub(in super::super) fn schema_bytes(step: &SchemaStep) -> usize {
         step.after.as_ref(),
     ];
     let renamed = step.renamed_columns.iter().flatten().map(|(from, to)| from.len() + to.len() + 19).sum::<usize>();
-    128 + texts.into_iter().flatten().map(String::len).sum::<usize>() + renamed
+    let tables = step.tables.iter().flatten().map(shape_bytes).sum::<usize>();
+    128 + texts.into_iter().flatten().map(String::len).sum::<usize>() + renamed + tables
 }
 
 /// The most bytes that a table's shape takes when encoded.
