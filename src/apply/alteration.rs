@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::sql::quoted;
 use crate::log::SchemaStep;
-use crate::schema::{Column, Table, Tokens};
+use crate::schema::{Column, Table, Tokens, unquote};
 
 /// What a change of a table does to its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,21 +64,20 @@ pub(super) fn columns_of(conn: &Connection, table: &str) -> rusqlite::Result<Vec
 /// meanwhile; an index of a column that is dropped goes with it.
 pub(super) fn alter(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
     let is_alter = sql.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("alter"));
-    let mut back: Vec<String> = Vec::new();
+    let mut back: Vec<Broken> = Vec::new();
     let done = loop {
         let done = conn.execute(sql, []).map(drop);
         let broken = match &done {
             Err(refused) if is_alter => in_the_way(conn, &refused.to_string())?,
             Ok(()) | Err(_) => None,
         };
-        let Some(Broken { kind, name, sql }) = broken else { break done };
-        conn.execute(&format!("DROP {kind} {}", quoted(&name)), [])?;
-        if kind != "index" {
-            back.push(sql);
+        let Some(broken) = broken else { break done };
+        conn.execute(&format!("DROP {} {}", broken.kind, quoted(&broken.name)), [])?;
+        if broken.kind != "index" {
+            back.push(broken);
         }
     };
-    // They were there, and SQLite does not ask what they speak of.
-    back.iter().rev().try_for_each(|sql| conn.execute(sql, []).map(drop))?;
+    back.iter().rev().try_for_each(|broken| broken.come_back(conn))?;
     done
 }
 
@@ -86,6 +85,32 @@ struct Broken {
     kind: String,
     name: String,
     sql: String,
+    /// The root page of the table that it is of.
+    root: Option<i64>,
+}
+
+impl Broken {
+    /// It was there, and SQLite does not ask what it speaks of, but for the table of a trigger, which may have another name by now.
+    fn come_back(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let refused = match conn.execute(&self.sql, []) {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let find = "SELECT name FROM main.sqlite_schema WHERE type = 'table' AND rootpage = ?1";
+        let now: Option<String> = conn.query_row(find, [self.root], |row| row.get(0)).optional()?;
+        let told = now.map(|now| trigger_on(&self.name, &self.sql, &now)).transpose()?.flatten();
+        told.map_or(Err(refused), |sql| conn.execute(&sql, []).map(drop))
+    }
+}
+
+/// The statement of a trigger with another table, which is all that the old way of renaming changes in it.
+fn trigger_on(name: &str, sql: &str, table: &str) -> rusqlite::Result<Option<String>> {
+    let scratch = Connection::open_in_memory()?;
+    let then = Tokens::new(sql).skip_while(|(_, token)| !token.eq_ignore_ascii_case("ON")).nth(1);
+    let Some(then) = then.map(|(_, token)| quoted(&unquote(token))) else { return Ok(None) };
+    scratch.execute_batch(&format!("CREATE TABLE {then}(id); {sql}; PRAGMA legacy_alter_table = ON"))?;
+    scratch.execute(&format!("ALTER TABLE {then} RENAME TO {}", quoted(table)), [])?;
+    sql_of(&scratch, "trigger", name)
 }
 
 /// The object that SQLite names as what it refuses an ALTER for.
@@ -93,9 +118,10 @@ fn in_the_way(conn: &Connection, refused: &str) -> rusqlite::Result<Option<Broke
     if !refused.starts_with("error in ") {
         return Ok(None);
     }
-    let find = "SELECT type, name, sql FROM main.sqlite_schema WHERE type <> 'table' AND sql IS NOT NULL
+    let find = "SELECT type, name, sql, (SELECT rootpage FROM main.sqlite_schema AS its WHERE its.type = 'table' AND its.name = object.tbl_name)
+        FROM main.sqlite_schema AS object WHERE type <> 'table' AND sql IS NOT NULL
         AND (instr(?1, 'error in ' || type || ' ' || name || ': ') = 1 OR instr(?1, 'error in ' || type || ' ' || name || ' after ') = 1)";
-    let found = |row: &rusqlite::Row<'_>| Ok(Broken { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)? });
+    let found = |row: &rusqlite::Row<'_>| Ok(Broken { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)?, root: row.get(3)? });
     conn.query_row(find, [refused], found).optional()
 }
 

@@ -24,7 +24,7 @@ use super::remake::{is_virtual, name_aside};
 use super::repeated::PendingStep;
 use super::routing::made_unique;
 use super::shape::LocalTable;
-use super::spoken::is_same_statement;
+use super::spoken::{follows_names, is_same_statement};
 use super::sql::quoted;
 use super::state::State;
 use crate::change::reshape;
@@ -117,6 +117,16 @@ pub(super) fn from_aside(step: &SchemaStep, aside: &BTreeMap<String, String>) ->
     Some(SchemaStep { name_before: Some(name.clone()), ..step.clone() })
 }
 
+/// Whether SQLite does not make an index because a column of it is not there.
+fn is_of_no_column(refused: &rusqlite::Error) -> bool {
+    let said = match refused {
+        rusqlite::Error::SqlInputError { msg, .. } => msg,
+        rusqlite::Error::SqliteFailure(_, Some(msg)) => msg,
+        _ => return false,
+    };
+    said.starts_with("no such column: ")
+}
+
 /// A table, or a column of one, that the fold loses and an own change that is pending makes again.
 #[derive(Debug)]
 pub(super) struct BegunAnew {
@@ -192,7 +202,7 @@ impl Maker<'_, '_> {
         }
         let here = sql_of(self.conn, &step.kind, &step.name).map_err(&refused)?;
         if step.kind != "table" {
-            return self.make_object(step, here);
+            return self.make_object(step, all, here);
         }
         match (&step.before, &step.after) {
             (_, None) => {
@@ -218,7 +228,7 @@ impl Maker<'_, '_> {
     }
 
     /// Makes of an index, a view or a trigger, of which `here` is the statement here, what the step makes of it.
-    fn make_object(&mut self, step: &SchemaStep, here: Option<String>) -> Result<(), ApplyError> {
+    fn make_object(&mut self, step: &SchemaStep, all: &[SchemaStep], here: Option<String>) -> Result<(), ApplyError> {
         let drop_it = |maker: &Self| maker.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)));
         let Some(after) = &step.after else { return if here.is_some() { drop_it(self) } else { Ok(()) } };
         let Some(after) = self.state.under_names_here(self.conn, step, after)? else { return Ok(()) };
@@ -233,6 +243,8 @@ impl Maker<'_, '_> {
         };
         match (here, &step.before) {
             (Some(here), _) if is_same_statement(&here, &after) => Ok(()),
+            // Somebody has dropped it, or made another one of it.
+            _ if !is_as_before && follows_names(step, &all.iter().collect::<Vec<_>>()) => Ok(()),
             (Some(here), _) if !is_as_before => self.differs(step, here, &after),
             (None, _) if self.belongs_to_nothing(step)? => Ok(()),
             (here, _) => {
@@ -276,7 +288,10 @@ impl Maker<'_, '_> {
         };
         let mut about = self.pending.iter().map(|pending| &pending.step).filter(|other| is_same(other));
         match (&step.before, &step.after) {
-            _ if step.kind != "table" => about.next().is_some(),
+            _ if step.kind != "table" => self.pending.iter().filter(|other| is_same(&other.step)).any(|other| {
+                let of_tx = self.pending.iter().filter(|pending| pending.tx == other.tx);
+                !follows_names(&other.step, &of_tx.map(|pending| &pending.step).collect::<Vec<_>>())
+            }),
             // What is equal or not is for the look at what is here.
             (None, Some(_)) => about.any(|other| other.after.is_none() || other.name_before.is_some()),
             (_, None) => about.any(|other| other.before.is_none()),
@@ -598,7 +613,14 @@ impl Maker<'_, '_> {
                 self.conn.execute(keep, params![new.name, sequence]).map_err(&refused)?;
             }
         }
-        stood.iter().filter_map(|row| row.sql.as_ref()).try_for_each(|sql| self.run(step, sql))
+        for (row, sql) in stood.iter().filter_map(|row| row.sql.as_ref().map(|sql| (row, sql))) {
+            match self.run(step, sql) {
+                // It has gone with its column.
+                Err(ApplyError::Cannot(Cannot::SchemaRefused { source, .. })) if row.kind == "index" && is_of_no_column(&source) => {}
+                ended => ended?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn pragma(

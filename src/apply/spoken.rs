@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::alteration::{alter, sql_of, written};
+use super::alteration::{ColumnStep, alter, alteration, columns_of, sql_of, statements, written};
 use super::beginnings::{THE_TABLE, always};
 use super::error::ApplyError;
 use super::names::{Named, name_that_stays};
@@ -43,6 +43,54 @@ impl Spoken {
         self.here.as_ref().is_none_or(|here| is_same(&self.then, here))
             && self.columns.iter().all(|(then, here)| here.as_ref().is_some_and(|here| is_same(then, here)))
     }
+}
+
+/// Whether a step does no more to an index, a view or a trigger than to follow the names that others of the same transaction give.
+pub(super) fn follows_names(step: &SchemaStep, all: &[&SchemaStep]) -> bool {
+    match (step.kind.as_str(), &step.before, &step.after) {
+        ("table", ..) | (_, None, _) | (_, _, None) => false,
+        (_, Some(before), Some(after)) => {
+            matches!(with_names_of(step, before, all), Ok(Some(sql)) if is_same_statement(&sql, after))
+        }
+    }
+}
+
+/// The statement before a step as it is when the steps have given their names.
+fn with_names_of(step: &SchemaStep, before: &str, all: &[&SchemaStep]) -> rusqlite::Result<Option<String>> {
+    let db = Connection::open_in_memory()?;
+    let mut moved = Vec::new();
+    for table in all.iter().filter(|other| other.kind == "table") {
+        let (Some(before), Some(after)) = (&table.before, &table.after) else { continue };
+        if db.execute(before, []).is_ok() {
+            moved.push((table, alteration(table, before, after)?.columns));
+        }
+    }
+    for shape in step.tables.iter().flatten() {
+        let columns: Vec<String> = shape.columns.iter().map(|column| quoted(column)).collect();
+        // Those of the steps are there, under their names before.
+        if !all.iter().any(|table| table.kind == "table" && table.name.eq_ignore_ascii_case(&shape.name)) {
+            drop(db.execute(&format!("CREATE TABLE {}({})", quoted(&shape.name), columns.join(", ")), []));
+        }
+    }
+    db.execute(before, [])?;
+    let aside = |no: usize| format!("woodchuck_aside_{no}");
+    for (no, (table, columns)) in moved.iter().enumerate() {
+        let old_name = table.name_before.as_ref().unwrap_or(&table.name);
+        for column in columns {
+            if let ColumnStep::Rename { in_place: None, .. } = column {
+                statements(old_name, column).iter().try_for_each(|sql| alter(&db, sql))?;
+            }
+        }
+        if *old_name != table.name {
+            alter(&db, &format!("ALTER TABLE {} RENAME TO {}", quoted(old_name), aside(no)))?;
+        }
+    }
+    for (no, (table, _)) in moved.iter().enumerate().filter(|(_, (table, _))| table.name_before.is_some()) {
+        if table.name_before.as_ref() != Some(&table.name) {
+            alter(&db, &format!("ALTER TABLE {} RENAME TO {}", aside(no), quoted(&table.name)))?;
+        }
+    }
+    sql_of(&db, &step.kind, &step.name)
 }
 
 /// Whether two statements are the same but for the quotes of names: SQLite puts some there when what they speak of is renamed.
@@ -244,6 +292,11 @@ pub(super) fn rename(
             if let Some(from) = from {
                 alter(&table, &format!("RENAME COLUMN {} TO {}", quoted(from), aside(no)))?;
             }
+        }
+        let kept: BTreeSet<String> = columns_of(db, &table)?.iter().map(|name| name.to_ascii_lowercase()).collect();
+        for (no, (_, to)) in moved.iter().enumerate().filter(|(_, (_, to))| kept.contains(&to.to_ascii_lowercase())) {
+            // One that the statement does not speak of.
+            alter(&table, &format!("RENAME COLUMN {} TO {}", quoted(to), aside(moved.len() + no)))?;
         }
         for (no, (from, to)) in moved.iter().enumerate() {
             let what = match from {
