@@ -272,7 +272,11 @@ pub(super) fn rename(
     to: Direction,
     written: &dyn Fn(&Spoken, &str) -> String,
 ) -> rusqlite::Result<()> {
-    let aside = |no: usize| format!("woodchuck_aside_{no}");
+    // What went aside on the way there stays there.
+    let aside = |no: usize| match to {
+        Direction::Then => format!("woodchuck_then_{no}"),
+        Direction::Here => format!("woodchuck_here_{no}"),
+    };
     let alter = |table: &str, what: &str| alter(db, &format!("ALTER TABLE {} {what}", quoted(table)));
     let ends = |of: &Spoken| {
         let here = of.here.clone()?;
