@@ -121,7 +121,9 @@ fn in_the_way(conn: &Connection, refused: &str) -> rusqlite::Result<Option<Broke
     let find = "SELECT type, name, sql, (SELECT rootpage FROM main.sqlite_schema AS its WHERE its.type = 'table' AND its.name = object.tbl_name)
         FROM main.sqlite_schema AS object WHERE type <> 'table' AND sql IS NOT NULL
         AND (instr(?1, 'error in ' || type || ' ' || name || ': ') = 1 OR instr(?1, 'error in ' || type || ' ' || name || ' after ') = 1)";
-    let found = |row: &rusqlite::Row<'_>| Ok(Broken { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)?, root: row.get(3)? });
+    let found = |row: &rusqlite::Row<'_>| {
+        Ok(Broken { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)?, root: row.get(3)? })
+    };
     conn.query_row(find, [refused], found).optional()
 }
 

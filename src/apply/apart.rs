@@ -173,12 +173,7 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    fn set_row_apart(
-        &mut self,
-        apart: &mut Apart,
-        table: &Arc<LocalTable>,
-        key: RowKey,
-    ) -> Result<(), ApplyError> {
+    fn set_row_apart(&mut self, apart: &mut Apart, table: &Arc<LocalTable>, key: RowKey) -> Result<(), ApplyError> {
         let canonical = canonical_key(&table.table, &key);
         if let Some(base) = self.state.base(table, &canonical)? {
             if let Some(row) = &base.row {

@@ -147,6 +147,12 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         }
     }
     let met = call.state.tables_met();
+    for table in with.snapshot {
+        let Some(here) = here_of(&mut call, table, plan.as_ref())? else { continue };
+        if here.travels.is_by_name() {
+            call.send_passed_over_again(&here)?;
+        }
+    }
     note_base(&mut call, with)?;
     call.undo_all()?;
     for table in with.snapshot {
@@ -197,12 +203,9 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
         done.schema = made.told;
     }
     for table in with.snapshot {
-        let name = plan.as_ref().and_then(|plan| plan.names.get(&table.name.to_ascii_lowercase())?.as_ref());
-        if let Some(here) = call.table_now(name.unwrap_or(&table.name)) {
-            let here = call.state.local_table(&here)?;
-            if here.travels.is_by_name() {
-                call.send_again(&here)?;
-            }
+        let Some(here) = here_of(&mut call, table, plan.as_ref())? else { continue };
+        if here.travels.is_by_name() {
+            call.send_again(&here)?;
         }
     }
     call.redo()?;
@@ -210,6 +213,13 @@ fn catch_up(state: &mut State, with: &mut Ahead<'_>) -> Result<(NetEffect, Caugh
     call.state.versions = std::mem::take(&mut call.folder.net.versions);
     done.counts = call.folder.counts;
     Ok((call.net_effect()?, done))
+}
+
+/// A table of the snapshot as it is here.
+fn here_of(call: &mut Call<'_, '_>, table: &Table, plan: Option<&Plan>) -> Result<Option<Arc<LocalTable>>, ApplyError> {
+    let name = plan.and_then(|plan| plan.names.get(&table.name.to_ascii_lowercase())?.as_ref());
+    let here = call.table_now(name.unwrap_or(&table.name));
+    here.map(|here| call.state.local_table(&here)).transpose()
 }
 
 /// How rows travel, by what the snapshot's tables are called here.

@@ -21,6 +21,14 @@ pub struct Backlog {
     pub transactions_unsealed: u64,
 }
 
+/// An own unit that touches a table.
+pub(super) struct Touching {
+    pub(super) id: i64,
+    pub(super) shard: ShardId,
+    /// Its message, if the fold counts that.
+    pub(super) folded_as: Option<u64>,
+}
+
 impl State {
     /// What waits in the outbox.
     ///
@@ -149,6 +157,20 @@ impl State {
         let ids =
             self.db.prepare_cached(sql)?.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         Ok(ids)
+    }
+
+    /// All of them, also those that are folded.
+    pub(super) fn units_touching(&self, table: i64) -> Result<Vec<Touching>, ApplyError> {
+        let sql =
+            "SELECT p.id, p.shard, p.batch_no, p.folded FROM pending_table t JOIN pending p ON p.id = t.pending_id
+            WHERE t.table_id = ?1 ORDER BY p.id";
+        let mut found = self.db.prepare_cached(sql)?;
+        let units = found.query_map([table], |row| {
+            let (batch_no, is_folded): (Option<i64>, bool) = (row.get(2)?, row.get(3)?);
+            let folded_as = batch_no.filter(|_| is_folded).map(from_db);
+            Ok(Touching { id: row.get(0)?, shard: ShardId(row.get(1)?), folded_as })
+        })?;
+        Ok(units.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The message that carries the last unit of the transaction that `id` belongs to in its shard, and the number of that unit; `None` as

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rusqlite::params;
 
 use super::apart::{Apart, RoundUnits};
+use super::codec::{Reader, push_varint};
 use super::deferred::Touched;
 use super::error::ApplyError;
 use super::fitting::Found;
@@ -21,7 +22,9 @@ use super::shape::LocalTable;
 use super::state::{State, TableState};
 use super::undo_redo::Call;
 use super::uniques::{definition_of_fold, is_unique_index};
-use crate::log::{Origin, Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};
+use crate::log::{
+    MovedIn, Origin, Routing, SchemaStep, ShardId, TableRouting, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin,
+};
 
 /// How rows of a table travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,33 @@ pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError>
     })
 }
 
+/// `varint count, of each: varints node, epoch, number of its message`.
+fn folded_bytes(folded: &[(Origin, u64)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    push_varint(&mut bytes, folded.len() as u64);
+    for (origin, batch_no) in folded {
+        [origin.node_id, origin.epoch, *batch_no].into_iter().for_each(|number| push_varint(&mut bytes, number));
+    }
+    bytes
+}
+
+fn folded_of_bytes(bytes: &[u8]) -> Result<Vec<(Origin, u64)>, ApplyError> {
+    let mut reader = Reader::new(bytes);
+    let count = reader.varint()?;
+    // A count that is damaged ends with the bytes.
+    let of_one = |_| {
+        let origin = Origin { node_id: reader.varint()?, epoch: reader.varint()? };
+        Ok((origin, reader.varint()?))
+    };
+    (0..count).map(of_one).collect()
+}
+
+impl TableState {
+    fn has_moved_in(&self, shard: ShardId) -> bool {
+        self.moved_in.iter().any(|moved| moved.shard == shard)
+    }
+}
+
 impl State {
     /// How rows travel, of all tables that were met. One that was dropped is among them: its name may be given again.
     pub(super) fn routing(&self) -> Routing {
@@ -99,7 +129,7 @@ impl State {
                 }
                 None => self.meet(name, travels)?,
             };
-            moved_in.iter().try_for_each(|shard| self.note_moved(id, *shard))?;
+            moved_in.iter().try_for_each(|moved| self.note_moved(id, moved.clone()))?;
         }
         self.forget_tables();
         Ok(())
@@ -169,24 +199,27 @@ impl State {
         Ok(())
     }
 
-    fn note_moved(&mut self, id: i64, shard: ShardId) -> Result<(), ApplyError> {
+    fn note_moved(&mut self, id: i64, moved: MovedIn) -> Result<(), ApplyError> {
         let Some(table) = self.tables.values_mut().find(|table| table.id == id) else { return Ok(()) };
-        if !table.moved_in.contains(&shard) {
-            table.moved_in.push(shard);
-            let sql = "INSERT OR IGNORE INTO moved_in(table_id, shard, fresh) VALUES(?1, ?2, 1)";
-            self.db.prepare_cached(sql)?.execute(params![id, shard.0])?;
+        if !table.has_moved_in(moved.shard) {
+            let sql = "INSERT OR IGNORE INTO moved_in(table_id, shard, fresh, folded) VALUES(?1, ?2, 1, ?3)";
+            let folded = moved.folded.as_deref().map(folded_bytes);
+            self.db.prepare_cached(sql)?.execute(params![id, moved.shard.0, folded])?;
+            table.moved_in.push(moved);
         }
         Ok(())
     }
 
     /// The shards in which a table's rows have moved, by table.
     pub(super) fn load_moves(&mut self) -> Result<(), ApplyError> {
-        let mut found = self.db.prepare_cached("SELECT table_id, shard FROM moved_in ORDER BY table_id, shard")?;
+        let mut found =
+            self.db.prepare_cached("SELECT table_id, shard, folded FROM moved_in ORDER BY table_id, shard")?;
         let mut rows = found.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, shard): (i64, u16) = (row.get(0)?, row.get(1)?);
+            let (id, shard, folded): (i64, u16, Option<Vec<u8>>) = (row.get(0)?, row.get(1)?, row.get(2)?);
             if let Some(table) = self.tables.values_mut().find(|table| table.id == id) {
-                table.moved_in.push(ShardId(shard));
+                let folded = folded.map(|bytes| folded_of_bytes(&bytes)).transpose()?;
+                table.moved_in.push(MovedIn { shard: ShardId(shard), folded });
             }
         }
         Ok(())
@@ -244,7 +277,9 @@ impl Call<'_, '_> {
             let Some(name) = made_unique(step)? else { continue };
             if let Named::Table(table) = self.named(name)? {
                 let local = self.state.local_table(&table)?;
-                self.state.note_moved(local.id, shard)?;
+                let folded = self.state.folded_all(shard)?;
+                let folded = folded.into_iter().map(|(origin, folded)| (origin, folded.batch_no)).collect();
+                self.state.note_moved(local.id, MovedIn { shard, folded: Some(folded) })?;
             }
         }
         Ok(())
@@ -318,8 +353,8 @@ impl Call<'_, '_> {
         // Rows that have always traveled by name are in no other shard, whoever took them for others.
         let is_moved = self.state.table_state(table).is_some_and(|state| match state.travels {
             Travels::ByKey => false,
-            Travels::ByName => state.moved_in.is_empty() || state.moved_in.contains(&shard),
-            Travels::MovedHere => state.moved_in.contains(&shard),
+            Travels::ByName => state.moved_in.is_empty() || state.has_moved_in(shard),
+            Travels::MovedHere => state.has_moved_in(shard),
         });
         is_moved && (self.taking.route)(&table.routed, None).is_some_and(|home| home != shard)
     }
@@ -328,11 +363,38 @@ impl Call<'_, '_> {
     ///
     /// From the first of them on all are sent again, so that one row's stay in order.
     pub(super) fn send_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
+        let units = self.state.pending_touching(table.id)?;
+        self.send_units_again(table, units)
+    }
+
+    /// The same with those of a node that catches up which a snapshot counts as folded: they came to their shards behind the change that moves
+    /// the table's rows, which their node hears of by the snapshot alone, so nobody has folded what they say of the table.
+    pub(super) fn send_passed_over_again(&mut self, table: &LocalTable) -> Result<(), ApplyError> {
+        let Some(home) = (self.taking.route)(&table.routed, None) else { return Ok(()) };
+        let own = self.state.origin();
+        let moved_in = self.state.table_state(table).map(|state| state.moved_in.clone()).unwrap_or_default();
+        let is_passed_over = |shard: ShardId, batch_no: u64| {
+            let moved = moved_in.iter().find(|moved| moved.shard == shard && shard != home);
+            let folded = moved.and_then(|moved| moved.folded.as_ref());
+            folded.is_some_and(|folded| folded.iter().all(|(origin, last)| *origin != own || batch_no > *last))
+        };
+        let (mut units, mut has_any) = (Vec::new(), false);
+        for unit in self.state.units_touching(table.id)? {
+            let is_passed_over = unit.folded_as.is_some_and(|batch_no| is_passed_over(unit.shard, batch_no));
+            has_any |= is_passed_over;
+            if unit.folded_as.is_none() || is_passed_over {
+                units.push(unit.id);
+            }
+        }
+        if has_any { self.send_units_again(table, units) } else { Ok(()) }
+    }
+
+    fn send_units_again(&mut self, table: &LocalTable, units: Vec<i64>) -> Result<(), ApplyError> {
         let Some(home) = (self.taking.route)(&table.routed, None) else { return Ok(()) };
         let own = self.state.origin();
         let mut open: Option<(UnitBuilder, i64)> = None;
         let mut tx_last = None;
-        for id in self.state.pending_touching(table.id)? {
+        for id in units {
             let is_astray = self.state.shard_of_pending(id)? != home;
             if !is_astray && open.is_none() {
                 continue;

@@ -616,7 +616,8 @@ impl Maker<'_, '_> {
         for (row, sql) in stood.iter().filter_map(|row| row.sql.as_ref().map(|sql| (row, sql))) {
             match self.run(step, sql) {
                 // It has gone with its column.
-                Err(ApplyError::Cannot(Cannot::SchemaRefused { source, .. })) if row.kind == "index" && is_of_no_column(&source) => {}
+                Err(ApplyError::Cannot(Cannot::SchemaRefused { source, .. }))
+                    if row.kind == "index" && is_of_no_column(&source) => {}
                 ended => ended?,
             }
         }

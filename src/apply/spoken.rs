@@ -201,7 +201,10 @@ impl Call<'_, '_> {
         steps: &[SchemaStep],
     ) -> Result<(Vec<SchemaStep>, Vec<SchemaStep>), ApplyError> {
         let is_named = |name: &String| {
-            let mut names = steps.iter().filter(|step| step.kind == "table").flat_map(|step| [Some(&step.name), step.name_before.as_ref()]);
+            let mut names = steps
+                .iter()
+                .filter(|step| step.kind == "table")
+                .flat_map(|step| [Some(&step.name), step.name_before.as_ref()]);
             names.any(|other| other.is_some_and(|other| other.eq_ignore_ascii_case(name)))
         };
         let (mut all, mut in_vain) = (Vec::with_capacity(steps.len()), Vec::new());

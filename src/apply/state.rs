@@ -20,7 +20,7 @@ use super::shape::LocalTable;
 use super::state_file;
 use super::state_log::Checkpoints;
 use super::versions::Versions;
-use crate::log::{Folded, Origin, ShardId, StreamSeq, TableShape};
+use crate::log::{Folded, MovedIn, Origin, ShardId, StreamSeq, TableShape};
 use crate::schema::{RowFilters, Table};
 
 /// The node id of a state that was made for a node yet to be named: the first that opens it gives it its own.
@@ -61,7 +61,7 @@ pub(super) struct TableState {
     /// How its rows travel: one row must never travel in two shards.
     pub(super) travels: Travels,
     /// The shards in which the fold stands behind the change of the schema that made them travel by the table's name.
-    pub(super) moved_in: Vec<ShardId>,
+    pub(super) moved_in: Vec<MovedIn>,
 }
 
 impl TableState {

@@ -13,7 +13,7 @@ use crate::log::Origin;
 const APPLICATION_ID: i64 = 0x5744_434b;
 
 /// The version of the tables below.
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 
 /// Columns named `*_before` hold what counts again when an intent turns out never to have happened.
 const TABLES: &str = "
@@ -54,7 +54,7 @@ CREATE TABLE births(table_name TEXT NOT NULL, origin BLOB NOT NULL, tx INTEGER N
 CREATE TABLE fills(table_name TEXT NOT NULL, column_name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(table_name, column_name)) WITHOUT ROWID;
 CREATE TABLE beginnings(table_name TEXT NOT NULL, beginning BLOB NOT NULL, now TEXT, PRIMARY KEY(table_name, beginning)) WITHOUT ROWID;
 CREATE TABLE intent_schema(kind TEXT NOT NULL, name TEXT NOT NULL, sql TEXT, PRIMARY KEY(kind, name)) WITHOUT ROWID;
-CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
+CREATE TABLE moved_in(table_id INTEGER NOT NULL, shard INTEGER NOT NULL, fresh INTEGER NOT NULL, folded BLOB, PRIMARY KEY(table_id, shard)) WITHOUT ROWID;
 ";
 
 /// What makes a state of version 1 one of version 2, which knows changes of the schema.
@@ -100,6 +100,11 @@ const FROM_6: &str = "
 ALTER TABLE pending ADD COLUMN runs BLOB;
 ALTER TABLE pending ADD COLUMN laid_out INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE pending_unit ADD COLUMN base BLOB;
+";
+
+/// What makes a state of version 7 one of version 8, which knows what of each node was folded when rows moved.
+const FROM_7: &str = "
+ALTER TABLE moved_in ADD COLUMN folded BLOB;
 ";
 
 /// Makes the tables of a new file, brings those of an earlier version up to date, and refuses what is not ours.
@@ -160,6 +165,9 @@ fn upgrade(db: &Connection) -> Result<(), ApplyError> {
         if version < 7 {
             db.execute_batch(FROM_6)?;
         }
+        if version < 8 {
+            db.execute_batch(FROM_7)?;
+        }
         Ok(db.pragma_update(None, "user_version", VERSION)?)
     })();
     db.execute_batch(if upgraded.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -193,6 +201,7 @@ mod tests {
             (4, include_str!("../../fixtures/state/version-4.sql")),
             (5, include_str!("../../fixtures/state/version-5.sql")),
             (6, include_str!("../../fixtures/state/version-6.sql")),
+            (7, include_str!("../../fixtures/state/version-7.sql")),
         ];
         assert_eq!(scripts.len() as i64, VERSION - 1, "each earlier version has a script");
         for (version, script) in scripts {

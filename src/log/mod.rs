@@ -48,7 +48,7 @@ pub use seal::{
 };
 pub use shard::shard_of;
 pub use snapshot::{
-    FirstContent, HASH_BYTES, Lease, Maker, Routing, ShardStand, SnapshotError, SnapshotInfo, SnapshotManifest,
-    SnapshotStore, Stand, TableDigest, TableRouting, content_of_first, hash_file,
+    FirstContent, HASH_BYTES, Lease, Maker, MovedIn, Routing, ShardStand, SnapshotError, SnapshotInfo,
+    SnapshotManifest, SnapshotStore, Stand, TableDigest, TableRouting, content_of_first, hash_file,
 };
 pub use units::{UNIQUE_UNIT_BYTES_MAX, UNIT_BYTES_MAX, UnitBuilder, UnitOrigin};

@@ -252,3 +252,66 @@ fn a_node_that_was_away_while_values_became_unique_ends_with_the_rows_and_the_sc
 fn a_node_that_was_away_while_all_made_the_same_changes_ends_with_the_rows_and_the_schema_of_the_others() {
     run_storms(About::BehindSame, &FOUND_SAME);
 }
+
+/// Rows of a table travel in another shard behind the change that made its values UNIQUE, and what comes behind it in theirs from a node that has
+/// not heard of it nobody folds: that node sends it again. Here it hears of the change by a snapshot, which stands behind all of that.
+#[test]
+fn changes_that_nobody_has_folded_are_sent_again_by_a_node_that_catches_up() {
+    let mut sent_again = 0;
+    for seed in 0..12 {
+        let mut storm = Storm::new(seed, About::Behind);
+        // One round may be in flight at a time, and a change of the schema has one of its own.
+        let turn = |storm: &mut Storm, no: usize| {
+            for _ in 0..4 {
+                storm.nodes[no].with(None, |node| node.turn().map(drop));
+                storm.send(no, usize::MAX);
+            }
+        };
+        let rows = |from: u64| {
+            let values: Vec<String> = (from..from + 20).map(|id| format!("({id}, 'first', NULL)")).collect();
+            format!("INSERT INTO t0 VALUES{}", values.join(", "))
+        };
+        // These are in the fold before the change, and what is written to them there is later.
+        storm.execute(1, &rows(100));
+        turn(&mut storm, 1);
+        storm.deliver(0, usize::MAX);
+        turn(&mut storm, 0);
+        storm.execute(0, "UPDATE t0 SET a = 'second' WHERE id >= 100; DELETE FROM t0 WHERE id = 119");
+        storm.execute(0, "CREATE UNIQUE INDEX u ON t0(b)");
+        turn(&mut storm, 0);
+        for sql in [&rows(200), "UPDATE t0 SET b = 70 + id WHERE id BETWEEN 100 AND 104", "DELETE FROM t0 WHERE id < 4"]
+        {
+            storm.execute(1, sql);
+        }
+        turn(&mut storm, 1);
+        for no in (0..storm.nodes.len()).chain([0]).filter(|no| *no != 1) {
+            storm.deliver(no, usize::MAX);
+            turn(&mut storm, no);
+        }
+        storm.snapshot(0);
+        assert_eq!(storm.behind.as_ref().unwrap().snapshots.len(), 1, "SEED={seed}");
+        storm.trim();
+        // Some of it is on its way yet.
+        storm.execute(1, "INSERT INTO t0 VALUES(300, 'late', 300)");
+        if seed % 2 == 0 {
+            storm.nodes[1].with(None, |node| node.turn().map(drop));
+        }
+        storm.deliver(1, usize::MAX);
+        storm.catch_up(1);
+        assert_eq!(storm.behind.as_ref().unwrap().catch_ups, 1, "SEED={seed}");
+        storm.settle();
+        for node in &storm.nodes {
+            let count = |sql: &str| -> i64 { node.app.query_row(sql, [], |row| row.get(0)).unwrap() };
+            let found = [
+                "SELECT count(*) FROM t0 WHERE id BETWEEN 200 AND 219 AND a = 'first'",
+                "SELECT count(*) FROM t0 WHERE id BETWEEN 100 AND 119 AND a = 'second'",
+                "SELECT count(*) FROM t0 WHERE id BETWEEN 100 AND 104 AND b = 70 + id",
+                "SELECT count(*) FROM t0 WHERE id < 4",
+                "SELECT count(*) FROM t0 WHERE id = 300",
+            ];
+            assert_eq!(found.map(count), [20, 19, 5, 0, 1], "SEED={seed}, node {}", node.no);
+        }
+        sent_again += u64::from(storm.setup.shards > 1);
+    }
+    assert!(sent_again > 3, "some of the seeds have several shards");
+}

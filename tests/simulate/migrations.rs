@@ -468,7 +468,9 @@ impl Storm {
                 if self.key_is_text(no, &name) == self.key_is_text(no, &other) {
                     return;
                 }
-                format!("ALTER TABLE {name} RENAME TO aside; ALTER TABLE {other} RENAME TO {name}; ALTER TABLE aside RENAME TO {other}")
+                format!(
+                    "ALTER TABLE {name} RENAME TO aside; ALTER TABLE {other} RENAME TO {name}; ALTER TABLE aside RENAME TO {other}"
+                )
             }
             _ => format!("ALTER TABLE {name} ADD COLUMN c{next} TEXT DEFAULT 'new'"),
         };

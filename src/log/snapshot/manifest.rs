@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
 use super::super::message::{Origin, ShardId, StreamSeq};
@@ -18,13 +19,15 @@ use super::super::order::Folded;
 /// The first bytes of a stored snapshot.
 pub(super) const MAGIC: &[u8; 4] = b"WDSN";
 /// The version of the manifest. Earlier ones are read, later ones are refused.
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 /// From this version on manifests say how rows travel.
 const VERSION_WITH_ROUTING: u16 = 2;
 /// And from this one on, in which shards that is so although it was otherwise before.
 const VERSION_WITH_MOVES: u16 = 3;
 /// They say from then on as well what became of names.
 const VERSION_WITH_NAMES: u16 = 3;
+/// The first that tells what of each origin was folded before rows moved.
+const VERSION_WITH_FOLDED: u16 = 4;
 /// Length of a blake3 hash in bytes.
 pub const HASH_BYTES: usize = 32;
 /// A manifest holds a few numbers per shard and origin; more than this is damage, and must not become an allocation.
@@ -48,7 +51,17 @@ pub struct TableRouting {
     /// By its name alone.
     pub by_name: bool,
     /// Where the fold stands behind the change of the schema that made it so, if there was one.
-    pub moved_in: Vec<ShardId>,
+    pub moved_in: Vec<MovedIn>,
+}
+
+/// A shard in which the rows of a table have moved to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedIn {
+    /// The shard.
+    pub shard: ShardId,
+    /// The last message of each origin that was folded there before: what comes of the table behind it counts in the other shard alone. `None` in
+    /// manifests before version 4, and where an earlier version has folded the change.
+    pub folded: Option<Vec<(Origin, u64)>>,
 }
 
 /// How rows travel, of all tables of which rows were ever met; names in ASCII lower case. Neither the database nor messages tell it: a
@@ -72,8 +85,8 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name, [shard…]]…],
-    /// names]`.
+    /// Encodes: `[version, bytes, hash, [[shard, seq, [[node, epoch, batch_no, round_no, part]…]]…], [[table, by_name, [[shard, [[node, epoch,
+    /// batch_no]…] or null]…]]…], names]`.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -91,8 +104,16 @@ impl SnapshotManifest {
             to.array(self.routing.len() as u64)?;
             for (table, TableRouting { by_name, moved_in }) in &self.routing {
                 to.array(3)?.str(table)?.bool(*by_name)?.array(moved_in.len() as u64)?;
-                for shard in moved_in {
-                    to.u16(shard.0)?;
+                for MovedIn { shard, folded } in moved_in {
+                    to.array(2)?.u16(shard.0)?;
+                    let Some(folded) = folded else {
+                        to.null()?;
+                        continue;
+                    };
+                    to.array(folded.len() as u64)?;
+                    for (origin, batch_no) in folded {
+                        to.array(3)?.u64(origin.node_id)?.u64(origin.epoch)?.u64(*batch_no)?;
+                    }
                 }
             }
             to.bytes(&self.names)?;
@@ -136,7 +157,23 @@ impl SnapshotManifest {
                     let mut travels = TableRouting { by_name: from.bool()?, moved_in: Vec::new() };
                     if version >= VERSION_WITH_MOVES {
                         for _ in 0..count(from.array()?)? {
-                            travels.moved_in.push(ShardId(from.u16()?));
+                            let mut moved = MovedIn { shard: ShardId(0), folded: None };
+                            if version >= VERSION_WITH_FOLDED {
+                                from.array()?;
+                            }
+                            moved.shard = ShardId(from.u16()?);
+                            if version >= VERSION_WITH_FOLDED && from.datatype()? == Type::Null {
+                                from.null()?;
+                            } else if version >= VERSION_WITH_FOLDED {
+                                let mut folded = Vec::new();
+                                for _ in 0..count(from.array()?)? {
+                                    from.array()?;
+                                    let origin = Origin { node_id: from.u64()?, epoch: from.u64()? };
+                                    folded.push((origin, from.u64()?));
+                                }
+                                moved.folded = Some(folded);
+                            }
+                            travels.moved_in.push(moved);
                         }
                     }
                     routing.insert(table, travels);
@@ -159,7 +196,8 @@ mod tests {
         let folded = Folded { batch_no: 3, round_no: 2, part: 1 };
         let stand = ShardStand { seq: StreamSeq(70_000), folded: vec![(origin, folded)] };
         let stand = Stand::from([(ShardId(1), stand), (ShardId(2), ShardStand::default())]);
-        let moved = TableRouting { by_name: true, moved_in: vec![ShardId(1), ShardId(2)] };
+        let known = MovedIn { shard: ShardId(1), folded: Some(vec![(origin, 1 << 40)]) };
+        let moved = TableRouting { by_name: true, moved_in: vec![known, MovedIn { shard: ShardId(2), folded: None }] };
         let routing = Routing::from([("by_key".to_owned(), TableRouting::default()), ("by_name".to_owned(), moved)]);
         let names = vec![1, 2, 3];
         let manifest = SnapshotManifest { stand, routing, names, database_bytes: 1 << 40, blake3: [9; HASH_BYTES] };
@@ -188,6 +226,16 @@ mod tests {
         bytes.extend([0x81, 0x82, 0x61, b't', 0xf5]);
         manifest.routing.insert("t".to_owned(), TableRouting { by_name: true, moved_in: Vec::new() });
         assert_eq!(SnapshotManifest::decode(&bytes).as_ref(), Ok(&manifest));
+        // The same with the shard in which it has moved, and no names.
+        let mut moved = bytes.clone();
+        moved[..2].copy_from_slice(&[0x86, 3]);
+        let table = moved.len() - 4;
+        moved[table] = 0x83;
+        moved.extend([0x81, 2, 0x40]);
+        let mut with_move = manifest.clone();
+        let moved_in = vec![MovedIn { shard: ShardId(2), folded: None }];
+        with_move.routing.insert("t".to_owned(), TableRouting { by_name: true, moved_in });
+        assert_eq!(SnapshotManifest::decode(&moved).as_ref(), Ok(&with_move));
         for other in [0, VERSION + 1] {
             bytes[1] = u8::try_from(other).unwrap();
             assert_eq!(SnapshotManifest::decode(&bytes), Err("it was made by another version of woodchuck"));

@@ -10,6 +10,6 @@ mod store;
 pub use error::SnapshotError;
 pub use genesis::{FirstContent, TableDigest, content_of_first};
 pub use lease::Lease;
-pub use manifest::{HASH_BYTES, Routing, ShardStand, SnapshotManifest, Stand, TableRouting};
+pub use manifest::{HASH_BYTES, MovedIn, Routing, ShardStand, SnapshotManifest, Stand, TableRouting};
 pub use pack::hash_file;
 pub use store::{Maker, SnapshotInfo, SnapshotStore};
