@@ -5,7 +5,7 @@ use std::sync::Arc;
 use woodchuck::change::Op;
 use woodchuck::format::{Row, Value};
 use woodchuck::log::{
-    Batch, Beginning, Body, Header, Origin, RoundPart, ShardId, TableShape, Unit, UnitChange, UnitKey,
+    Batch, Beginning, Body, Header, Origin, RoundPart, SchemaStep, ShardId, TableShape, Unit, UnitChange, UnitKey,
 };
 
 /// SplitMix64.
@@ -125,6 +125,24 @@ pub fn change(random: &mut Random, table: u16, shape: &TableShape) -> UnitChange
     }
 }
 
+pub fn step(random: &mut Random, tables: &[Arc<TableShape>]) -> SchemaStep {
+    let kind = random.pick(&["table", "index", "view", "trigger"]).to_owned();
+    let text = |random: &mut Random| random.percent(60).then(|| format!("CREATE {} \"ü\"", random.below(9)));
+    let names = |random: &mut Random| (format!("a{}", random.below(9)), format!("b{}", random.below(9)));
+    SchemaStep {
+        kind,
+        name: format!("o{}", random.below(9)),
+        name_before: text(random),
+        table: "t".to_owned(),
+        before: text(random),
+        after: text(random),
+        renamed_columns: random.percent(30).then(|| (0..random.below(3)).map(|_| names(random)).collect()),
+        tables: random
+            .percent(60)
+            .then(|| (0..random.below(3)).map(|_| tables[random.below(tables.len())].as_ref().clone()).collect()),
+    }
+}
+
 pub fn unit(random: &mut Random, tables: &[Arc<TableShape>]) -> Unit {
     let changes = (0..random.below(20))
         .map(|_| {
@@ -139,7 +157,7 @@ pub fn unit(random: &mut Random, tables: &[Arc<TableShape>]) -> Unit {
         frame: random.next() as u32,
         repaired: random.percent(20),
         seen: woodchuck::log::StreamSeq(random.next() >> random.below(64)),
-        schema: Vec::new(),
+        schema: (0..random.below(8).saturating_sub(5)).map(|_| step(random, tables)).collect(),
         tables: tables.to_vec(),
         changes,
     }
