@@ -84,11 +84,13 @@ struct Origin<'p> {
 fn origin_of<'p>(object: &Object, pending: &'p [PendingStep]) -> Origin<'p> {
     let (mut name, mut sql) = (object.name.clone(), object.sql.clone());
     let (mut changes, mut made_too) = (Vec::new(), None);
-    let (mut before_changes, mut is_behind_same) = (None, false);
-    for PendingStep { step, first, .. } in pending.iter().rev() {
-        if step.kind != "table" || !step.name.eq_ignore_ascii_case(&name) {
+    let (mut before_changes, mut is_behind_same, mut tx_last) = (None, false, None);
+    for PendingStep { step, first, tx, .. } in pending.iter().rev() {
+        // The steps of a transaction are one change: what a table was called before it is not its name within it.
+        if step.kind != "table" || !step.name.eq_ignore_ascii_case(&name) || tx_last == Some(*tx) {
             continue;
         }
+        tx_last = Some(*tx);
         match (&step.before, &step.after) {
             (_, None) => break,
             (None, Some(made)) => {
@@ -238,9 +240,11 @@ pub(super) fn plan(
 
 /// Whether own pending changes drop the table of this name that others know, under whatever name they have given it.
 fn is_dropped(pending: &[PendingStep], name: &str) -> bool {
-    let mut now = name.to_ascii_lowercase();
+    let (mut now, mut tx_last) = (name.to_ascii_lowercase(), None);
     let mut own: BTreeSet<String> = BTreeSet::new();
-    for PendingStep { step, .. } in pending.iter().filter(|other| other.first.is_none() && other.step.kind == "table") {
+    for PendingStep { step, tx, .. } in
+        pending.iter().filter(|other| other.first.is_none() && other.step.kind == "table")
+    {
         let named = step.name.to_ascii_lowercase();
         let before = step.name_before.as_ref().map_or_else(|| named.clone(), |before| before.to_ascii_lowercase());
         match (&step.before, &step.after) {
@@ -248,7 +252,7 @@ fn is_dropped(pending: &[PendingStep], name: &str) -> bool {
             (_, None) if own.remove(&named) => {}
             (_, None) if named == now => return true,
             (Some(_), Some(_)) if own.remove(&before) => drop(own.insert(named)),
-            (Some(_), Some(_)) if before == now => now = named,
+            (Some(_), Some(_)) if before == now && tx_last != Some(*tx) => (now, tx_last) = (named, Some(*tx)),
             (_, None) | (Some(_), Some(_)) => {}
         }
     }

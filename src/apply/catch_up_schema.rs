@@ -14,7 +14,7 @@ use super::indexes;
 use super::names::{Birth, FIRST_SHARD};
 use super::names_told::schema_rounds_told;
 use super::repeated::{PendingStep, columns_of_step};
-use super::schema_steps::{Maker, catalogue_of, schema_effect};
+use super::schema_steps::{Maker, catalogue_of, from_aside, schema_effect, standing_aside};
 use super::snapshot::catalogue_in;
 use super::sql::quoted;
 use super::state::{State, origin_bytes};
@@ -40,11 +40,18 @@ impl State {
     /// Own changes of the schema are on top of what the snapshot tells of names.
     fn note_own_steps(&mut self, pending: &[PendingStep]) -> Result<(), ApplyError> {
         let origin = self.origin();
-        for PendingStep { tx, step, first, .. } in pending {
-            let birth = Birth { origin, tx: *tx, seq: None };
-            match first {
-                Some(first) => self.note_again(step, first, &birth)?,
-                None => self.note_names(step, &columns_of_step(step), &birth)?,
+        for of_tx in pending.chunk_by(|one, other| one.tx == other.tx) {
+            let new: Vec<SchemaStep> =
+                of_tx.iter().filter(|other| other.first.is_none()).map(|other| other.step.clone()).collect();
+            let aside = standing_aside(&new);
+            aside.iter().try_for_each(|(before, aside)| self.note_names_aside(before, aside))?;
+            for PendingStep { tx, step, first, .. } in of_tx {
+                let birth = Birth { origin, tx: *tx, seq: None };
+                let columns = columns_of_step(step);
+                match first {
+                    Some(first) => self.note_again(step, first, &birth)?,
+                    None => self.note_names(from_aside(step, &aside).as_ref().unwrap_or(step), &columns, &birth)?,
+                }
             }
         }
         Ok(())

@@ -117,25 +117,48 @@ pub enum Cannot {
 }
 
 impl Cannot {
-    /// What the operator can do about it, one line.
+    /// Whether it is over as soon as the schema is as it should be.
+    fn is_of_schema(&self) -> bool {
+        matches!(
+            self,
+            Cannot::NoTable { .. }
+                | Cannot::NoColumn { .. }
+                | Cannot::SchemaDiffers { .. }
+                | Cannot::SchemaRefused { .. }
+        )
+    }
+
+    /// What the operator can do about it while the node runs and tries again, one line.
     #[must_use]
     pub fn remedy(&self) -> String {
+        let end = if self.is_of_schema() { "; applying resumes by itself" } else { "" };
+        format!("{}{end}", self.what_to_do())
+    }
+
+    /// The same where it has ended the node.
+    #[must_use]
+    pub fn remedy_of_end(&self) -> String {
+        let end = if self.is_of_schema() { ", and start this node again" } else { "" };
+        format!("{}{end}", self.what_to_do())
+    }
+
+    fn what_to_do(&self) -> String {
         match self {
             Cannot::NoTable { table } => {
-                format!("create table {table} as the other nodes have it; applying resumes by itself")
+                format!("create table {table} as the other nodes have it")
             }
             Cannot::NoColumn { table, column } => {
-                format!("add column {column} to table {table}; applying resumes by itself")
+                format!("add column {column} to table {table}")
             }
             Cannot::KeyDiffers { table, theirs, .. } => format!("rebuild table {table} with PRIMARY KEY ({theirs})"),
             Cannot::RowidHidden { table } => {
                 format!("give table {table} a PRIMARY KEY, or exclude it with --exclude-tables")
             }
             Cannot::SchemaDiffers { kind, name, .. } => {
-                format!("give {kind} {name} one definition on both nodes; applying resumes by itself")
+                format!("give {kind} {name} one definition on both nodes")
             }
             Cannot::SchemaRefused { kind, name, .. } => {
-                format!("make the change of {kind} {name} here by hand, or remove what is in its way; applying resumes by itself")
+                format!("make the change of {kind} {name} here by hand, or remove what is in its way")
             }
             Cannot::Refused { table, .. } => format!(
                 "give table {table} the definition that it has on the other nodes, or run this one with what the definition needs from outside"

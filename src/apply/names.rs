@@ -321,8 +321,13 @@ impl State {
 
     /// A table stands aside under another name for the moment.
     pub(super) fn note_aside(&mut self, before: &str, aside: &str) -> Result<(), ApplyError> {
-        self.rename_beginnings(before, aside)?;
         self.move_table(before, aside)?;
+        self.note_names_aside(before, aside)
+    }
+
+    /// As [`State::note_aside`], of what that does to names alone.
+    pub(super) fn note_names_aside(&mut self, before: &str, aside: &str) -> Result<(), ApplyError> {
+        self.rename_beginnings(before, aside)?;
         self.note_renamed(before, aside)
     }
 

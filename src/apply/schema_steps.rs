@@ -363,12 +363,15 @@ impl Maker<'_, '_> {
     /// What pending steps do to columns of a table, but for what others have done before them on the log.
     fn columns_pending(&self, table: &str) -> Result<Vec<ColumnStep>, ApplyError> {
         let (mut columns, mut name, own) = (Vec::new(), table, self.state.origin());
-        for PendingStep { step: other, seen, .. } in
+        let mut tx_last = None;
+        for PendingStep { step: other, seen, tx, .. } in
             self.pending.iter().rev().filter(|other| other.step.kind == "table")
         {
-            if !other.name.eq_ignore_ascii_case(name) {
+            // The steps of a transaction are one change.
+            if !other.name.eq_ignore_ascii_case(name) || tx_last == Some(*tx) {
                 continue;
             }
+            tx_last = Some(*tx);
             name = other.name_before.as_ref().unwrap_or(&other.name);
             let (Some(before), Some(after)) = (&other.before, &other.after) else { continue };
             let Ok(way) = alteration(other, before, after) else { continue };

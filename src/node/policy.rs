@@ -125,7 +125,7 @@ impl NodeError {
                     "nothing is lost: it waits in the outbox; give the log at least {} entries: --max-log-entries on every node, and nats stream edit … --max-msgs=… for each stream",
                     messages.saturating_mul(2)
                 ),
-                ApplyError::Cannot(cannot) => cannot.remedy(),
+                ApplyError::Cannot(cannot) => cannot.remedy_of_end(),
                 ApplyError::State(source) if is_of_disk(source) => DISK_REMEDY.to_owned(),
                 ApplyError::Database { source, .. } if is_of_disk(source) => DATABASE_DISK_REMEDY.to_owned(),
                 ApplyError::Database { .. } => {

@@ -315,3 +315,40 @@ fn changes_that_nobody_has_folded_are_sent_again_by_a_node_that_catches_up() {
     }
     assert!(sent_again > 3, "some of the seeds have several shards");
 }
+
+/// A node that swaps the names of two tables while it is away catches up with its own change on top, also where others have changed one of them.
+#[test]
+fn a_swap_of_own_tables_stays_on_top_of_a_snapshot() {
+    for seed in 0..12 {
+        let mut storm = Storm::new(seed, About::Behind);
+        let turns = |storm: &mut Storm, no: usize| {
+            for _ in 0..4 {
+                storm.nodes[no].with(None, |node| node.turn().map(drop));
+                storm.send(no, usize::MAX);
+                storm.deliver(no, usize::MAX);
+            }
+        };
+        let swap = "ALTER TABLE t0 RENAME TO aside; ALTER TABLE t1 RENAME TO t0; ALTER TABLE aside RENAME TO t1";
+        storm.execute(0, "UPDATE t0 SET a = 'theirs' WHERE id = 1; INSERT INTO t1 VALUES('theirs', 1)");
+        if seed % 2 == 0 {
+            storm.execute(0, "ALTER TABLE t0 ADD COLUMN c TEXT DEFAULT 'new'");
+        }
+        turns(&mut storm, 0);
+        storm.execute(1, "UPDATE t0 SET b = 7 WHERE id = 2");
+        storm.execute(1, swap);
+        storm.execute(1, "INSERT INTO t0 VALUES('own', 2); UPDATE t1 SET b = 8 WHERE id = 3");
+        storm.nodes[1].with(None, |node| node.turn().map(drop));
+        storm.snapshot(0);
+        assert_eq!(storm.behind.as_ref().unwrap().snapshots.len(), 1, "SEED={seed}");
+        storm.trim();
+        storm.deliver(1, usize::MAX);
+        storm.catch_up(1);
+        assert_eq!(storm.behind.as_ref().unwrap().catch_ups, 1, "SEED={seed}");
+        storm.settle();
+        for node in &storm.nodes {
+            let count = |sql: &str| -> i64 { node.app.query_row(sql, [], |row| row.get(0)).unwrap() };
+            let found = ["SELECT count(*) FROM t0 WHERE id IN ('own', 'theirs')", "SELECT sum(b) FROM t1"];
+            assert_eq!(found.map(count), [2, 1 + 7 + 8], "SEED={seed}, node {}", node.no);
+        }
+    }
+}
