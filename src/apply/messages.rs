@@ -165,12 +165,14 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         }
     }
     let mut at: BTreeMap<ShardId, usize> = BTreeMap::new();
+    // The last round of our own that the fold has come to here.
+    let mut settled = 0;
     loop {
         let mut waiting = None;
         for (shard, indexes) in &shards {
             let at = at.entry(*shard).or_default();
             while let Some(rest) = indexes.get(*at..).filter(|rest| !rest.is_empty()) {
-                if is_at_barrier(call, arrived, rest).map_err(Stop::Failed)? {
+                if is_at_barrier(call, arrived, rest, (own, settled)).map_err(Stop::Failed)? {
                     waiting = waiting.or(Some(rest));
                     break;
                 }
@@ -197,6 +199,9 @@ fn fold_between_barriers<A: Arrivals + ?Sized>(
         };
         let (shard, seq) = call.changes.failed_at.take().unwrap_or((shard, seq));
         made.map_err(|error| stop_at(shard, seq, error))?;
+        if is_sealed {
+            settled = round_no;
+        }
         if !is_kept {
             call.state.set_schema_round(origin, round_no).map_err(Stop::Failed)?;
         }
@@ -295,14 +300,21 @@ fn is_own_sealed(call: &Call<'_, '_>, shard: ShardId, header: &Header, own: Orig
 }
 
 /// Whether the first of the messages that are left belongs to a change of the schema that was not made yet. Our own was made before it was
-/// sent; but what comes before it in any shard is folded before it, as on all nodes.
-fn is_at_barrier<A: Arrivals + ?Sized>(call: &Call<'_, '_>, arrived: &A, rest: &[usize]) -> Result<bool, ApplyError> {
+/// sent; but what comes before it in any shard is folded before it, as on all nodes. `settled` is the last round of our own that was come to: what
+/// an intent has kept may be somebody else's, behind that.
+fn is_at_barrier<A: Arrivals + ?Sized>(
+    call: &Call<'_, '_>,
+    arrived: &A,
+    rest: &[usize],
+    (own, settled): (Origin, u64),
+) -> Result<bool, ApplyError> {
     let Some((shard, _, header)) = rest.first().and_then(|index| arrived.place(*index)) else { return Ok(false) };
     if !header.barrier {
         return Ok(false);
     }
     let is_next = matches!(call.state.folded(shard, header.origin)?.judge(header), Sequence::Next);
-    Ok(is_next && (call.state.schema_round(header.origin)? < header.round_no || is_kept(call, header)?))
+    let is_settled = header.origin == own && header.round_no <= settled;
+    Ok(is_next && !is_settled && (call.state.schema_round(header.origin)? < header.round_no || is_kept(call, header)?))
 }
 
 /// Whether what a round does to the schema is made, by an intent that was taken back but for that, and the fold comes to it only now.

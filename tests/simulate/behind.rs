@@ -253,6 +253,17 @@ fn a_node_that_was_away_while_all_made_the_same_changes_ends_with_the_rows_and_t
     run_storms(About::BehindSame, &FOUND_SAME);
 }
 
+/// One that makes indexes, triggers and views while another one renames what they speak of.
+#[test]
+fn a_node_that_was_away_while_names_were_given_ends_with_the_indexes_of_the_others() {
+    run_storms(About::BehindObjects, &[]);
+}
+
+#[test]
+fn a_node_that_was_away_while_names_were_given_ends_with_the_unique_indexes_of_the_others() {
+    run_storms(About::BehindObjectsUnique, &[]);
+}
+
 /// Rows of a table travel in another shard behind the change that made its values UNIQUE, and what comes behind it in theirs from a node that has
 /// not heard of it nobody folds: that node sends it again. Here it hears of the change by a snapshot, which stands behind all of that.
 #[test]

@@ -50,6 +50,10 @@ pub(super) enum About {
     Objects,
     /// The same, and some of the indexes are UNIQUE.
     ObjectsUnique,
+    /// Nodes fall behind meanwhile.
+    BehindObjects,
+    /// And some of the indexes are UNIQUE.
+    BehindObjectsUnique,
 }
 
 pub(super) struct Storm {
@@ -111,8 +115,14 @@ impl Storm {
     pub(super) fn new(seed: u64, about: About) -> Storm {
         let (is_again, narrows) = (about == About::Again, about == About::Types);
         let is_same = matches!(about, About::Same | About::SameUnique | About::BehindSame);
-        let unique = matches!(about, About::Unique | About::SameUnique | About::BehindUnique | About::ObjectsUnique);
-        let is_behind = matches!(about, About::Behind | About::BehindUnique | About::BehindSame);
+        let unique = matches!(
+            about,
+            About::Unique | About::SameUnique | About::BehindUnique | About::ObjectsUnique | About::BehindObjectsUnique
+        );
+        let is_behind = matches!(
+            about,
+            About::Behind | About::BehindUnique | About::BehindSame | About::BehindObjects | About::BehindObjectsUnique
+        );
         let mut random = Random::new(seed);
         let setup = Setup {
             nodes: 2 + random.below(2) as usize,
@@ -150,7 +160,8 @@ impl Storm {
         let nodes: Vec<SimNode> = (0..setup.nodes)
             .map(|no| SimNode::new(directory.path(), no, setup, runtime.handle().clone(), fill))
             .collect();
-        let makes_objects = matches!(about, About::Objects | About::ObjectsUnique);
+        let makes_objects =
+            matches!(about, About::Objects | About::ObjectsUnique | About::BehindObjects | About::BehindObjectsUnique);
         let all_migrate = random.chance(40) && !narrows && about != About::Stale && !makes_objects;
         let script = match about {
             About::Stale => definitions(&mut random),
