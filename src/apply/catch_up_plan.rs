@@ -9,13 +9,14 @@ use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::Connection;
 
-use super::alteration::{alteration, columns_of, execute, sql_of};
+use super::alteration::{ColumnStep, alteration, columns_of, execute, sql_of};
 use super::error::{ApplyError, Cannot};
 use super::names::{Birth, TableNames};
-use super::repeated::PendingStep;
+use super::repeated::{PendingStep, columns_of_step};
+use super::spoken::{Spoken, follows_names, told_anew};
 use super::sql::quoted;
 use crate::log::SchemaStep;
-use crate::schema::{Catalogue, Module, VirtualTable};
+use crate::schema::{Catalogue, Module, Tokens, VirtualTable, unquote};
 
 /// Renames that are followed at most: a circle of them leads nowhere.
 const RENAMES_MAX: usize = 64;
@@ -146,6 +147,8 @@ pub(super) struct Plan {
     pub(super) as_is: BTreeSet<(String, String)>,
     /// What the snapshot's tables are called here, by name in lower case; `None` for those that own pending changes have dropped.
     pub(super) names: HashMap<String, Option<String>>,
+    /// Columns of the snapshot's tables that own pending changes have given other names, or have dropped, by the table's name in lower case.
+    pub(super) columns: HashMap<String, Vec<(String, Option<String>)>>,
     /// Tables of the snapshot, in lower case, whose columns own pending changes have changed.
     pub(super) altered: BTreeSet<String>,
     /// Tables that only this node has.
@@ -201,6 +204,7 @@ pub(super) fn plan(
             Some((ours, origin)) => {
                 if !origin.changes.is_empty() {
                     plan.altered.insert(lower.clone());
+                    plan.columns.insert(lower.clone(), columns_moved(&origin.changes));
                 }
                 let (name, sql) = with_changes(ours, &origin, object)?;
                 Wanted { name, sql, from: Some(ours.lower()) }
@@ -233,7 +237,7 @@ pub(super) fn plan(
         wanted.from =
             Some(lower).filter(|lower| !used.contains(lower) && here.iter().any(|object| object.is("table", lower)));
     }
-    plan.take_others(&here, there, pending);
+    plan.take_others(&here, there, pending)?;
     plan.here = here;
     Ok(plan)
 }
@@ -286,6 +290,24 @@ fn differs(ours: &Object, theirs: &str) -> ApplyError {
     Cannot::SchemaDiffers { kind, name, ours: ours.sql.clone(), theirs: theirs.to_owned() }.into()
 }
 
+/// What own changes of a table do to the names of its columns, oldest first.
+fn columns_moved(changes: &[&SchemaStep]) -> Vec<(String, Option<String>)> {
+    let mut moved: Vec<(String, Option<String>)> = Vec::new();
+    for column in changes.iter().flat_map(|step| columns_of_step(step)) {
+        let (from, to) = match column {
+            ColumnStep::Rename { from, to, in_place: None, .. } => (from, Some(to)),
+            ColumnStep::Rename { from, .. } | ColumnStep::Drop { name: from } => (from, None),
+            ColumnStep::Add { .. } => continue,
+        };
+        let is_from = |now: &Option<String>| now.as_ref().is_some_and(|now| now.eq_ignore_ascii_case(&from));
+        match moved.iter_mut().find(|(_, now)| is_from(now)) {
+            Some((_, now)) => *now = to,
+            None => moved.push((from, to)),
+        }
+    }
+    moved
+}
+
 /// The snapshot's table with own pending changes, as they will come to others: its name and its definition.
 fn with_changes(ours: &Object, origin: &Origin<'_>, theirs: &Object) -> Result<(String, String), ApplyError> {
     let mut before = [&origin.was, &origin.before_changes].into_iter().flatten();
@@ -334,6 +356,7 @@ impl Plan {
             others: Vec::new(),
             as_is: BTreeSet::new(),
             names: HashMap::new(),
+            columns: HashMap::new(),
             altered: BTreeSet::new(),
             alone: Vec::new(),
             is_told: false,
@@ -341,10 +364,15 @@ impl Plan {
     }
 
     /// Indexes, views and triggers: the snapshot's, where own pending changes do not speak of them.
-    fn take_others(&mut self, here: &[Object], there: &[Object], pending: &[PendingStep]) {
+    fn take_others(&mut self, here: &[Object], there: &[Object], pending: &[PendingStep]) -> Result<(), ApplyError> {
+        // What only follows names is the snapshot's, under these names.
+        let follows = |other: &PendingStep| {
+            let of_tx = pending.iter().filter(|pending| pending.tx == other.tx).map(|pending| &pending.step);
+            follows_names(&other.step, &of_tx.collect::<Vec<_>>())
+        };
         let is_ours = |object: &Object| {
             let is_alone = self.alone.iter().any(|table| table.eq_ignore_ascii_case(&object.table));
-            is_alone || pending.iter().any(|other| other.is_about(&object.kind, &object.name))
+            is_alone || pending.iter().any(|other| other.is_about(&object.kind, &object.name) && !follows(other))
         };
         for object in here.iter().filter(|object| !object.is_table() && is_ours(object)) {
             self.as_is.insert((object.kind.clone(), object.lower()));
@@ -357,6 +385,28 @@ impl Plan {
         // What own pending changes have dropped takes with it what stands on it.
         let is_gone = |table: &str| matches!(self.names.get(&table.to_ascii_lowercase()), Some(None));
         self.others.retain(|object| object.kind == "view" || !is_gone(&object.table));
+        let definitions: Vec<&String> = self.tables.iter().map(|wanted| &wanted.sql).collect();
+        let mut others = Vec::with_capacity(self.others.len());
+        for object in std::mem::take(&mut self.others) {
+            let told = told_anew(&definitions, (&object.kind, &object.name), &object.sql, &self.spoken(&object));
+            let told = told.map_err(|source| ApplyError::schema(&object.kind, &object.name, source))?;
+            others.extend(told.map(|sql| Object { sql, ..object }));
+        }
+        self.others = others;
+        Ok(())
+    }
+
+    /// What the statement of an object of the snapshot speaks of, as own pending changes have left it.
+    fn spoken(&self, object: &Object) -> Vec<Spoken> {
+        let words: BTreeSet<String> =
+            Tokens::new(&object.sql).map(|(_, token)| unquote(token).to_ascii_lowercase()).collect();
+        let named = self.names.iter().filter(|(then, _)| words.contains(*then));
+        let spoken = named.map(|(then, here)| {
+            let columns = self.columns.get(then).into_iter().flatten();
+            let columns = columns.filter(|(column, _)| words.contains(&column.to_ascii_lowercase())).cloned().collect();
+            Spoken { then: then.clone(), here: here.clone(), columns }
+        });
+        spoken.collect()
     }
 
     pub(super) fn is_wanted(&self, object: &Object) -> bool {

@@ -4,7 +4,7 @@
 //! does it where somebody renames what it speaks of: in a copy of the schema the names are led back to those of its origin, the object is made,
 //! and the names are led here again. So it ends with the text that it has where the object was made before the names were given.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -104,7 +104,7 @@ pub(super) fn shapes_told(change: &SchemaChange) -> Option<Vec<TableShape>> {
     if change.kind == "table" && (change.before.is_none() || change.after.is_none()) {
         return None;
     }
-    let all = change.before.iter().chain(&change.after).flat_map(|sql| Tokens::new(sql));
+    let all = Tokens::new(change.after.as_ref().or(change.before.as_ref())?);
     let words: BTreeSet<String> = all.map(|(_, token)| unquote(token).to_ascii_lowercase()).collect();
     let shape = |table: &Arc<Table>| {
         let names = table.columns.iter().map(|column| column.name.clone());
@@ -135,7 +135,11 @@ impl State {
                 all.push(Spoken { then: shape.name.clone(), here: None, columns });
                 continue;
             };
-            all.push(self.spoken_as(shape, &table)?);
+            let spoken = self.spoken_as(shape, &table)?;
+            // One table has one name.
+            if !all.iter().any(|other: &Spoken| other.here == spoken.here) {
+                all.push(spoken);
+            }
         }
         Ok(all)
     }
@@ -185,11 +189,8 @@ impl State {
         if spoken.iter().all(Spoken::is_as_it_was) {
             return Ok(Some(after.to_owned()));
         }
-        if step.kind == "index" && spoken.iter().any(Spoken::has_lost_columns) {
-            return Ok(None);
-        }
-        let told = under_names_here(conn, (&step.kind, &step.name), after, &spoken);
-        told.map(Some).map_err(Maker::refused(step))
+        let told = definitions_of(conn).and_then(|all| told_anew(&all, (&step.kind, &step.name), after, &spoken));
+        told.map_err(Maker::refused(step))
     }
 }
 
@@ -230,32 +231,46 @@ impl Call<'_, '_> {
     }
 }
 
-/// As [`State::under_names_here`], with what has become of the names.
-fn under_names_here(
-    conn: &Connection,
-    (kind, name): (&str, &str),
-    sql: &str,
-    spoken: &[Spoken],
-) -> rusqlite::Result<String> {
-    let db = Connection::open_in_memory()?;
-    db.execute_batch("PRAGMA foreign_keys = OFF")?;
+/// The statements of a schema, but for triggers.
+fn definitions_of(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut found = conn.prepare(
         "SELECT sql FROM main.sqlite_schema WHERE type <> 'trigger' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql IS NOT NULL ORDER BY rowid",
     )?;
-    let mut rows = found.query([])?;
-    while let Some(row) = rows.next()? {
-        // What SQLite does not take without the application, and what a virtual table has made, nothing here depends on.
-        drop(db.execute(&row.get::<_, String>(0)?, []));
+    found.query_map([], |row| row.get(0))?.collect()
+}
+
+/// A statement under other names, of what has these `definitions`; `None` where an index is of a column that is gone.
+pub(super) fn told_anew<S: AsRef<str>>(
+    definitions: &[S],
+    (kind, name): (&str, &str),
+    sql: &str,
+    spoken: &[Spoken],
+) -> rusqlite::Result<Option<String>> {
+    if spoken.iter().all(Spoken::is_as_it_was) {
+        return Ok(Some(sql.to_owned()));
     }
-    let as_here = |of: &Spoken, column: &str| match of.here.as_ref().map(|here| sql_of(conn, "table", here)) {
-        Some(Ok(Some(sql))) => written(column, &sql),
-        _ => quoted(column),
+    if kind == "index" && spoken.iter().any(Spoken::has_lost_columns) {
+        return Ok(None);
+    }
+    let db = Connection::open_in_memory()?;
+    db.execute_batch("PRAGMA foreign_keys = OFF")?;
+    for definition in definitions {
+        // What SQLite does not take without the application, and what a virtual table has made, nothing here depends on.
+        drop(db.execute(definition.as_ref(), []));
+    }
+    let mut as_here: HashMap<String, String> = HashMap::new();
+    for here in spoken.iter().filter_map(|of| of.here.as_ref()) {
+        as_here.extend(sql_of(&db, "table", here)?.map(|sql| (here.clone(), sql)));
+    }
+    let written = |of: &Spoken, column: &str| match of.here.as_ref().and_then(|here| as_here.get(here)) {
+        Some(sql) => written(column, sql),
+        None => quoted(column),
     };
-    rename(&db, spoken, Direction::Then, &as_here)?;
+    rename(&db, spoken, Direction::Then, &written)?;
     drop(db.execute(&format!("DROP {kind} {}", quoted(name)), []));
     db.execute(sql, [])?;
-    rename(&db, spoken, Direction::Here, &as_here)?;
-    Ok(sql_of(&db, kind, name)?.unwrap_or_else(|| sql.to_owned()))
+    rename(&db, spoken, Direction::Here, &written)?;
+    sql_of(&db, kind, name)
 }
 
 /// Where names are led.

@@ -122,8 +122,8 @@ pub struct SchemaChange {
     /// The columns that have other names, where the statements alone tell it wrong; `None` where each new name in the place of one that is gone
     /// is such a column.
     pub renamed_columns: Option<RenamedColumns>,
-    /// Of an index, a view and a trigger: the tables that its statements speak of, as they are after. There can be others whose names it has in
-    /// another sense. Of a table that was there before and is there after: itself.
+    /// Of an index, a view and a trigger: the tables that its statement speaks of, the last one if it is gone, as they are after. There can be others
+    /// whose names it has in another sense. Of a table that was there before and is there after: itself.
     pub tables: Vec<Arc<Table>>,
 }
 

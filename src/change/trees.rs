@@ -237,9 +237,9 @@ fn is_renamed(before: &Schema, after: &Schema, continued: &HashMap<i64, i64>, ro
         })
 }
 
-/// The tables whose names are in the statements of an index, a view or a trigger.
-fn tables_spoken_of<'r>(rows: impl Iterator<Item = &'r SchemaRow>, catalogue: &Catalogue) -> Vec<Arc<Table>> {
-    let all = rows.filter_map(|row| row.sql.as_deref()).flat_map(Tokens::new);
+/// The tables whose names are in the statement of an index, a view or a trigger.
+fn tables_spoken_of(row: &SchemaRow, catalogue: &Catalogue) -> Vec<Arc<Table>> {
+    let all = Tokens::new(row.sql.as_deref().unwrap_or_default());
     let names: BTreeSet<String> = all.map(|(_, token)| unquote(token).to_ascii_lowercase()).collect();
     names.iter().filter_map(|name| catalogue.written_table(name)).cloned().collect()
 }
@@ -274,7 +274,8 @@ pub(crate) fn schema_changes(
                 catalogue.written_table(&row.name).cloned().into_iter().collect()
             }
             (_, _) if row.kind == "table" => Vec::new(),
-            (before, after) => tables_spoken_of(before.into_iter().chain(after), catalogue),
+            // Before the transaction others may have had these names.
+            (before, after) => after.or(before).map(|row| tables_spoken_of(row, catalogue)).unwrap_or_default(),
         },
     };
     // Tables that have their name from before and nothing else: what stood on them went with them.
