@@ -12,7 +12,7 @@ use super::net_effect::{NetEffect, SchemaEffect, TouchedTables, written};
 use super::pending_units::PendingUnits;
 use super::repeated::columns_of_step;
 use super::replica::{Phase, Replica};
-use super::routing::made_unique;
+use super::routing::{made_unique, was_unique};
 use super::seal::{SealLimits, ToSend};
 use super::shape::LocalTable;
 use super::spoken::shapes_told;
@@ -226,6 +226,9 @@ impl<'r> LocalSink<'r> {
         }
         for (step, _) in &steps {
             let is_new = step.kind == "table" && step.before.is_none();
+            if let Some(table) = was_unique(step)? {
+                state.keep_by_name(table)?;
+            }
             if let Some(table) = made_unique(step)?.filter(|_| !is_new) {
                 state.move_rows_here(table)?;
             }

@@ -72,6 +72,19 @@ pub(super) fn made_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError>
     })
 }
 
+/// The table that had UNIQUE values beyond its key before this step, and whose rows therefore travel by its name for good, by the name that it has
+/// behind the step.
+pub(super) fn was_unique(step: &SchemaStep) -> Result<Option<&str>, ApplyError> {
+    Ok(match (step.kind.as_str(), &step.before, &step.after) {
+        ("index", Some(before), _) if is_unique_index(before) => Some(step.table.as_str()),
+        ("table", Some(_), Some(_)) => {
+            let (before, _) = tables_of(step)?;
+            before.filter(|table| !table.uniques.is_empty()).map(|_| step.name.as_str())
+        }
+        _ => None,
+    })
+}
+
 /// `varint count, of each: varints node, epoch, number of its message`.
 fn folded_bytes(folded: &[(Origin, u64)]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -151,6 +164,15 @@ impl State {
             known.travels = travels;
             let update = "UPDATE tables SET by_name = ?2 WHERE id = ?1";
             self.db.prepare_cached(update)?.execute(params![known.id, travels.number()])?;
+        }
+        Ok(())
+    }
+
+    /// A table that had UNIQUE values may have none now, and nobody here has met a row of it: others may have, as they were then.
+    pub(super) fn keep_by_name(&mut self, name: &str) -> Result<(), ApplyError> {
+        if !self.tables.contains_key(&name.to_ascii_lowercase()) {
+            self.meet(name, Travels::ByName)?;
+            self.forget_tables();
         }
         Ok(())
     }
@@ -335,6 +357,12 @@ impl Call<'_, '_> {
 
     /// The step is made: rows of its table travel in one shard from here on, pending ones too.
     pub(super) fn move_rows(&mut self, step: &SchemaStep) -> Result<(), ApplyError> {
+        if let Some(name) = was_unique(step)?
+            && let Named::Table(table) = self.named(name)?
+            && (self.taking.route)(&table, None).is_some()
+        {
+            self.state.keep_by_name(&table.name)?;
+        }
         let Some(name) = made_unique(step)? else { return Ok(()) };
         let Named::Table(table) = self.named(name)? else { return Ok(()) };
         if (self.taking.route)(&table, None).is_none() {
