@@ -172,7 +172,7 @@ impl Call<'_, '_> {
     }
 
     /// Remembers what was made, for when the commit that makes it true is found together with others.
-    fn note_schema_made(&self, before: &Catalogue, after: &Catalogue) -> Result<(), ApplyError> {
+    pub(super) fn note_schema_made(&self, before: &Catalogue, after: &Catalogue) -> Result<(), ApplyError> {
         let key = |row: &SchemaRow| (row.kind.clone(), row.name.to_ascii_lowercase());
         let objects =
             |of: &Catalogue| of.rows().iter().map(|row| (key(row), row.sql.clone())).collect::<BTreeMap<_, _>>();

@@ -167,10 +167,10 @@ impl State {
             let of = params![step.kind, step.name.to_ascii_lowercase(), step.after];
             Ok(self.db.prepare_cached(sql)?.exists(of)?)
         };
-        // What is dropped and made anew under its name is told by what it is in the end.
+        // What is dropped and whose name is there again, made anew or given to another one, is told by what has it in the end.
         let is_again = |other: &&SchemaStep| {
-            let is_made = step.after.is_none() && other.before.is_none();
-            is_made && other.kind == step.kind && other.name.eq_ignore_ascii_case(&step.name)
+            let is_there = step.after.is_none() && other.after.is_some();
+            is_there && other.kind == step.kind && other.name.eq_ignore_ascii_case(&step.name)
         };
         match all.iter().find(is_again) {
             Some(again) => is_made(again),

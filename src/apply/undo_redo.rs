@@ -137,6 +137,8 @@ impl<'a, 'c> Call<'a, 'c> {
         let effect = maker.make(steps)?;
         let begun_anew = maker.begun_anew;
         self.made_anew(conn, &before, &effect, steps)?;
+        // What speaks of a name has followed it.
+        self.note_schema_made(&before, &catalogue_after(conn, &before)?)?;
         self.note_schema(conn, steps)?;
         begun_anew.iter().try_for_each(|begun| self.begin_anew(begun))?;
         steps.iter().try_for_each(|step| self.note_pending_columns_gone(step, shard))?;
