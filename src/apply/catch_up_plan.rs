@@ -168,7 +168,7 @@ pub(super) fn plan(
     let theirs: HashMap<String, &Object> =
         there.iter().filter(|object| object.is_table()).map(|object| (object.lower(), object)).collect();
     let mut mates: HashMap<String, (&Object, Origin<'_>)> = HashMap::new();
-    let (mut plan, mut own) = (Plan::empty(), HashMap::new());
+    let (mut plan, mut own, mut gone) = (Plan::empty(), HashMap::new(), BTreeSet::new());
     for object in here.iter().filter(|object| object.is_table()) {
         let origin = origin_of(object, pending);
         let Some((was, _)) = &origin.was else {
@@ -190,7 +190,7 @@ pub(super) fn plan(
                     return Err(differs(object, &other.sql));
                 }
             }
-            Mate::Gone => {}
+            Mate::Gone => drop(gone.insert(object.lower())),
             Mate::Unknown => {
                 let from = Some(object.lower());
                 plan.alone.push(object.name.clone());
@@ -237,7 +237,7 @@ pub(super) fn plan(
         wanted.from =
             Some(lower).filter(|lower| !used.contains(lower) && here.iter().any(|object| object.is("table", lower)));
     }
-    plan.take_others(&here, there, pending)?;
+    plan.take_others(&here, there, pending, &gone)?;
     plan.here = here;
     Ok(plan)
 }
@@ -363,8 +363,15 @@ impl Plan {
         }
     }
 
-    /// Indexes, views and triggers: the snapshot's, where own pending changes do not speak of them.
-    fn take_others(&mut self, here: &[Object], there: &[Object], pending: &[PendingStep]) -> Result<(), ApplyError> {
+    /// Indexes, views and triggers: the snapshot's, where own pending changes do not speak of them. What these have made of tables of here that
+    /// are `gone` has gone with them, whoever has their names now.
+    fn take_others(
+        &mut self,
+        here: &[Object],
+        there: &[Object],
+        pending: &[PendingStep],
+        gone: &BTreeSet<String>,
+    ) -> Result<(), ApplyError> {
         // What only follows names is the snapshot's, under these names.
         let follows = |other: &PendingStep| {
             let of_tx = pending.iter().filter(|pending| pending.tx == other.tx).map(|pending| &pending.step);
@@ -374,7 +381,8 @@ impl Plan {
             let is_alone = self.alone.iter().any(|table| table.eq_ignore_ascii_case(&object.table));
             is_alone || pending.iter().any(|other| other.is_about(&object.kind, &object.name) && !follows(other))
         };
-        for object in here.iter().filter(|object| !object.is_table() && is_ours(object)) {
+        let is_in_vain = |object: &Object| object.kind != "view" && gone.contains(&object.table.to_ascii_lowercase());
+        for object in here.iter().filter(|object| !object.is_table() && is_ours(object) && !is_in_vain(object)) {
             self.as_is.insert((object.kind.clone(), object.lower()));
         }
         let wanted = there.iter().filter(|object| !object.is_table() && !is_ours(object));

@@ -363,3 +363,40 @@ fn a_swap_of_own_tables_stays_on_top_of_a_snapshot() {
         }
     }
 }
+
+/// What a node that was away has made of a table goes with the table, although another one has its name.
+#[test]
+fn an_index_of_a_table_that_others_have_dropped_is_not_one_of_the_table_with_its_name() {
+    for seed in 0..8 {
+        let mut storm = Storm::new(seed, About::Behind);
+        for sql in [
+            "DROP TABLE t0",
+            "CREATE TABLE t0(id INTEGER PRIMARY KEY, a TEXT, b INT)",
+            "INSERT INTO t0 VALUES(9, 'new', 9)",
+        ] {
+            storm.execute(0, sql);
+            for _ in 0..4 {
+                storm.nodes[0].with(None, |node| node.turn().map(drop));
+                storm.send(0, usize::MAX);
+                storm.deliver(0, usize::MAX);
+            }
+        }
+        let made =
+            "CREATE INDEX o ON t0(a); CREATE TRIGGER r AFTER INSERT ON t0 BEGIN DELETE FROM t1 WHERE id = new.a; END;
+            CREATE INDEX p ON t1(x)";
+        storm.execute(1, made);
+        storm.nodes[1].with(None, |node| node.turn().map(drop));
+        storm.snapshot(0);
+        assert_eq!(storm.behind.as_ref().unwrap().snapshots.len(), 1, "SEED={seed}");
+        storm.trim();
+        storm.deliver(1, usize::MAX);
+        storm.catch_up(1);
+        assert_eq!(storm.behind.as_ref().unwrap().catch_ups, 1, "SEED={seed}");
+        storm.settle();
+        for node in &storm.nodes {
+            let sql = "SELECT group_concat(name) FROM sqlite_schema WHERE type <> 'table' AND sql IS NOT NULL";
+            let found: String = node.app.query_row(sql, [], |row| row.get(0)).unwrap();
+            assert_eq!(found, "p", "SEED={seed}, node {}", node.no);
+        }
+    }
+}
