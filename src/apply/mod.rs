@@ -40,6 +40,7 @@ mod names;
 mod names_told;
 mod narrowed;
 mod net_effect;
+mod objects;
 mod outside;
 mod pending;
 mod pending_units;

@@ -17,9 +17,10 @@ use super::definitions::merged;
 use super::duplicates::{Trial, is_duplicate};
 use super::error::{ApplyError, Cannot};
 use super::fold::Folder;
-use super::names::{Birth, Named};
+use super::names::Birth;
 use super::narrowed::{converted, narrower, register};
 use super::net_effect::SchemaEffect;
+use super::objects::is_of_no_column;
 use super::remake::{is_virtual, name_aside};
 use super::repeated::PendingStep;
 use super::routing::made_unique;
@@ -115,16 +116,6 @@ pub(super) fn standing_aside(steps: &[SchemaStep]) -> BTreeMap<String, String> {
 pub(super) fn from_aside(step: &SchemaStep, aside: &BTreeMap<String, String>) -> Option<SchemaStep> {
     let name = aside.get(&name_given_up(step)?)?;
     Some(SchemaStep { name_before: Some(name.clone()), ..step.clone() })
-}
-
-/// Whether SQLite does not make an index because a column of it is not there.
-fn is_of_no_column(refused: &rusqlite::Error) -> bool {
-    let said = match refused {
-        rusqlite::Error::SqlInputError { msg, .. } => msg,
-        rusqlite::Error::SqliteFailure(_, Some(msg)) => msg,
-        _ => return false,
-    };
-    said.starts_with("no such column: ")
 }
 
 /// A table, or a column of one, that the fold loses and an own change that is pending makes again.
@@ -227,51 +218,12 @@ impl Maker<'_, '_> {
         }
     }
 
-    /// Makes of an index, a view or a trigger, of which `here` is the statement here, what the step makes of it.
-    fn make_object(&mut self, step: &SchemaStep, all: &[SchemaStep], here: Option<String>) -> Result<(), ApplyError> {
-        let drop_it = |maker: &Self| maker.run(step, &format!("DROP {} {}", step.kind, quoted(&step.name)));
-        let Some(after) = &step.after else { return if here.is_some() { drop_it(self) } else { Ok(()) } };
-        let Some(after) = self.state.under_names_here(self.conn, step, after)? else { return Ok(()) };
-        let is_as_before = match (&here, &step.before) {
-            (Some(here), Some(before)) => {
-                is_same_statement(here, before) || self.is_mirrored(step, here) || {
-                    let before = self.state.under_names_here(self.conn, step, before);
-                    before.is_ok_and(|before| before.is_some_and(|before| is_same_statement(here, &before)))
-                }
-            }
-            (_, _) => false,
-        };
-        match (here, &step.before) {
-            (Some(here), _) if is_same_statement(&here, &after) => Ok(()),
-            // Somebody has dropped it, or made another one of it.
-            _ if !is_as_before && follows_names(step, &all.iter().collect::<Vec<_>>()) => Ok(()),
-            (Some(here), _) if !is_as_before => self.differs(step, here, &after),
-            (None, _) if self.belongs_to_nothing(step)? => Ok(()),
-            (here, _) => {
-                if here.is_some() {
-                    drop_it(self)?;
-                }
-                self.run_index(step, &after)
-            }
-        }
-    }
-
-    /// Makes an object. Rows that are in the way of a UNIQUE index go.
-    fn run_index(&mut self, step: &SchemaStep, after: &str) -> Result<(), ApplyError> {
-        match self.run(step, after) {
-            Err(ApplyError::Cannot(Cannot::SchemaRefused { source, .. })) if is_duplicate(&source) => {}
-            ended => return ended,
-        }
-        let catalogue = catalogue_of(self.conn)?;
-        let name = self.state.table_of_step(step)?.flatten().unwrap_or_else(|| step.table.clone());
-        let table = catalogue.written_table(&name).ok_or(Cannot::NoTable { table: name })?;
-        let table = self.state.local_table(table)?;
-        let trial = Trial::of_table(self.conn, &[&table.table.sql, after], &table).map_err(Maker::refused(step))?;
-        self.remove_duplicates(step, &table, &trial)?;
-        self.run(step, after)
-    }
-
-    fn remove_duplicates(&mut self, step: &SchemaStep, table: &LocalTable, trial: &Trial) -> Result<(), ApplyError> {
+    pub(super) fn remove_duplicates(
+        &mut self,
+        step: &SchemaStep,
+        table: &LocalTable,
+        trial: &Trial,
+    ) -> Result<(), ApplyError> {
         let refused = Maker::refused(step);
         self.folder.rows.forget_tables();
         self.folder.rows.each_row(table, |key, row| trial.add(table, &key, &row).map_err(&refused))?;
@@ -384,28 +336,8 @@ impl Maker<'_, '_> {
         Ok(columns)
     }
 
-    /// An index or a trigger of a table that was dropped since: it has gone with it.
-    fn belongs_to_nothing(&self, step: &SchemaStep) -> Result<bool, ApplyError> {
-        if step.kind == "table" || step.kind == "view" {
-            return Ok(false);
-        }
-        match self.state.table_of_step(step)? {
-            Some(now) => Ok(now.is_none()),
-            None => Ok(matches!(self.named_now(&step.table)?, Named::Gone)),
-        }
-    }
-
-    fn named_now(&self, name: &str) -> Result<Named, ApplyError> {
-        let there = sql_of(self.conn, "table", name).map_err(|source| ApplyError::schema("table", name, source))?;
-        match there {
-            // The tables that the caller knows are those before the first step.
-            Some(_) => Ok(Named::Unknown),
-            None => self.state.table_named(&|_: &str| None::<Arc<Table>>, name),
-        }
-    }
-
     /// What is here is neither what the step begins with nor what it ends with.
-    fn differs(&self, step: &SchemaStep, here: String, after: &str) -> Result<(), ApplyError> {
+    pub(super) fn differs(&self, step: &SchemaStep, here: String, after: &str) -> Result<(), ApplyError> {
         if self.state.was_step_made(step)? {
             return Ok(());
         }
@@ -414,7 +346,7 @@ impl Maker<'_, '_> {
     }
 
     /// Whether an object is here what the steps so far have made of it.
-    fn is_mirrored(&self, step: &SchemaStep, here: &str) -> bool {
+    pub(super) fn is_mirrored(&self, step: &SchemaStep, here: &str) -> bool {
         matches!(sql_of(&self.mirror, &step.kind, &step.name), Ok(Some(sql)) if is_same_statement(&sql, here))
     }
 
