@@ -151,6 +151,8 @@ pub(super) struct Plan {
     pub(super) columns: HashMap<String, Vec<(String, Option<String>)>>,
     /// Tables of the snapshot, in lower case, whose columns own pending changes have changed.
     pub(super) altered: BTreeSet<String>,
+    /// Tables of here, in lower case, that others have dropped. Others may have their names.
+    pub(super) gone: BTreeSet<String>,
     /// Tables that only this node has.
     pub(super) alone: Vec<String>,
     /// The snapshot has told what became of names.
@@ -168,7 +170,7 @@ pub(super) fn plan(
     let theirs: HashMap<String, &Object> =
         there.iter().filter(|object| object.is_table()).map(|object| (object.lower(), object)).collect();
     let mut mates: HashMap<String, (&Object, Origin<'_>)> = HashMap::new();
-    let (mut plan, mut own, mut gone) = (Plan::empty(), HashMap::new(), BTreeSet::new());
+    let (mut plan, mut own) = (Plan::empty(), HashMap::new());
     for object in here.iter().filter(|object| object.is_table()) {
         let origin = origin_of(object, pending);
         let Some((was, _)) = &origin.was else {
@@ -190,7 +192,7 @@ pub(super) fn plan(
                     return Err(differs(object, &other.sql));
                 }
             }
-            Mate::Gone => drop(gone.insert(object.lower())),
+            Mate::Gone => drop(plan.gone.insert(object.lower())),
             Mate::Unknown => {
                 let from = Some(object.lower());
                 plan.alone.push(object.name.clone());
@@ -237,7 +239,7 @@ pub(super) fn plan(
         wanted.from =
             Some(lower).filter(|lower| !used.contains(lower) && here.iter().any(|object| object.is("table", lower)));
     }
-    plan.take_others(&here, there, pending, &gone)?;
+    plan.take_others(&here, there, pending)?;
     plan.here = here;
     Ok(plan)
 }
@@ -358,20 +360,15 @@ impl Plan {
             names: HashMap::new(),
             columns: HashMap::new(),
             altered: BTreeSet::new(),
+            gone: BTreeSet::new(),
             alone: Vec::new(),
             is_told: false,
         }
     }
 
     /// Indexes, views and triggers: the snapshot's, where own pending changes do not speak of them. What these have made of tables of here that
-    /// are `gone` has gone with them, whoever has their names now.
-    fn take_others(
-        &mut self,
-        here: &[Object],
-        there: &[Object],
-        pending: &[PendingStep],
-        gone: &BTreeSet<String>,
-    ) -> Result<(), ApplyError> {
+    /// are gone has gone with them, whoever has their names now.
+    fn take_others(&mut self, here: &[Object], there: &[Object], pending: &[PendingStep]) -> Result<(), ApplyError> {
         // What only follows names is the snapshot's, under these names.
         let follows = |other: &PendingStep| {
             let of_tx = pending.iter().filter(|pending| pending.tx == other.tx).map(|pending| &pending.step);
@@ -381,7 +378,8 @@ impl Plan {
             let is_alone = self.alone.iter().any(|table| table.eq_ignore_ascii_case(&object.table));
             is_alone || pending.iter().any(|other| other.is_about(&object.kind, &object.name) && !follows(other))
         };
-        let is_in_vain = |object: &Object| object.kind != "view" && gone.contains(&object.table.to_ascii_lowercase());
+        let is_in_vain =
+            |object: &Object| object.kind != "view" && self.gone.contains(&object.table.to_ascii_lowercase());
         for object in here.iter().filter(|object| !object.is_table() && is_ours(object) && !is_in_vain(object)) {
             self.as_is.insert((object.kind.clone(), object.lower()));
         }

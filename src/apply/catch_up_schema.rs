@@ -129,6 +129,7 @@ impl Call<'_, '_> {
                 .map_err(|source| ApplyError::schema(&object.kind, &object.name, source))?;
         }
         let is_from = |lower: &String| plan.tables.iter().any(|wanted| wanted.from.as_ref() == Some(lower));
+        self.note_pending_of_gone(&plan.gone)?;
         for object in plan.here.iter().filter(|object| object.is_table() && !is_from(&object.lower())) {
             let refused = |source| ApplyError::schema("table", &object.name, source);
             conn.execute(&format!("DROP TABLE {}", quoted(&object.name)), []).map_err(refused)?;

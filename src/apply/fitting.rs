@@ -3,6 +3,7 @@
 //! Whether a table or a column is gone where a change of it stands in the log is the same for all nodes, so they all leave the change out.
 //! It is in the conflict journal then: nobody overrides anything in silence.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::conflicts::{ConflictKind, Met};
@@ -122,6 +123,28 @@ impl Call<'_, '_> {
         let Named::Table(table) = self.named(&step.name)? else { return Ok(()) };
         let id = self.state.local_table(&table)?.id;
         self.each_pending(step, shard, id, |call, unit, shape, _| call.note_gone(unit, shape, call.state.origin()))
+    }
+
+    /// What is pending on tables that a node which catches up is about to lose, by their names in lower case. (What a snapshot tells of names is known already: they are gone.)
+    pub(super) fn note_pending_of_gone(&mut self, tables: &BTreeSet<String>) -> Result<(), ApplyError> {
+        let known = tables.iter().filter_map(|lower| self.state.tables.get(lower));
+        let known: Vec<i64> = known.map(|table| table.id).collect();
+        let mut units = BTreeSet::new();
+        for table in known {
+            units.extend(self.state.pending_touching(table)?);
+        }
+        let own = self.state.origin();
+        for id in units {
+            let unit = self.state.pending_unit(id)?;
+            for shape in &unit.tables {
+                match self.fit_of(&unit, own, shape, false) {
+                    Ok(Found::Gone) => self.note_gone(&unit, shape, own)?,
+                    Ok(_) | Err(ApplyError::Cannot(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is pending on columns that are gone with a step that another node has made.
