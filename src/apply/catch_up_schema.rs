@@ -257,9 +257,10 @@ impl Call<'_, '_> {
         }
         let mirror = Connection::open_in_memory().map_err(refused)?;
         let (state, folder) = (&mut *self.state, &mut self.folder);
-        let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
+        let (aside, begun_anew, stood) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         let (pending, seen, may_leave_rows) = (&[], StreamSeq(u64::MAX), true);
-        let mut maker = Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, begun_anew };
+        let mut maker =
+            Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, stood, begun_anew };
         maker.rebuild(&step, &[], &wanted.sql)
     }
 }

@@ -45,7 +45,14 @@ impl Maker<'_, '_> {
         match (here, &step.before) {
             (Some(here), _) if is_same_statement(&here, &after) => Ok(()),
             // Somebody has dropped it, or made another one of it.
-            _ if !is_as_before && follows_names(step, &all.iter().collect::<Vec<_>>()) => Ok(()),
+            (here, _)
+                if !is_as_before
+                    && (here.is_some()
+                        || !self.stood.contains(&(step.kind.clone(), step.name.to_ascii_lowercase())))
+                    && follows_names(step, &all.iter().collect::<Vec<_>>()) =>
+            {
+                Ok(())
+            }
             (Some(here), _) if !is_as_before => self.differs(step, here, &after),
             (None, _) if self.belongs_to_nothing(step)? => Ok(()),
             (here, _) => {

@@ -140,6 +140,8 @@ pub(super) struct Maker<'a, 'c> {
     pub(super) mirror: Connection,
     /// What stands aside, by its name before.
     pub(super) aside: BTreeMap<String, String>,
+    /// The indexes, views and triggers that were here before the steps, by kind and name in lower case. A table that is rebuilt loses its own.
+    pub(super) stood: BTreeSet<(String, String)>,
     /// What the fold has lost and is here all the same.
     pub(super) begun_anew: Vec<BegunAnew>,
     /// Rows that a table's new definition has no place for may be left behind: others come for them.
@@ -150,6 +152,8 @@ impl Maker<'_, '_> {
     /// Makes all of them, and tells what that did to the schema; nothing where all was as wanted.
     pub(super) fn make(&mut self, steps: &[SchemaStep]) -> Result<SchemaEffect, ApplyError> {
         let mut effect = schema_effect(self.conn)?;
+        let others = schema_rows(self.conn)?.into_iter().filter(|row| row.kind != "table");
+        self.stood = others.map(|row| (row.kind, row.name.to_ascii_lowercase())).collect();
         // As here: with them what refers to a table that moves aside would follow it.
         let off = self.mirror.execute_batch("PRAGMA foreign_keys = OFF");
         off.map_err(|source| ApplyError::Database { doing: "making a change of the schema", source })?;

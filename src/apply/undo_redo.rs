@@ -132,8 +132,9 @@ impl<'a, 'c> Call<'a, 'c> {
         indexes::forget(conn)?;
         let (may_leave_rows, origin) = (false, birth.origin);
         let (state, folder, pending) = (&mut *self.state, &mut self.folder, pending.as_slice());
-        let (aside, begun_anew) = (BTreeMap::new(), Vec::new());
-        let mut maker = Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, begun_anew };
+        let (aside, begun_anew, stood) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        let mut maker =
+            Maker { conn, state, folder, pending, birth, seen, mirror, may_leave_rows, aside, stood, begun_anew };
         let effect = maker.make(steps)?;
         let begun_anew = maker.begun_anew;
         self.made_anew(conn, &before, &effect, steps)?;

@@ -43,14 +43,37 @@ impl Storm {
 
 /// What nodes have made, each as `index o1`.
 fn objects(app: &Connection) -> Vec<String> {
-    let find = "SELECT type || ' ' || name FROM sqlite_schema WHERE name LIKE 'o%' ORDER BY name";
+    objects_named(app, "o%")
+}
+
+fn objects_named(app: &Connection, pattern: &str) -> Vec<String> {
+    let find = "SELECT type || ' ' || name FROM sqlite_schema WHERE name LIKE ?1 ORDER BY name";
     let mut found = app.prepare(find).unwrap();
-    found.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
+    found.query_map([pattern], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 
 #[test]
 fn indexes_triggers_and_views_follow_the_names_that_others_give_their_tables() {
     run_storms(About::Objects);
+}
+
+/// The step of the index no more than follows the column's name, and the table that it stands on is made anew on the other nodes.
+#[test]
+fn an_index_that_follows_a_name_comes_back_with_a_table_that_is_rebuilt() {
+    for seed in 0..6 {
+        let mut storm = Storm::new(seed, About::Objects);
+        storm.execute(0, "CREATE INDEX i ON t0(a)");
+        storm.settle();
+        storm.execute(
+            0,
+            "ALTER TABLE t0 RENAME COLUMN a TO c; CREATE TABLE n(id INTEGER PRIMARY KEY, c TEXT NOT NULL DEFAULT '', b INT);
+             INSERT INTO n SELECT id, coalesce(c, ''), b FROM t0; DROP TABLE t0; ALTER TABLE n RENAME TO t0; CREATE INDEX i ON t0(c)",
+        );
+        storm.settle();
+        for node in &storm.nodes {
+            assert_eq!(objects_named(&node.app, "i"), ["index i"], "SEED={seed}, node {}", node.no);
+        }
+    }
 }
 
 #[test]
